@@ -1,0 +1,24 @@
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+.PHONY: install demo test test-slow ui lint walker bench-demo bench-walker clean
+install: .venv/installed
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
+demo: install
+	dvc repro && python -m ropewalk.evaluate.summary
+test: install
+	python -m pytest
+test-slow: install
+	python -m pytest -m slow
+ui: install
+	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+lint: install
+	ruff check . && ruff format --check . && mypy && lint-imports && python -m pre_commit validate-config
+walker: install
+	python pipelines/walker.py
+bench-demo: install
+	python benchmarks/demo/run.py
+bench-walker: install
+	python benchmarks/walker/run.py
+clean:
+	rm -rf .venv resolved.yaml results work outputs multirun

@@ -1,0 +1,285 @@
+"""The schema of conf/: every section as a dataclass, checked as a whole before any work starts."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+
+@dataclass
+class CorpusConfig:
+    name: str = MISSING
+    """stdlib, jsonl, text or redpajama_v1."""
+    path: str | None = None
+    """jsonl: a glob of RedPajama-style files (.jsonl, .jsonl.zst, .jsonl.gz). text: a folder of .txt files."""
+    url: str | None = None
+    """redpajama_v1: address of RedPajama's urls.txt."""
+    subsets: list[str] = field(default_factory=list)
+    """redpajama_v1: the subsets to fetch; all by default."""
+    fingerprint: str | None = None
+    """What the source looked like when the configuration was composed; set by the stage compose."""
+    search_share: float = 0.15
+    test_share: float = 0.15
+    salt: str = ""
+    """Chosen once per corpus: it decides which documents fall into which split."""
+    least_long_documents: int = 8
+    """Documents that search and test must each hold ..."""
+    long_tokens: int = 16_384
+    """... with at least so many tokens."""
+    largest_rejected_share: float = 0.1
+    """Rows without usable text, as a share of all, above which the stage fails."""
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    path: str = MISSING
+    """A local folder with a transformers checkpoint, or a hub id."""
+    original_length: int | None = None
+    """Window in tokens; by default what the checkpoint says."""
+    dtype: str = "float32"
+
+
+@dataclass
+class SearchConfig:
+    name: str = MISSING
+    gradient_steps: int = 0
+    """Gradient steps on (lambda, t) whose path seeds the population; 0 for none."""
+    gradient_rows: int = 2
+    gradient_learning_rate: float = 0.2
+    trials: int = 1344
+    """Optuna trials, the initial population included."""
+    initial: int = 64
+    children: int = 32
+    """Trials in each later generation."""
+    parents: int = 32
+    mutation_probability: float = 0.3
+    documents: int = 5
+    """Documents of the search split that the fitness reads."""
+    upper_ratio: float = 1.25
+    """Largest lambda as a multiple of s."""
+    attention_factor: list[float] = field(default_factory=lambda: [0.9, 1.6])
+    """Lowest and highest; both the same value fixes it."""
+
+
+@dataclass
+class SearchTargetConfig:
+    lengths: list[int] = MISSING
+    """Lengths searched in order, each starting from the last one's result."""
+    trials: list[int] | None = None
+    """In place of search.trials, one per length."""
+    gradient_steps: list[int] | None = None
+    """In place of search.gradient_steps, one per length."""
+    documents: int | None = None
+    """In place of search.documents."""
+
+
+@dataclass
+class RoadConfig:
+    """Lengths in tokens."""
+
+    first_target: int = MISSING
+    second_target: int = MISSING
+    search_first: SearchTargetConfig = field(default_factory=SearchTargetConfig)
+    search_second: SearchTargetConfig = field(default_factory=SearchTargetConfig)
+    recover: SearchTargetConfig = field(default_factory=SearchTargetConfig)
+
+
+@dataclass
+class FinetuneStepConfig:
+    length: int = MISSING
+    steps: int = MISSING
+    rows: int = MISSING
+    """Rows in an optimizer step."""
+    learning_rate: float = MISSING
+    decay: str = "linear"
+    """linear (to zero) or constant."""
+    warmup_steps: int = 20
+
+
+@dataclass
+class FinetuneConfig:
+    name: str = MISSING
+    first: FinetuneStepConfig = field(default_factory=FinetuneStepConfig)
+    second: FinetuneStepConfig = field(default_factory=FinetuneStepConfig)
+    recall_share: float = 0.0
+    """Share of rows that are recall documents (declared in the report)."""
+    rows_at_once: int | None = None
+    """Rows in a forward pass; the rest of a step is gradient accumulation. By default from tokens_at_once."""
+    tokens_at_once: int = 8192
+    gradient_clip: float = 1.0
+    weight_decay: float = 0.0
+    precision: str = "auto"
+    """Lightning's name, or auto: bf16-mixed where bf16 is native, else 32-true."""
+    checkpoint_every: int = 20
+    control: bool = True
+    """Also train a control on the same number of tokens in the original window."""
+
+
+@dataclass
+class EvaluateConfig:
+    name: str = MISSING
+    lengths: list[int] = MISSING
+    base_lengths: list[int] = MISSING
+    """Lengths at which the base model is read under every method."""
+    documents: int | None = None
+    """Test documents up to the first target; all that are long enough by default."""
+    long_documents: int | None = 8
+    """Test documents beyond it."""
+    passkey_lengths: list[int] = MISSING
+    passkey_trials: int = 100
+    passkey_long_trials: int = 20
+    """Trials per length beyond the first target."""
+    passkey_depths: int = 10
+
+
+@dataclass
+class ExportConfig:
+    short_factor: str = "same"
+    """same: one factor set for every length, safe in any software."""
+
+
+@dataclass
+class RopeConfig:
+    methods: list[str] = MISSING
+    """Methods that evaluate compares: names of ropewalk.rope.methods, longrope for the searched factors."""
+
+
+@dataclass
+class WalkerConfig:
+    """Training of the embedded base model (`make walker`)."""
+
+    steps: int = 14_000
+    rows: int = 16
+    """Rows of 256 tokens in a step."""
+    learning_rate: float = 3e-3
+    """Peak, reached after 2 % of the steps and decayed to zero along a cosine."""
+    weight_decay: float = 0.1
+    recall_share: float = 0.25
+    """Share of rows that are recall documents."""
+    precision: str = "auto"
+    """Lightning's name, or auto: bf16-mixed where bf16 is native, else 32-true."""
+
+
+@dataclass
+class TrackingConfig:
+    experiment: str = "ropewalk"
+    uri: str | None = None
+    """MLflow store; sqlite in mlflow.db of the project by default."""
+
+
+@dataclass
+class Config:
+    seed: int = 0
+    output: str = MISSING
+    """Folder that a stage writes to."""
+    inputs: str = "results"
+    """Folder that a stage reads the earlier stages' results from."""
+    work: str = "work"
+    """Folder for resumable state; never a result."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    road: RoadConfig = field(default_factory=RoadConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    walker: WalkerConfig = field(default_factory=WalkerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def register() -> None:
+    """Make the schema known to Hydra, so that keys and types are checked while conf/ is composed."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def checked(config: DictConfig) -> Config:
+    """The composed configuration as dataclasses.
+
+    Raises:
+        ValueError: an unknown key, a value of the wrong type, or a contradiction; names the key.
+    """
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), config))
+    except OmegaConfBaseException as error:
+        raise ValueError(explain(error)) from None
+    assert isinstance(typed, Config)
+    _check(typed)
+    return typed
+
+
+def explain(error: BaseException) -> str:
+    """One line for a Hydra or OmegaConf error: the key, what was found, and what is allowed."""
+    cause: BaseException | None = error
+    message = " ".join(str(error).split())
+    while cause is not None:
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            message = f"{cause.full_key}: {str(cause).splitlines()[0]}"
+            if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+                allowed = _fields_at(cause.full_key.split(".")[:-1])
+                message = f"unknown key {cause.full_key}; allowed are {', '.join(allowed)}"
+            elif isinstance(cause, MissingMandatoryValue):
+                message = f"{cause.full_key} must be given"
+            break
+        cause = cause.__cause__
+    return f"configuration: {message}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    kind: Any = Config
+    for name in path:
+        kind = next((item.type for item in fields(kind) if item.name == name), kind)
+    return [item.name for item in fields(kind)]
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(f"configuration: {message}")
+
+
+def _check(config: Config) -> None:
+    road, finetune, search, evaluate = config.road, config.finetune, config.search, config.evaluate
+    _require(
+        road.second_target > road.first_target,
+        f"road.second_target must be above road.first_target, found {road.second_target} and {road.first_target}",
+    )
+    if config.model.original_length is not None:
+        _require(
+            road.first_target > config.model.original_length,
+            f"road.first_target must be above model.original_length, found {road.first_target} "
+            f"and {config.model.original_length}",
+        )
+    for name, step in (("first", finetune.first), ("second", finetune.second)):
+        _require(
+            step.decay in ("linear", "constant"),
+            f"finetune.{name}.decay must be linear or constant, found {step.decay}",
+        )
+    _require(
+        finetune.second.length >= finetune.first.length,
+        f"finetune.second.length must not be below finetune.first.length, found {finetune.second.length} "
+        f"and {finetune.first.length}",
+    )
+    _require(
+        search.parents <= search.initial,
+        f"search.parents must not be above search.initial, found {search.parents} and {search.initial}",
+    )
+    shares = config.corpus.search_share + config.corpus.test_share
+    _require(0 < shares < 1, f"corpus.search_share + corpus.test_share must lie between 0 and 1, found {shares}")
+    _require(
+        config.corpus.name == "stdlib" or bool(config.corpus.path),
+        "corpus.path must name the files to read, found none",
+    )
+    _require(
+        evaluate.lengths == sorted(evaluate.lengths) and len(evaluate.lengths) > 0,
+        f"evaluate.lengths must rise, found {evaluate.lengths}",
+    )
+
+
+def section(config: Config, *names: str) -> dict[str, Any]:
+    """Plain values of the named sections, for records and hashes."""
+    whole = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(whole, dict)
+    return {name: whole[name] for name in names}

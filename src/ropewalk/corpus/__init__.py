@@ -1,0 +1,1 @@
+"""Text: where it comes from, splits, and token stores."""

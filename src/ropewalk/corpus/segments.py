@@ -1,0 +1,73 @@
+"""Segments: training rows of one length, cut from single documents, in an order that depends on seed and step only."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from ropewalk.corpus.recall import recall_row
+from ropewalk.corpus.store import TokenStore
+
+
+class Segments(IterableDataset[torch.Tensor]):
+    """One (rows, length) int64 tensor a step: BOS, a segment of a document or a recall row, EOS.
+
+    The rows of a step are a function of (seed, step) alone, so a run goes on exactly where it stopped.
+
+    Args:
+        length: tokens in a row, BOS and EOS included.
+        recall_share: expected share of rows that are recall documents.
+        first_step: the step to go on from.
+
+    Raises:
+        ValueError: no document is long enough.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        length: int,
+        rows: int,
+        steps: int,
+        seed: int,
+        tokenizer: Any = None,
+        recall_share: float = 0.0,
+        first_step: int = 0,
+    ) -> None:
+        self.store, self.length, self.rows, self.steps, self.seed = store, length, rows, steps, seed
+        self.tokenizer, self.recall_share, self.first_step = tokenizer, recall_share, first_step
+        self._documents = store.long_documents(length - 2)
+        if not len(self._documents):
+            longest = int(store.lengths.max()) if len(store) else 0
+            raise ValueError(
+                f"no document of {store.path} has {length - 2} tokens (the longest has {longest}); "
+                "lower the length or add longer documents"
+            )
+        choices = store.lengths[self._documents] - (length - 2) + 1
+        self._cumulative = np.cumsum(choices)
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def step(self, step: int) -> torch.Tensor:
+        rng = np.random.default_rng((self.seed, self.length, step))
+        batch = np.empty((self.rows, self.length), np.int64)
+        batch[:, 0], batch[:, -1] = self.store.bos, self.store.eos
+        for row in batch:
+            place = int(rng.integers(self._cumulative[-1]))
+            which = int(np.searchsorted(self._cumulative, place, side="right"))
+            start = place - (int(self._cumulative[which - 1]) if which else 0)
+            segment: np.ndarray | list[int] = self.store.document(int(self._documents[which]))[
+                start : start + self.length - 2
+            ]
+            if rng.random() < self.recall_share:
+                segment = recall_row(rng, code=np.asarray(segment), length=self.length - 2, tokenizer=self.tokenizer)
+            row[1:-1] = segment
+        return torch.from_numpy(batch)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for step in range(self.first_step, self.steps):
+            yield self.step(step)

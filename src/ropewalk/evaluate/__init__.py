@@ -1,0 +1,1 @@
+"""Scores: perplexity by length and passkey retrieval."""

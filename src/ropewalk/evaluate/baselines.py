@@ -1,0 +1,68 @@
+"""The published methods in their best case: every sensible choice of s, replacing our factors or on top of them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ropewalk.rope import RopeScaling, RotaryShape, methods
+
+METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn")
+
+
+@dataclass(frozen=True)
+class Variant:
+    method: str
+    label: str
+    """The choice of s, and whether it replaces our factors or is composed with them."""
+    scaling: RopeScaling
+
+
+def variants(method: str, shape: RotaryShape, *, length: int, target: int) -> list[Variant]:
+    """``method`` on a model with its original window: s of this length and s of the target (NTK-aware also at 2s)."""
+    return _variants(method, shape, length=length, target=target, suffix="")
+
+
+def variants_on(method: str, shape: RotaryShape, first: RopeScaling, *, length: int, target: int) -> list[Variant]:
+    """``method`` on a model fine-tuned under ``first``: in place of its factors, and on top of them.
+
+    On top, s counts from ``first``'s target, and the attention factor is the one the model was trained
+    under, for YaRN its temperature for the whole extension.
+    """
+    replaced = _variants(method, shape, length=length, target=target, suffix=", replaced")
+    if method == "none":
+        return [*replaced, Variant("none", "our factors for the fine-tuned length", replace(first, method="none"))]
+    window = replace(shape, original_length=first.target_length)
+    composed = []
+    for variant in _variants(method, window, length=length, target=target, suffix=", composed"):
+        ratio = max(variant.scaling.target_length, first.target_length) / shape.original_length
+        temperature = 0.1 * math.log(ratio) + 1 if method == "yarn" else first.attention_factor
+        scaling = first.then(replace(variant.scaling, attention_factor=temperature))
+        composed.append(replace(variant, scaling=scaling))
+    return replaced + composed
+
+
+def _variants(method: str, shape: RotaryShape, *, length: int, target: int, suffix: str) -> list[Variant]:
+    made: dict[tuple[float, ...], Variant] = {}
+    function: Callable[..., RopeScaling] = methods.METHODS[method]
+    for goal in (length, target):
+        reach = max(goal, shape.original_length)
+        sizes = {
+            "rotary_dim": shape.rotary_dim,
+            "base": shape.base,
+            "original_length": shape.original_length,
+            "target_length": reach,
+        }
+        ratio = reach / shape.original_length
+        if method == "none":
+            options: list[tuple[str, dict[str, float]]] = [("plain", {})]
+        elif method == "ntk":
+            options = [(f"s={ratio:g}", {}), (f"2s={2 * ratio:g}", {"multiple": 2.0})]
+        elif method == "dynamic_ntk":
+            sizes["current_length"] = length
+            options = [("factor=1", {}), (f"factor={ratio:g}", {"factor": ratio})]
+        else:
+            options = [(f"s={ratio:g}", {})]
+        for label, extra in options:
+            scaling = function(**sizes, **extra)
+            made.setdefault(scaling.factors, Variant(method, label + suffix, scaling))
+    return list(made.values())

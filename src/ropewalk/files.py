@@ -1,0 +1,102 @@
+"""Results that are whole or absent: everything is written aside and renamed into place."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file or folder to, which replaces ``path`` if the block succeeds.
+
+    Raises:
+        OSError: with the place and what to do, when the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    _remove(aside)
+    try:
+        yield aside
+        for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
+            _sync(written)
+        if path.is_dir():
+            _remove(path)
+        aside.replace(path)
+    except OSError as error:
+        if error.errno == 28:
+            raise OSError(
+                f"no space left on the disk of {path.parent}; free some and run the same command again"
+            ) from None
+        raise
+    finally:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with writing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises ValueError naming the file when it is not JSON."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file's bytes, as hexadecimal."""
+    with Path(path).open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as CSV with the union of their columns, for `dvc plots` and the report."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with writing(path) as aside, aside.open("w", newline="") as out:
+        writer = csv.DictWriter(out, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: str | Path) -> list[dict[str, Any]]:
+    """`write_table`'s rows; what reads as a number is one."""
+    with Path(path).open(newline="") as source:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(source)]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,1 @@
+"""Base models: loading any checkpoint, and the walker."""

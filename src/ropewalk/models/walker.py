@@ -1,0 +1,184 @@
+"""The walker: a small Llama with a window of 256 tokens, trained here, the model that the demo extends."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import transformers
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from ropewalk.config import Config, WalkerConfig
+from ropewalk.corpus.prepare import prepare_stores, split_of_document
+from ropewalk.corpus.segments import Segments
+from ropewalk.corpus.sources import read_corpus
+from ropewalk.corpus.split import SPLITS
+from ropewalk.corpus.store import TokenStore
+from ropewalk.files import read_json, write_json, writing
+from ropewalk.models.loss import mean_loss, token_losses
+from ropewalk.models.precision import resolve_precision
+from ropewalk.progress import TrainingProgress
+
+WINDOW = 256
+VOCABULARY = 1024
+
+
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 1,024 entries with single digits, BOS added in front of every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=WINDOW
+    )
+
+
+def new_walker(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
+    """0.73 M parameters: 3 layers of width 128, 4 heads with 16 rotary pairs each, base 10,000."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=WINDOW,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+class _Walker(L.LightningModule):
+    def __init__(self, model: PreTrainedModel, config: WalkerConfig) -> None:
+        super().__init__()
+        self.model, self.walker_config = model, config
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = mean_loss(self.model, batch, ignore=self.model.config.eos_token_id)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        config = self.walker_config
+        matrices = [p for p in self.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.parameters() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        warm_up = max(1, config.steps // 50)
+
+        def share(step: int) -> float:
+            if step < warm_up:
+                return (step + 1) / warm_up
+            return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def train_walker(
+    model: PreTrainedModel, tokenizer: Any, store: TokenStore, config: WalkerConfig, *, seed: int, state_folder: Path
+) -> None:
+    """Train ``model`` in place; a killed training goes on from the last checkpoint in ``state_folder``."""
+    L.seed_everything(seed, verbose=False)
+    last = state_folder / "last.ckpt"
+    resume = last if last.is_file() else None
+    done = int(torch.load(resume, weights_only=True, map_location="cpu")["global_step"]) if resume else 0
+    segments = Segments(
+        store,
+        length=WINDOW,
+        rows=config.rows,
+        steps=config.steps,
+        seed=seed,
+        tokenizer=tokenizer,
+        recall_share=config.recall_share,
+        first_step=done,
+    )
+    trainer = L.Trainer(
+        max_steps=config.steps,
+        precision=resolve_precision(config.precision),
+        gradient_clip_val=1.0,
+        logger=False,
+        default_root_dir=state_folder,
+        enable_model_summary=False,
+        callbacks=[
+            ModelCheckpoint(state_folder, filename="last", every_n_train_steps=500, enable_version_counter=False),
+            TrainingProgress("walker"),
+        ],
+    )
+    trainer.fit(_Walker(model, config), DataLoader(segments, batch_size=None), ckpt_path=resume, weights_only=True)
+
+
+@torch.no_grad()
+def window_perplexity(model: PreTrainedModel, store: TokenStore, *, rows: int = 256) -> float:
+    """Perplexity on ``rows`` windows of 256 tokens spread evenly over the store's documents."""
+    ids = []
+    for index in range(len(store)):
+        document = store.document(index)
+        for start in range(0, len(document) - WINDOW + 1, WINDOW - 1):
+            ids.append(torch.tensor([store.bos, *document[start : start + WINDOW - 1].tolist()]))
+    chosen = torch.stack(ids)[torch.linspace(0, len(ids) - 1, rows).long()]
+    losses = [token_losses(model, batch) for batch in chosen.split(32)]
+    return math.exp(torch.cat(losses).mean().item())
+
+
+def make_walker(config: Config, *, state_folder: Path, folder: Path) -> dict[str, Any]:
+    """Train tokenizer and model on the training split and write both to ``folder`` with a record of the run.
+
+    Weights are stored as float16 safetensors, and the figures are those of the stored weights.
+    """
+    rejected: Counter[str] = Counter()
+    documents = list(read_corpus(config.corpus, folder=state_folder, rejected=rejected))
+    tokenizer_folder, tokens = state_folder / "tokenizer", state_folder / "tokens"
+    if not (tokens / "card.json").is_file():
+        own = (d.text for d in documents if split_of_document(d, config.corpus) == "train")
+        train_tokenizer(own).save_pretrained(tokenizer_folder)
+        trained = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+        prepare_stores(documents, config=config.corpus, tokenizer=trained, rejected=rejected, folder=tokens)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    card = read_json(tokens / "card.json")
+    model = new_walker(tokenizer, seed=config.seed)
+    train_walker(
+        model, tokenizer, TokenStore(tokens / "train"), config.walker, seed=config.seed, state_folder=state_folder
+    )
+    with writing(folder) as aside:
+        model.half().save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        stored = LlamaForCausalLM.from_pretrained(aside, dtype=torch.float32).eval()
+        record = {
+            "training": asdict(config.walker),
+            "precision": resolve_precision(config.walker.precision),
+            "seed": config.seed,
+            "corpus": asdict(config.corpus),
+            "tokens": {split: card[split]["tokens"] for split in SPLITS},
+            "data_hash": card["train"]["hash"],
+            "parameters": stored.num_parameters(),
+            "test_perplexity_256": window_perplexity(stored, TokenStore(tokens / "test")),
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        write_json(aside / "training.json", record)
+    return record

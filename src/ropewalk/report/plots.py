@@ -1,0 +1,325 @@
+"""Figures of a run from the rows of its CSV files, readable at 900 pixels and without telling colours apart.
+
+Rows are dictionaries as `ropewalk.files.read_table` gives them. No pyplot: nothing global.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ropewalk.files import writing
+
+Row = dict[str, Any]
+
+INK, FAINT = "#222222", "#8a8a8a"
+STYLES: dict[str, tuple[str, str, str, str]] = {
+    # label, colour (Okabe and Ito's, told apart by the colour-blind), line, marker
+    "none": ("plain RoPE", "#555555", "--", "X"),
+    "pi": ("PI", "#e69f00", "-", "s"),
+    "ntk": ("NTK-aware", "#56b4e9", "-", "^"),
+    "dynamic_ntk": ("dynamic NTK", "#009e73", "-", "v"),
+    "abf": ("ABF", "#b8a800", "-", "h"),
+    "yarn": ("YaRN", "#0072b2", "-", "D"),
+    "llama3": ("Llama 3", "#7a5195", "-", "<"),
+    "longrope": ("LongRoPE", "#cc79a7", "-", "*"),
+    "control": ("control, trained in the short window", "#000000", ":", "P"),
+    "seed": ("gradient alone", "#cc79a7", "-", "o"),
+    "ours": ("ours", "#d55e00", "-", "o"),
+}
+_SPARE = ("#7a5195", "#3d7a00", "#a05000", "#4b4b9f")
+_OURS = ("#f5a26b", "#e07b33", "#d55e00", "#a34700", "#6b2e00")
+"""Light to dark, for our factors by input length."""
+MODELS = {"base": "base model, no training", "finetuned": "after fine-tuning"}
+
+
+def style(name: str) -> tuple[str, str, str, str]:
+    """(label, colour, line, marker) of a method, the same in every figure; names not known get a grey of their own."""
+    return STYLES.get(name, (name.replace("_", " "), _SPARE[sum(name.encode()) % len(_SPARE)], "-.", "."))
+
+
+def in_order(lines: Mapping[str, Any]) -> list[str]:
+    """Names in the order of `STYLES`, ours last and so on top; unknown ones after them."""
+    return [*(name for name in STYLES if name in lines), *(name for name in lines if name not in STYLES)]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as PNG, 1,350 pixels wide."""
+    FigureCanvasAgg(figure)
+    with writing(path) as aside:
+        figure.savefig(aside, format="png", dpi=150, metadata={"Software": None})
+
+
+def _figure(panels: int, *, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(9, height * rows), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for spare in grid[panels:]:
+        spare.remove()
+    for axes in grid[:panels]:
+        axes.grid(True, color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9.5, colors=INK)
+    return figure, grid[:panels]
+
+
+def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _plain(value: float, _: object = None) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.3g}"
+
+
+def _tokens(value: float, _: object = None) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _log_y(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers, few decades included, since matplotlib labels powers of ten only."""
+    axes.set_yscale("log")
+    low, high = min(values), max(values)
+    fine = high / low < 4
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if fine else LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _length_axis(axes: Axes, lengths: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30 if len(lengths) > 5 else 0)
+    axes.minorticks_off()
+    axes.set_xlabel("input length, tokens (log scale)")
+
+
+def best_case(rows: Iterable[Row]) -> dict[int, Row]:
+    """Per length the row with the lowest perplexity: a method's best variant."""
+    best: dict[int, Row] = {}
+    for row in rows:
+        length = int(row["length"])
+        if length not in best or float(row["perplexity"]) < float(best[length]["perplexity"]):
+            best[length] = row
+    return dict(sorted(best.items()))
+
+
+def perplexity(rows: Sequence[Row], *, original_length: int) -> Figure:
+    """Perplexity against length, one line per method in its best case, one panel per model; the control beside it.
+
+    Figures on different document sets are different lines of one colour, filled and open, since they do not compare.
+    """
+    panels = [model for model in MODELS if any(row["model"] == model for row in rows)]
+    figure, grid = _figure(max(len(panels), 1), columns=2 if len(panels) > 1 else 1, height=4.4)
+    handles: dict[str, Any] = {}
+    for model, axes in zip(panels, grid, strict=False):
+        shown = [(row["method"], row) for row in rows if row["model"] == model and row["method"] != "seed"]
+        if model == "finetuned":
+            shown += [("control", row) for row in rows if row["model"] == "control"]
+        lines = _groups((row | {"line": line} for line, row in shown), lambda row: (row["line"], row["document_set"]))
+        for method in in_order({line: None for line, _ in lines}):
+            for documents, filled in (("all", True), ("long", False)):
+                if (method, documents) in lines:
+                    handles |= _perplexity_line(axes, method, best_case(lines[method, documents]), filled=filled)
+        _perplexity_axes(axes, [row for _, row in shown], original_length)
+        axes.set_title(MODELS[model], fontsize=11, loc="left")
+    if any(row["document_set"] == "long" for row in rows):
+        for label, fill in (("all test documents", INK), ("the longest ones only", "white")):
+            handles[label] = Line2D([], [], color=INK, marker="o", markerfacecolor=fill, linestyle="none")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9.5)
+    return figure
+
+
+def _perplexity_line(axes: Axes, method: str, best: Mapping[int, Row], *, filled: bool) -> dict[str, Any]:
+    label, colour, line, marker = style(method)
+    ours = method == "ours"
+    (handle,) = axes.plot(
+        list(best), [float(row["perplexity"]) for row in best.values()], line, color=colour, marker=marker,
+        markersize=6, markerfacecolor=colour if filled else "white", linewidth=2.6 if ours else 1.5,
+        zorder=4 if ours else 3,
+    )  # fmt: skip
+    return {label: handle} if filled else {}
+
+
+def _perplexity_axes(axes: Axes, rows: Sequence[Row], original_length: int) -> None:
+    values = [float(row["perplexity"]) for row in rows]
+    lengths = sorted({int(row["length"]) for row in rows})
+    if max(values) / min(values) > 3:
+        _log_y(axes, values)
+    _length_axis(axes, lengths)
+    axes.axvspan(lengths[0] / 1.15, original_length, color="#f3ead8", zorder=0, linewidth=0)
+    axes.axvline(original_length, color=FAINT, linewidth=1, zorder=1)
+    axes.annotate(
+        "training window", (original_length, 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
+        textcoords="offset points", fontsize=8.5, color="#5c5c5c", va="top",
+    )  # fmt: skip
+    axes.set_xlim(lengths[0] / 1.15, lengths[-1] * 1.15)
+    axes.set_ylabel(f"perplexity per token{' (log scale)' if axes.get_yscale() == 'log' else ''}")
+
+
+def factors(rows: Sequence[Row]) -> Figure:
+    """Rescale factors lambda by dimension pair, published methods beside ours (names that begin with "ours")."""
+    figure, (axes,) = _figure(1, columns=1, height=4.4)
+    lines = _groups(rows, lambda row: str(row["factors_of"]))
+    own = [name for name in lines if name.startswith("ours")]
+    for name in [*(name for name in in_order(lines) if name not in own), *own]:
+        label, colour, line, marker = style(name)
+        if name in own:
+            place = own.index(name)
+            shade = round(place * (len(_OURS) - 1) / max(len(own) - 1, 1)) if len(own) > 1 else 2
+            colour, line, marker = _OURS[shade], "-", "osD^vP"[place % 6]
+        ordered = sorted(lines[name], key=lambda row: int(row["pair"]))
+        axes.plot(
+            [int(row["pair"]) for row in ordered], [float(row["lambda"]) for row in ordered], line, color=colour,
+            marker=marker, markersize=4, linewidth=2.4 if name in own else 1.4, label=label,
+            zorder=4 if name in own else 3,
+        )  # fmt: skip
+    _log_y(axes, [float(row["lambda"]) for row in rows])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("dimension pair, from the highest frequency to the lowest")
+    axes.set_ylabel("rescale factor λ (log scale)")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9.5)
+    return figure
+
+
+def search(runs: Mapping[str, Sequence[Row]]) -> Figure:
+    """Perplexity on search documents over tokens paid: trials as dots, the best so far as a line.
+
+    ``runs`` maps a title to the rows of one search; each length of it has a panel.
+    """
+    panels = [
+        (f"{title}, {length:,} tokens", own)
+        for title, rows in runs.items()
+        for length, own in _groups(rows, lambda row: int(row["length"])).items()
+    ]
+    figure, grid = _figure(len(panels), columns=min(len(panels), 3), height=3.6)
+    handles: dict[str, Any] = {}
+    for place, ((title, rows), axes) in enumerate(zip(panels, grid, strict=True)):
+        handles |= _search_panel(axes, rows)
+        axes.set_title(title, fontsize=10.5, loc="left")
+        axes.set_xlabel("tokens paid in forward passes")
+        if place % 3 == 0:
+            axes.set_ylabel("perplexity, search documents (log)")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
+    return figure
+
+
+_PHASES = {
+    "published": ("published method", "#0072b2", "D"),
+    "gradient": ("gradient, best so far", "#009e73", "s"),
+    "evolution": ("evolution, best so far", "#d55e00", "o"),
+}
+
+
+def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
+    handles: dict[str, Any] = {}
+    shown: list[float] = []
+    phases = _groups(rows, lambda row: row["phase"])
+    for phase, (label, colour, marker) in _PHASES.items():
+        own = sorted(phases.get(phase, []), key=lambda row: float(row["tokens"]))
+        if not own:
+            continue
+        paid = [float(row["tokens"]) for row in own]
+        scores = [_exp(row["loss"]) for row in own]
+        if phase == "published":
+            handles[label] = axes.scatter(paid, scores, s=26, marker=marker, color=colour, zorder=4)
+            shown.append(min(scores))
+            continue
+        best = [_exp(row["best"]) for row in own]
+        axes.scatter(paid, scores, s=9, marker=marker, color=colour, alpha=0.3, linewidths=0, zorder=2)
+        (handles[label],) = axes.plot(paid, best, color=colour, linewidth=2.2, drawstyle="steps-post", zorder=3)
+        if phase == "evolution":
+            ends = _generations(own)
+            axes.scatter([x for x, _ in ends], [y for _, y in ends], s=22, marker="|", color=INK, zorder=5)
+        shown += [*best, float(np.quantile(scores, 0.75))]
+    # The worst trials would press everything else into a line.
+    _log_y(axes, [min(shown) / 1.03, max(shown) * 1.06])
+    axes.set_ylim(min(shown) / 1.03, max(shown) * 1.06)
+    axes.xaxis.set_major_formatter(FuncFormatter(_tokens))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    return handles
+
+
+def _generations(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(tokens, best) at the last trial of every generation."""
+    last = {row["generation"]: row for row in rows}
+    return [(float(row["tokens"]), _exp(row["best"])) for row in last.values()]
+
+
+def _exp(nats: Any) -> float:
+    return math.exp(min(float(nats), 50.0))
+
+
+def training(runs: Mapping[str, Sequence[Row]]) -> Figure:
+    """Training loss by step; ``runs`` maps a title to the rows of one run, each in a panel with the same loss axis."""
+    figure, grid = _figure(len(runs), columns=min(len(runs), 3), height=3.6)
+    losses = [float(row["loss"]) for rows in runs.values() for row in rows]
+    for (title, rows), axes, colour in zip(runs.items(), grid, cycle(("#cc79a7", "#d55e00", "#555555")), strict=False):
+        steps = [int(row["step"]) for row in rows]
+        loss = np.array([float(row["loss"]) for row in rows])
+        axes.plot(steps, loss, color=colour, alpha=0.35, linewidth=1)
+        axes.plot(steps, _smooth(loss), color=colour, linewidth=2.2)
+        axes.set_ylim(min(losses) - 0.05, float(np.quantile(losses, 0.995)) + 0.1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("optimizer step")
+        axes.set_title(title, fontsize=10.5, loc="left")
+    grid[0].set_ylabel("training loss, nats per token")
+    return figure
+
+
+def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Running mean over a tenth of the run, shorter windows at the ends."""
+    half = max(len(values) // 20, 1)
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    places = np.arange(len(values))
+    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    smooth: np.ndarray[Any, Any] = (sums[high] - sums[low]) / (high - low)
+    return smooth
+
+
+def passkey(rows: Sequence[Row]) -> Figure:
+    """Accuracy by length and depth, in per cent in every cell, one panel per model and method."""
+    panels = dict(sorted(_groups(rows, lambda row: (row["model"], row["method"])).items(), reverse=True))
+    figure, grid = _figure(len(panels), columns=1, height=3.3)
+    lengths = sorted({int(row["length"]) for row in rows})
+    depths = sorted({float(row["depth"]) for row in rows})
+    for ((model, method), own), axes in zip(panels.items(), grid, strict=True):
+        trials = np.zeros((len(depths), len(lengths)))
+        correct = np.zeros_like(trials)
+        for row in own:
+            place = depths.index(float(row["depth"])), lengths.index(int(row["length"]))
+            trials[place] += float(row["trials"])
+            correct[place] += float(row["correct"])
+        accuracy = np.divide(100 * correct, trials, out=np.full_like(trials, np.nan), where=trials > 0)
+        axes.grid(False)
+        image = axes.imshow(accuracy, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for edge in range(1, len(lengths)):
+            axes.axvline(edge - 0.5, color="white", linewidth=1)
+        for edge in range(1, len(depths)):
+            axes.axhline(edge - 0.5, color="white", linewidth=1)
+        for (row_index, column), value in np.ndenumerate(accuracy):
+            text, colour = ("–", INK) if np.isnan(value) else (f"{value:.0f}", "white" if value < 45 else "black")
+            axes.text(column, row_index, text, ha="center", va="center", fontsize=9, color=colour)
+        counts = trials.sum(axis=0)
+        ticks = [f"{length:,}\n({count:.0f})" for length, count in zip(lengths, counts, strict=True)]
+        axes.set_xticks(range(len(lengths)), ticks)
+        axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
+        axes.set_xlabel("input length, tokens (trials)")
+        axes.set_ylabel("depth of the key, share of the input")
+        axes.set_title(f"{MODELS.get(model, model)}, {style(method)[0]}", fontsize=11, loc="left")
+        bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+        bar.set_label("accuracy, %")
+    return figure

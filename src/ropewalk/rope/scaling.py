@@ -1,0 +1,168 @@
+"""RopeScaling: the one value that every way of extending a context window comes down to."""
+
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Pair i is rotated by ``n * inv_freq_i / factors[i]`` at positions n >= n_hat and by ``n * inv_freq_i`` before.
+
+    cos and sin are multiplied by ``attention_factor``, so attention scores change by its square.
+
+    Raises:
+        ValueError: a factor is not a positive number, or a length or n_hat is out of range.
+    """
+
+    factors: tuple[float, ...]
+    """Rescale factors lambda, one per dimension pair, highest frequency first (rotary_dim / 2 of them)."""
+    original_length: int
+    """Window of the model before any extension, in tokens."""
+    target_length: int
+    """Window that the factors are made for, in tokens."""
+    n_hat: int = 0
+    """Count of first positions that keep the original rotation."""
+    attention_factor: float = 1.0
+    method: str = field(default="longrope", compare=False)
+    """Name of what made it, for tables."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", tuple(float(factor) for factor in self.factors))
+        object.__setattr__(self, "attention_factor", float(self.attention_factor))
+        for name in ("original_length", "target_length", "n_hat"):
+            if int(getattr(self, name)) != getattr(self, name):
+                raise ValueError(f"{name} must be a whole number, found {getattr(self, name)}")
+            object.__setattr__(self, name, int(getattr(self, name)))
+        if not self.factors:
+            raise ValueError("a RopeScaling needs at least one factor")
+        if not all(math.isfinite(factor) and factor > 0 for factor in self.factors):
+            raise ValueError(f"rescale factors must be positive numbers, found {self.factors}")
+        if not (math.isfinite(self.attention_factor) and self.attention_factor > 0):
+            raise ValueError(f"attention_factor must be a positive number, found {self.attention_factor}")
+        if self.original_length < 1 or self.target_length < self.original_length:
+            raise ValueError(
+                "target_length must not be below original_length, "
+                f"found {self.target_length} and {self.original_length}"
+            )
+        if self.n_hat < 0:
+            raise ValueError(f"n_hat must not be negative, found {self.n_hat}")
+
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * len(self.factors)
+
+    @property
+    def ratio(self) -> float:
+        """s = target length / original length."""
+        return self.target_length / self.original_length
+
+    def then(self, second: "RopeScaling") -> "RopeScaling":
+        """Apply ``second`` on top of this one: factors multiply, n_hat and attention factor are the second's own.
+
+        Raises:
+            ValueError: the two are for different rotary dimensions.
+        """
+        second.check_rotary_dim(self.rotary_dim)
+        factors = tuple(first * more for first, more in zip(self.factors, second.factors, strict=True))
+        return replace(second, factors=factors, original_length=self.original_length)
+
+    def check_rotary_dim(self, rotary_dim: int) -> None:
+        """Raise ValueError unless the factors are for ``rotary_dim`` rotary dimensions."""
+        if self.rotary_dim != rotary_dim:
+            raise ValueError(
+                f"found {len(self.factors)} rescale factors, which is for {self.rotary_dim} rotary dimensions, "
+                f"but the model has {rotary_dim}; use factors made for this model"
+            )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read ``to_json``'s text; unknown keys are ignored.
+
+        Raises:
+            ValueError: the text is not such JSON.
+        """
+        try:
+            values = json.loads(text)
+            known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+            return cls(**{**known, "factors": tuple(values["factors"])})
+        except (KeyError, TypeError, OverflowError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a RopeScaling in JSON: {error!r}") from None
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        *,
+        original_length: int,
+        target_length: int,
+        n_hat: int = 0,
+        attention_factor: float | None = None,
+    ) -> Self:
+        """Read a published table: one row of factors, or one row per layer, which are averaged with a warning.
+
+        ``attention_factor`` defaults to LongRoPE's sqrt(1 + ln s / ln original_length).
+
+        Raises:
+            ValueError: the file is not a table of numbers with rows of equal length.
+        """
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            rows = [[float(cell) for cell in line.split(",")] for line in lines if line.strip()]
+        except ValueError:
+            raise ValueError(f"{path} is not a table of comma-separated numbers") from None
+        if len({len(row) for row in rows}) != 1:
+            lengths = sorted({len(row) for row in rows})
+            raise ValueError(f"{path} must hold rows of equal length, found lengths {lengths}")
+        factors = rows[0]
+        if any(row != factors for row in rows):
+            warnings.warn(f"{path} has different factors per layer; using their mean over {len(rows)}", stacklevel=2)
+            factors = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        if attention_factor is None:
+            attention_factor = su_attention_factor(target_length / original_length, original_length)
+        try:
+            return cls(tuple(factors), original_length, target_length, n_hat, attention_factor)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def su_attention_factor(ratio: float, original_length: int) -> float:
+    """LongRoPE's sqrt(1 + ln s / ln L0); 1 for s <= 1 (HF ``_compute_longrope_parameters``)."""
+    return math.sqrt(1 + math.log(ratio) / math.log(original_length)) if ratio > 1 else 1.0
+
+
+LengthSwitch = tuple[tuple[int, RopeScaling], ...]
+"""(up_to_length, RopeScaling) in rising order: a model that chooses its factors by input length."""
+
+
+def scaling_for_length(switch: LengthSwitch, length: int) -> RopeScaling:
+    """The first scaling made for inputs of ``length`` tokens or more; the last one beyond all of them."""
+    return next((scaling for up_to, scaling in switch if length <= up_to), switch[-1][1])
+
+
+def switch_to_json(switch: LengthSwitch) -> str:
+    entries = [{"up_to_length": up_to, "scaling": asdict(scaling)} for up_to, scaling in switch]
+    return json.dumps({"switch": entries}, indent=2) + "\n"
+
+
+def switch_from_json(text: str) -> LengthSwitch:
+    """Read `switch_to_json`'s text.
+
+    Raises:
+        ValueError: the text is not such JSON, or its lengths do not rise.
+    """
+    try:
+        entries = json.loads(text)["switch"]
+        switch = tuple((int(e["up_to_length"]), RopeScaling.from_json(json.dumps(e["scaling"]))) for e in entries)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not a length switch in JSON: {error!r}") from None
+    lengths = [up_to for up_to, _ in switch]
+    if not lengths or lengths != sorted(set(lengths)):
+        raise ValueError(f"the lengths of a switch must rise, found {lengths}")
+    return switch

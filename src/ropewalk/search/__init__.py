@@ -1,0 +1,1 @@
+"""Finding rescale factors: by gradient and by evolution."""

@@ -1,0 +1,108 @@
+"""Gradient search: lambda and t learned through the frozen model, a few segments a step.
+
+log lambda = cumsum(softplus(raw)) is non-decreasing by construction; Adam with cosine decay.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ropewalk.files import writing
+from ropewalk.models.loss import mean_loss
+from ropewalk.rope import RopeScaling, extend, find_rotary
+from ropewalk.search.space import SearchSpace
+
+_SMALLEST_INCREMENT = 0.02
+"""Where softplus is saturated the gradient vanishes and the search stalls."""
+
+Step = tuple[float, RopeScaling]
+"""Loss of the step's segments in nats, and the point reached after it."""
+
+
+def _softplus_inverse(value: Tensor) -> Tensor:
+    return torch.log(torch.expm1(value))
+
+
+def learn_scaling(
+    model: Any,
+    space: SearchSpace,
+    batch: Callable[[int], Tensor],
+    *,
+    start: RopeScaling,
+    steps: int,
+    learning_rate: float,
+    state: Path,
+    first: RopeScaling | None = None,
+    save_every: int = 5,
+) -> Iterator[Step]:
+    """Yield each step, the ones found in ``state`` (a file) first; the model's weights do not change.
+
+    Args:
+        batch: step -> token rows (rows, length), BOS first and EOS last.
+        start: where to begin, a point of ``space``.
+        first: earlier scaling that the learned one is applied on top of.
+        learning_rate: of log lambda's increments before softplus; log t learns at a sixteenth of it.
+    """
+
+    def composed(scaling: RopeScaling) -> RopeScaling:
+        return first.then(scaling) if first else scaling
+
+    extend(model, composed(start))
+    _, rotary = find_rotary(model)
+    device = rotary.inv_freq.device
+    before = torch.tensor(first.factors if first else (1.0,) * space.pairs, device=device)
+    increments = torch.diff(torch.tensor(start.factors, device=device).log(), prepend=torch.zeros(1, device=device))
+    raw = _softplus_inverse(increments.clamp(min=_SMALLEST_INCREMENT)).requires_grad_()
+    log_t = torch.tensor(math.log(start.attention_factor), device=device, requires_grad=True)
+    optimizer = torch.optim.Adam(
+        [{"params": [raw], "lr": learning_rate}, {"params": [log_t], "lr": learning_rate / 16}]
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    path: list[Step] = []
+    if state.is_file():
+        saved = torch.load(state, weights_only=True)
+        with torch.no_grad():
+            raw.copy_(saved["raw"])
+            log_t.copy_(saved["log_t"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        path = [(loss, RopeScaling.from_json(text)) for loss, text in saved["path"]]
+        yield from path
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        for step in range(len(path), steps):
+            rotary.factors = before * torch.cumsum(F.softplus(raw), 0).exp()
+            rotary.attention_factor = log_t.exp()
+            loss = mean_loss(model, batch(step).to(device), ignore=model.config.eos_token_id)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                learned = torch.cumsum(F.softplus(raw), 0).exp().cpu().numpy()
+            scaling = space.point(learned, start.n_hat, math.exp(log_t.item()))
+            path.append((loss.item(), replace(scaling, method="gradient")))
+            if len(path) % save_every == 0 or len(path) == steps:
+                with writing(state) as aside:
+                    torch.save(
+                        {
+                            "raw": raw.detach(),
+                            "log_t": log_t.detach(),
+                            "optimizer": optimizer.state_dict(),
+                            "schedule": schedule.state_dict(),
+                            "path": [(value, point.to_json()) for value, point in path],
+                        },
+                        aside,
+                    )
+            yield path[-1]
+    finally:
+        for parameter, flag in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(flag)
+        extend(model, composed(start))

@@ -1,0 +1,63 @@
+"""Search space: monotone rescale factors, n_hat and the attention factor as one point."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ropewalk.rope import RopeScaling, methods
+
+N_HATS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+"""LongRoPE's choices (paper Table 2)."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """lambda_i in [1, upper], in steps of ``step``, non-decreasing in i (paper §3.2)."""
+
+    rotary_dim: int
+    base: float
+    original_length: int
+    """Window that the factors start from: L0, or the extended window for a second search."""
+    target_length: int
+    upper: float
+    """Largest lambda; the paper's is 1.25 * s."""
+    step: float = 0.01
+    n_hats: tuple[int, ...] = N_HATS
+    attention_factors: tuple[float, float] = (0.9, 1.6)
+    """Lowest and highest; both the same value fixes it."""
+
+    @property
+    def pairs(self) -> int:
+        return self.rotary_dim // 2
+
+    def point(self, factors: np.ndarray, n_hat: int, attention_factor: float) -> RopeScaling:
+        """The nearest point of the space: factors clipped, made non-decreasing and rounded to the step."""
+        steps = np.floor((np.clip(factors, 1.0, self.upper) - 1.0) / self.step + 0.5)
+        steps = np.minimum(np.maximum.accumulate(steps), np.floor((self.upper - 1.0) / self.step + 1e-9))
+        rounded = np.round(1.0 + steps * self.step, 10)
+        low, high = self.attention_factors
+        return RopeScaling(
+            tuple(rounded.tolist()),
+            self.original_length,
+            self.target_length,
+            n_hat=min(self.n_hats, key=lambda choice: abs(choice - n_hat)),
+            attention_factor=round(min(max(attention_factor, low), high), 4),
+        )
+
+    def nearest(self, scaling: RopeScaling) -> RopeScaling:
+        return replace(
+            self.point(np.asarray(scaling.factors), scaling.n_hat, scaling.attention_factor), method=scaling.method
+        )
+
+    def published(self) -> list[RopeScaling]:
+        """PI, NTK-aware and YaRN, the first members of the paper's population; YaRN with its temperature where t is free."""
+        made = [
+            method(
+                rotary_dim=self.rotary_dim,
+                base=self.base,
+                original_length=self.original_length,
+                target_length=self.target_length,
+            )
+            for method in (methods.pi, methods.ntk, methods.yarn)
+        ]
+        return [self.nearest(scaling) for scaling in made]

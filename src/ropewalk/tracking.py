@@ -1,0 +1,159 @@
+"""MLflow: every stage, Hydra job and search is a run on one store. The only module that imports mlflow."""
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import mlflow
+from hydra.experimental.callback import Callback
+from lightning.pytorch.loggers import MLFlowLogger
+from mlflow.entities import Metric, RunStatus
+from omegaconf import DictConfig
+
+from ropewalk.config import TrackingConfig, section
+from ropewalk.files import read_json, write_text
+
+if TYPE_CHECKING:
+    from ropewalk.stage import Stage
+
+PARENT = "ROPEWALK_PARENT_RUN"
+"""Environment variable with the run that a sweep's jobs are children of (MLFLOW_RUN_ID would override it)."""
+_LONGEST_VALUE = 500
+
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+def store_uri(config: TrackingConfig) -> str:
+    """tracking.uri, else MLFLOW_TRACKING_URI, else SQLite in the current folder's mlflow.db."""
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def _experiment(config: TrackingConfig) -> str:
+    uri = store_uri(config)
+    mlflow.set_tracking_uri(uri)
+    found = mlflow.get_experiment_by_name(config.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    artifacts = Path("mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
+    return str(mlflow.create_experiment(config.experiment, artifact_location=artifacts))
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+@contextmanager
+def stage_run(stage: "Stage") -> Iterator[None]:
+    """One MLflow run around a stage; a stage that goes on after a kill goes on in its old run."""
+    experiment = _experiment(stage.config.tracking)
+    remembered = stage.state / "mlflow_run_id"
+    run_id = remembered.read_text() if remembered.is_file() else None
+    if run_id and not _exists(run_id):
+        run_id = None
+    tags = {"commit": _commit(), "stage": stage.name, "config_hash": stage.config_hash}
+    if parent := os.environ.get(PARENT):
+        tags["mlflow.parentRunId"] = parent
+    with mlflow.start_run(
+        run_id=run_id, experiment_id=None if run_id else experiment, run_name=stage.name, tags=tags
+    ) as run:
+        write_text(remembered, run.info.run_id)
+        if run_id is None:
+            values = {**section(stage.config, *stage.sections), "seed": stage.config.seed}
+            mlflow.log_params({key: str(value)[:_LONGEST_VALUE] for key, value in _flat(values).items()})
+        start = time.time()
+        yield
+        metrics = stage.output / "metrics" / f"{stage.name}.json"
+        numbers = _flat(read_json(metrics)) if metrics.is_file() else {}
+        numbers["seconds"] = time.time() - start
+        mlflow.log_metrics({key: float(value) for key, value in numbers.items() if isinstance(value, int | float)})
+
+
+def _exists(run_id: str) -> bool:
+    try:
+        mlflow.get_run(run_id)
+    except mlflow.exceptions.MlflowException:
+        return False
+    return True
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def log_series(name: str, points: Sequence[tuple[int, float]]) -> None:
+    """A metric's values by step, in the active run."""
+    run = mlflow.active_run()
+    assert run is not None
+    now = int(time.time() * 1000)
+    client = mlflow.MlflowClient()
+    for first in range(0, len(points), 900):
+        batch = [Metric(name, float(value), now, step) for step, value in points[first : first + 900]]
+        client.log_batch(run.info.run_id, metrics=batch)
+
+
+def log_file(path: Path) -> None:
+    """A file or folder as artifact of the active run."""
+    if path.is_dir():
+        mlflow.log_artifacts(str(path), artifact_path=path.name)
+    else:
+        mlflow.log_artifact(str(path))
+
+
+def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> None:
+    """A finished run below the active one."""
+    with mlflow.start_run(run_name=name, nested=True, tags=tags):
+        mlflow.log_metrics(metrics)
+
+
+def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: int = 3) -> None:
+    """A search in the active run: best loss by generation, all trials as one table, the few best as child runs."""
+    for length in dict.fromkeys(row["length"] for row in rows):
+        for phase in ("gradient", "evolution"):
+            own = [row for row in rows if row["length"] == length and row["phase"] == phase]
+            steps = {(row["generation"] if phase == "evolution" else row["trial"]): row["best"] for row in own}
+            log_series(f"{phase}_best_loss_{length}", list(steps.items()))
+        trials = sorted(
+            (r for r in rows if r["length"] == length and r["phase"] == "evolution"), key=lambda r: r["loss"]
+        )
+        for rank, row in enumerate(trials[:best], start=1):
+            tags = {"length": str(length), "trial": str(row["trial"]), "generation": str(row["generation"])}
+            numbers = {k: v for k, v in row.items() if k.startswith(("lambda_", "loss", "n_hat", "attention_factor"))}
+            log_child(f"{name} {length} best {rank}", tags=tags, metrics=numbers)
+    log_file(table)
+
+
+def lightning_logger() -> MLFlowLogger:
+    """Lightning's logger on the active run."""
+    run = mlflow.active_run()
+    assert run is not None
+    return MLFlowLogger(tracking_uri=mlflow.get_tracking_uri(), run_id=run.info.run_id, log_model=False)
+
+
+class SweepParent(Callback):  # type: ignore[misc]
+    """Hydra callback: one MLflow run around a ``-m`` sweep, whose jobs become its children."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        tracking = TrackingConfig(**{key: config.tracking[key] for key in ("experiment", "uri")})
+        experiment = _experiment(tracking)
+        overrides = " ".join(map(str, config.hydra.overrides.task)) or "no overrides"
+        tags = {"commit": _commit(), "overrides": overrides[:_LONGEST_VALUE]}
+        run = mlflow.MlflowClient().create_run(experiment, run_name=f"{config.hydra.job.name} sweep", tags=tags)
+        os.environ[PARENT] = run.info.run_id
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if run_id := os.environ.pop(PARENT, None):
+            mlflow.MlflowClient().set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))

@@ -1,0 +1,23 @@
+"""What all tests share: where the data for tests lies, and one thread for tiny jobs."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data for tests: ../shared beside the project, or ROPEWALK_SHARED."""
+    folder = Path(os.environ.get("ROPEWALK_SHARED") or ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"the folder {folder} with data for tests does not exist (set ROPEWALK_SHARED to it)")
+    return folder

@@ -1,0 +1,65 @@
+"""The card says what the model is, how it was made, what was measured, and how loaders differ."""
+
+from typing import Any
+
+import yaml
+
+from ropewalk.export import model_card
+from ropewalk.rope import LengthSwitch, RopeScaling
+
+LONG = RopeScaling((1.0, 4.0, 9.0), 256, 16_384, n_hat=4, attention_factor=1.27)
+SHORT = RopeScaling((1.0, 1.5, 2.0), 256, 256, attention_factor=1.01)
+BASE = {"name": "walker: the 'first'", "original_length": 256, "parameters": 2_900_000, "weights_sha256": "ab" * 32}
+PERPLEXITY: list[dict[str, Any]] = [
+    {"model": model, "method": method, "variant": "s=1", "length": length, "perplexity": value, "documents": 8,
+     "tokens": 8 * length, "document_set": "long", "protocol": "one pass over the first tokens"}
+    for model, method, length, value in (
+        ("base", "none", 256, 7.5), ("base", "pi", 256, 9.1),
+        ("finetuned", "ours", 256, 7.6), ("finetuned", "ours", 16_384, 6.25),
+    )
+]  # fmt: skip
+PASSKEY = [
+    {"model": "finetuned", "method": "ours", "length": 2048, "depth": depth, "trials": 10, "correct": correct}
+    for depth, correct in ((0.0, 10), (0.5, 9))
+]
+
+
+def card(switch: LengthSwitch) -> str:
+    return model_card(
+        base=BASE,
+        switch=switch,
+        perplexity_rows=PERPLEXITY,
+        passkey_rows=PASSKEY,
+        how_made={"Search": "212 trials", "finetune": {"first": {"steps": 80, "decay": None}}},
+    )
+
+
+def test_front_matter_is_yaml_whatever_the_name() -> None:
+    values = yaml.safe_load(card(((16_384, LONG),)).split("---")[1])
+    assert values["library_name"] == "transformers"
+    assert values["base_model"] == BASE["name"]
+    assert "longrope" in values["tags"]
+
+
+def test_figures_come_with_protocol_and_only_for_the_model_and_its_base() -> None:
+    text = card(((256, SHORT), (16_384, LONG)))
+    assert "one pass over the first tokens" in text
+    assert "| this model | 16,384 | 6.25 | s=1 | 8 (long) | 131,072 |" in text
+    assert "9.10" not in text
+    assert "| 2,048 | 95 % | 20 |" in text
+    assert "- Search: 212 trials\n- finetune:\n  - first:\n    - steps: 80\n\n" in text
+
+
+def test_what_plain_transformers_leaves_out_is_said() -> None:
+    switching = card(((256, SHORT), (16_384, LONG)))
+    assert "ignores n_hat = 4" in switching
+    assert "applies the factors for the longest inputs at every length" in switching
+    same = card(((16_384, RopeScaling((1.0, 4.0, 9.0), 256, 16_384)),))
+    assert "n_hat = " not in same
+    assert "Both give the same outputs" in same
+
+
+def test_a_card_without_figures_leaves_their_tables_out() -> None:
+    text = model_card(base={"name": "x"}, switch=((16_384, LONG),), perplexity_rows=[], passkey_rows=[], how_made={})
+    assert "Perplexity" not in text
+    assert "Passkey" not in text

@@ -1,0 +1,107 @@
+"""Every figure is written as a PNG that opens, is 1,350 pixels wide and shows something."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ropewalk.files import read_table
+from ropewalk.report import plots
+
+from .conftest import WINDOW
+
+
+def search_of(folder: Path) -> Figure:
+    return plots.search(
+        {name: read_table(folder / f"{name}.csv") for name in ("search_first", "search_second", "recover")}
+    )
+
+
+FIGURES: dict[str, Callable[[Path], Figure]] = {
+    "perplexity": lambda folder: plots.perplexity(read_table(folder / "perplexity.csv"), original_length=WINDOW),
+    "factors": lambda folder: plots.factors(read_table(folder / "factors.csv")),
+    "search": search_of,
+    "training": lambda folder: plots.training({"first": read_table(folder / "finetune_first.csv")}),
+    "passkey": lambda folder: plots.passkey(read_table(folder / "passkey.csv")),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_a_png_that_is_not_blank_and_has_labelled_axes(
+    name: str, whole_results: Path, tmp_path: Path
+) -> None:
+    figure = FIGURES[name](whole_results / "plots")
+    plots.save(figure, tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.format == "PNG"
+        assert image.width == 1350
+        grey = np.asarray(image.convert("L"))
+    assert 0.02 < np.mean(grey < 250) < 0.9
+    assert len(np.unique(grey)) > 20
+    assert all(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes)
+
+
+def labels_of(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_perplexity_has_a_panel_per_model_a_line_per_method_and_the_window(whole_results: Path) -> None:
+    figure = FIGURES["perplexity"](whole_results / "plots")
+    base, tuned = figure.axes
+    assert base.get_title(loc="left").startswith("base model")
+    assert tuned.get_title(loc="left").startswith("after fine-tuning")
+    assert {"plain RoPE", "PI", "NTK-aware", "dynamic NTK", "YaRN", "ours"} < set(labels_of(figure))
+    assert any("training window" in text.get_text() for text in base.texts)
+    (ntk,) = (line for line in base.lines if line.get_color() == plots.STYLES["ntk"][1])
+    assert list(ntk.get_ydata()) == [7.9, 8.6, 11.0, 13.3]
+    filled, opened = (line for line in tuned.lines if line.get_color() == plots.STYLES["ours"][1])
+    assert list(filled.get_xdata()) == [256, 512, 1024, 2048]
+    assert list(opened.get_xdata()) == [2048, 8192, 16_384]
+    assert opened.get_markerfacecolor() == "white"
+
+
+def test_a_method_has_one_colour_in_every_figure_and_no_two_share_one() -> None:
+    colours = [colour for _, colour, _, _ in plots.STYLES.values()]
+    assert plots.style("yarn")[1] == plots.STYLES["yarn"][1]
+    assert len({plots.STYLES[name][1] for name in ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn", "ours")}) == 7
+    assert all(colour.startswith("#") for colour in colours)
+    assert plots.style("my_method")[0] == "my method"
+
+
+def test_passkey_cells_print_the_accuracy_and_cells_without_trials_a_dash() -> None:
+    rows = [
+        {"model": "finetuned", "method": "ours", "length": 256, "depth": 0.0, "trials": 4, "correct": 3},
+        {"model": "finetuned", "method": "ours", "length": 512, "depth": 1.0, "trials": 4, "correct": 4},
+    ]
+    texts = [text.get_text() for text in plots.passkey(rows).axes[0].texts]
+    assert sorted(texts) == ["100", "75", "–", "–"]
+
+
+def test_a_file_with_one_length_or_one_trial_still_makes_a_figure(tmp_path: Path) -> None:
+    search = [
+        {
+            "phase": "evolution",
+            "length": 64,
+            "trial": 0,
+            "generation": 0,
+            "loss": float("inf"),
+            "best": 2.0,
+            "tokens": 64,
+        }
+    ]
+    plots.save(plots.search({"search": search}), tmp_path / "search.png")
+    one = {
+        "model": "base",
+        "method": "none",
+        "variant": "",
+        "length": 64,
+        "perplexity": 9.0,
+        "documents": 1,
+        "tokens": 63,
+    }
+    plots.save(plots.perplexity([one | {"document_set": "all"}], original_length=64), tmp_path / "perplexity.png")
+    step = {"step": 1, "loss": 3.0, "learning_rate": 0.1, "tokens_per_second": 10.0, "peak_mib": 3.0}
+    plots.save(plots.training({"first": [step]}), tmp_path / "training.png")

@@ -1,0 +1,123 @@
+"""Tiny random models of several architectures, each with a window of 64 tokens, and a tokenizer of bytes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+WINDOW = 64
+"""max_position_embeddings of every tiny model, in tokens."""
+VOCABULARY = 96
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": WINDOW,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+}
+
+
+def _rope(base: float, **more: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": base, **more}
+
+
+def _made(build: Callable[[], Any]) -> Any:
+    torch.manual_seed(0)
+    return build().eval()
+
+
+def tiny_llama(**changes: Any) -> Any:
+    """Grouped-query attention, 8 rotary pairs; ``changes`` go to its config."""
+    values = {**_SIZES, "num_key_value_heads": 2, "rope_parameters": _rope(10_000.0), **changes}
+    return _made(lambda: LlamaForCausalLM(LlamaConfig(**values)))
+
+
+def tiny_mistral(**changes: Any) -> Any:
+    values = {**_SIZES, "num_key_value_heads": 2, "sliding_window": None, "rope_parameters": _rope(1e6), **changes}
+    return _made(lambda: MistralForCausalLM(MistralConfig(**values)))
+
+
+def tiny_qwen2(**changes: Any) -> Any:
+    values = {**_SIZES, "num_key_value_heads": 2, "rope_parameters": _rope(1e6), **changes}
+    return _made(lambda: Qwen2ForCausalLM(Qwen2Config(**values)))
+
+
+def tiny_qwen3(**changes: Any) -> Any:
+    """A head dimension that is not hidden size / heads: 16 rotary pairs."""
+    values = {**_SIZES, "num_key_value_heads": 2, "head_dim": 32, "rope_parameters": _rope(1e6), **changes}
+    return _made(lambda: Qwen3ForCausalLM(Qwen3Config(**values)))
+
+
+def tiny_phi3(**changes: Any) -> Any:
+    """Partial rotary: half of a head's dimensions, 4 rotary pairs."""
+    values = {
+        **_SIZES,
+        "num_key_value_heads": 4,
+        "original_max_position_embeddings": WINDOW,
+        "rope_parameters": _rope(10_000.0, partial_rotary_factor=0.5),
+        **changes,
+    }
+    return _made(lambda: Phi3ForCausalLM(Phi3Config(**values)))
+
+
+def tiny_gpt_neox(**changes: Any) -> Any:
+    """Partial rotary: a quarter of a head's dimensions, 2 rotary pairs."""
+    values = {**_SIZES, "rope_parameters": _rope(10_000.0, partial_rotary_factor=0.25), **changes}
+    return _made(lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**values)))
+
+
+def tiny_gpt2() -> Any:
+    """A model with learned positions, so without RoPE."""
+    return _made(
+        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=WINDOW, n_embd=32, n_layer=1, n_head=2))
+    )
+
+
+ROPE_MODELS: dict[str, Callable[..., Any]] = {
+    "llama": tiny_llama,
+    "mistral": tiny_mistral,
+    "qwen2": tiny_qwen2,
+    "qwen3": tiny_qwen3,
+    "phi3": tiny_phi3,
+    "gpt_neox": tiny_gpt_neox,
+}
+"""Factories of every tiny model that `ropewalk.rope.extend` takes."""
+
+
+def token_rows(length: int, rows: int = 2) -> torch.Tensor:
+    """(rows, length) random token ids, the same on every call."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(length))
+
+
+def byte_tokenizer() -> Any:
+    """Every byte a token, without merges: 256 of them, <s> as 256 and </s> as 257."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    make: Callable[..., Any] = PreTrainedTokenizerFast
+    return make(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
