@@ -16,4 +16,4 @@ def report(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("report", report, sections=SECTIONS, inputs=("metrics", "plots", "factors", "checks.json"))
+    run("report", report, sections=SECTIONS, inputs=("base.json", "metrics", "plots", "factors", "checks.json"))

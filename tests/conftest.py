@@ -21,3 +21,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the folder {folder} with data for tests does not exist (set ROPEWALK_SHARED to it)")
     return folder
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder with the project's models, for scripts run by `workspace.run_script`."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "ROPEWALK_PARENT_RUN", "ROPEWALK_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path

@@ -1,11 +1,16 @@
 """The schema of conf/: every section as a dataclass, checked as a whole before any work starts."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.errors import MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from ropewalk.consistency import check
 
 
 @dataclass
@@ -21,7 +26,9 @@ class CorpusConfig:
     fingerprint: str | None = None
     """What the source looked like when the configuration was composed; set by the stage compose."""
     search_share: float = 0.15
+    """Share of documents that the searches read ..."""
     test_share: float = 0.15
+    """... and that evaluate reads; fine-tuning reads the rest."""
     salt: str = ""
     """Chosen once per corpus: it decides which documents fall into which split."""
     least_long_documents: int = 8
@@ -48,14 +55,19 @@ class SearchConfig:
     gradient_steps: int = 0
     """Gradient steps on (lambda, t) whose path seeds the population; 0 for none."""
     gradient_rows: int = 2
+    """Segments in a gradient step."""
     gradient_learning_rate: float = 0.2
+    """Of log lambda's increments (before softplus); log t learns at a sixteenth of it."""
     trials: int = 1344
     """Optuna trials, the initial population included."""
     initial: int = 64
+    """Trials in the initial population."""
     children: int = 32
     """Trials in each later generation."""
     parents: int = 32
+    """The best trials so far, which a generation is bred from."""
     mutation_probability: float = 0.3
+    """Of each gene."""
     documents: int = 5
     """Documents of the search split that the fitness reads."""
     upper_ratio: float = 1.25
@@ -81,10 +93,15 @@ class RoadConfig:
     """Lengths in tokens."""
 
     first_target: int = MISSING
+    """Searched on the base model, then trained at."""
     second_target: int = MISSING
+    """Searched on the fine-tuned model, without training at it."""
     search_first: SearchTargetConfig = field(default_factory=SearchTargetConfig)
+    """The last length is first_target."""
     search_second: SearchTargetConfig = field(default_factory=SearchTargetConfig)
+    """The last length is second_target."""
     recover: SearchTargetConfig = field(default_factory=SearchTargetConfig)
+    """Short lengths that the extended model gets factors of their own for."""
 
 
 @dataclass
@@ -109,6 +126,7 @@ class FinetuneConfig:
     rows_at_once: int | None = None
     """Rows in a forward pass; the rest of a step is gradient accumulation. By default from tokens_at_once."""
     tokens_at_once: int = 8192
+    """Tokens in a forward pass, at most."""
     gradient_clip: float = 1.0
     weight_decay: float = 0.0
     precision: str = "auto"
@@ -122,17 +140,21 @@ class FinetuneConfig:
 class EvaluateConfig:
     name: str = MISSING
     lengths: list[int] = MISSING
+    """Lengths at which perplexity is measured; the window and road.first_target are among them."""
     base_lengths: list[int] = MISSING
-    """Lengths at which the base model is read under every method."""
+    """Those at which the base model is read under every method too."""
     documents: int | None = None
     """Test documents up to the first target; all that are long enough by default."""
     long_documents: int | None = 8
     """Test documents beyond it."""
     passkey_lengths: list[int] = MISSING
+    """Lengths of the passkey prompts."""
     passkey_trials: int = 100
+    """Trials per length up to the first target ..."""
     passkey_long_trials: int = 20
-    """Trials per length beyond the first target."""
+    """... and beyond it."""
     passkey_depths: int = 10
+    """Places in the prompt that the trials are spread over, from its start to its end."""
 
 
 @dataclass
@@ -151,14 +173,16 @@ class RopeConfig:
 class WalkerConfig:
     """Training of the embedded base model (`make walker`)."""
 
-    steps: int = 14_000
+    steps: int = 12_000
     rows: int = 16
     """Rows of 256 tokens in a step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     """Peak, reached after 2 % of the steps and decayed to zero along a cosine."""
     weight_decay: float = 0.1
-    recall_share: float = 0.25
-    """Share of rows that are recall documents."""
+    practice_steps: int = 3000
+    """Pace of the practice rows, from which attention learns to look back (`ropewalk.corpus.practice`)."""
+    recall_share: float = 0.3
+    """Share of the later rows that are recall documents."""
     precision: str = "auto"
     """Lightning's name, or auto: bf16-mixed where bf16 is native, else 32-true."""
 
@@ -203,18 +227,34 @@ def checked(config: DictConfig) -> Config:
         ValueError: an unknown key, a value of the wrong type, or a contradiction; names the key.
     """
     try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), config))
+        # As plain values, so that a key put in with + meets the schema too.
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(config)))
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from None
     assert isinstance(typed, Config)
-    _check(typed)
+    check(typed)
     return typed
+
+
+def read_overrides(path: str | Path) -> list[str]:
+    """The list in overrides.yaml; raises ValueError where there is none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    overrides = values.get("overrides") if isinstance(values, dict) else None
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise ValueError(f"{path} must hold a list like overrides: ['search=fast'], found {values!r}")
+    return overrides
 
 
 def explain(error: BaseException) -> str:
     """One line for a Hydra or OmegaConf error: the key, what was found, and what is allowed."""
     cause: BaseException | None = error
     message = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"configuration: {group} has no choice {choice}; allowed are {', '.join(error.options)}"
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             message = f"{cause.full_key}: {str(cause).splitlines()[0]}"
@@ -233,49 +273,6 @@ def _fields_at(path: list[str]) -> list[str]:
     for name in path:
         kind = next((item.type for item in fields(kind) if item.name == name), kind)
     return [item.name for item in fields(kind)]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(f"configuration: {message}")
-
-
-def _check(config: Config) -> None:
-    road, finetune, search, evaluate = config.road, config.finetune, config.search, config.evaluate
-    _require(
-        road.second_target > road.first_target,
-        f"road.second_target must be above road.first_target, found {road.second_target} and {road.first_target}",
-    )
-    if config.model.original_length is not None:
-        _require(
-            road.first_target > config.model.original_length,
-            f"road.first_target must be above model.original_length, found {road.first_target} "
-            f"and {config.model.original_length}",
-        )
-    for name, step in (("first", finetune.first), ("second", finetune.second)):
-        _require(
-            step.decay in ("linear", "constant"),
-            f"finetune.{name}.decay must be linear or constant, found {step.decay}",
-        )
-    _require(
-        finetune.second.length >= finetune.first.length,
-        f"finetune.second.length must not be below finetune.first.length, found {finetune.second.length} "
-        f"and {finetune.first.length}",
-    )
-    _require(
-        search.parents <= search.initial,
-        f"search.parents must not be above search.initial, found {search.parents} and {search.initial}",
-    )
-    shares = config.corpus.search_share + config.corpus.test_share
-    _require(0 < shares < 1, f"corpus.search_share + corpus.test_share must lie between 0 and 1, found {shares}")
-    _require(
-        config.corpus.name == "stdlib" or bool(config.corpus.path),
-        "corpus.path must name the files to read, found none",
-    )
-    _require(
-        evaluate.lengths == sorted(evaluate.lengths) and len(evaluate.lengths) > 0,
-        f"evaluate.lengths must rise, found {evaluate.lengths}",
-    )
 
 
 def section(config: Config, *names: str) -> dict[str, Any]:

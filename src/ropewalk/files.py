@@ -1,6 +1,8 @@
 """Results that are whole or absent: everything is written aside and renamed into place."""
 
 import csv
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -23,12 +25,18 @@ def _sync(path: Path) -> None:
 def writing(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file or folder to, which replaces ``path`` if the block succeeds.
 
+    What a killed process left aside is removed.
+
     Raises:
         OSError: with the place and what to do, when the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    prefix = f".{path.name}.writing-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_running(left.name.removeprefix(prefix)):
+            _remove(left)
+    aside = path.with_name(f"{prefix}{os.getpid()}")
     _remove(aside)
     try:
         yield aside
@@ -37,14 +45,31 @@ def writing(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             _remove(path)
         aside.replace(path)
-    except OSError as error:
-        if error.errno == 28:
+    except Exception as error:
+        if _is_disk_full(error, path.parent):
             raise OSError(
                 f"no space left on the disk of {path.parent}; free some and run the same command again"
             ) from None
         raise
     finally:
         _remove(aside)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _is_disk_full(error: Exception, folder: Path) -> bool:
+    """torch, safetensors and numpy hide the error number: by the message, or by what is left on the disk."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+        return True
+    return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < 2**12
 
 
 def _remove(path: Path) -> None:

@@ -12,17 +12,21 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ropewalk.config import Config, checked, explain, register, section
-from ropewalk.files import file_hash, write_json
+from ropewalk.consistency import check_window
+from ropewalk.files import file_hash, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OSError)
@@ -84,23 +88,50 @@ def run(name: str, work: Callable[[Stage], None], *, sections: Sequence[str], in
     register()
 
     def task(composed: DictConfig) -> None:
-        from ropewalk import tracking
+        # A sweep goes on with its other jobs when one fails, so its error must get through to Hydra.
+        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+        with nullcontext() if sweeping else _one_line(name):
+            config = checked(composed)
+            _check_output(config)
+            _run(Stage(name, config, tuple(sections), _hash_inputs(config, inputs)), work)
 
-        config = checked(composed)
-        stage = Stage(name, config, tuple(sections), _hash_inputs(Path(config.inputs), inputs))
-        with tracking.stage_run(stage):
-            work(stage)
-        # Done: the results are whole, so a forced run starts afresh.
-        shutil.rmtree(stage.state)
-
-    try:
+    with _one_line(name):
         hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(task)()
+
+
+def _run(stage: Stage, work: Callable[[Stage], None]) -> None:
+    # Late, because MLflow takes a second to import and a mistake should be told at once.
+    from ropewalk import tracking
+
+    with tracking.stage_run(stage):
+        work(stage)
+    # Done: the results are whole, so a forced run starts afresh.
+    shutil.rmtree(stage.state)
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """End the process with one line and code 1 on what a user can put right."""
+    try:
+        yield
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted; run the same command again to go on")
     except (HydraException, OmegaConfBaseException) as error:
         _stop(name, explain(error), error)
     except EXPECTED as error:
         _stop(name, " ".join(str(error).split()), error)
+    except Exception as error:
+        # SQLite's, inside the errors of MLflow and Optuna.
+        if "disk is full" not in str(error):
+            raise
+        _stop(name, "no space left on the disk; free some and run the same command again", error)
+
+
+def _check_output(config: Config) -> None:
+    """Raise ValueError where the jobs of a sweep would write into one folder."""
+    own = HydraConfig.get()
+    if own.mode == RunMode.MULTIRUN and not Path(config.output).resolve().is_relative_to(own.runtime.output_dir):
+        raise ValueError(f"output must be left out in a sweep, whose jobs write below {own.sweep.dir}")
 
 
 def _stop(name: str, message: str, error: BaseException) -> None:
@@ -109,15 +140,25 @@ def _stop(name: str, message: str, error: BaseException) -> None:
     sys.exit(f"{name}: {message}")
 
 
-def _hash_inputs(folder: Path, inputs: Sequence[str]) -> str:
-    digest = hashlib.sha256()
+def _hash_inputs(config: Config, inputs: Sequence[str]) -> str:
+    """Hash of the files that a stage reads.
+
+    Raises:
+        FileNotFoundError: one is not there.
+        ValueError: the road does not fit the base model that they are of.
+    """
+    folder, digest = Path(config.inputs), hashlib.sha256()
     for name in inputs:
         path = folder / name
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there; run `dvc repro` up to the stage that makes it")
         for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if part.is_file():
-                digest.update(f"{part.relative_to(folder)}:{file_hash(part)}".encode())
+            place = part.relative_to(folder)
+            # A leading dot: half-written by a process that was killed, so not an input.
+            if part.is_file() and not any(piece.startswith(".") for piece in place.parts):
+                digest.update(f"{place}:{file_hash(part)}".encode())
+    if "base.json" in inputs:
+        check_window(config, read_json(folder / "base.json")["original_length"])
     return digest.hexdigest()
 
 

@@ -1,8 +1,11 @@
 """MLflow: every stage, Hydra job and search is a run on one store. The only module that imports mlflow."""
 
+import atexit
+import fcntl
 import logging
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +17,6 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow
 from hydra.experimental.callback import Callback
-from lightning.pytorch.loggers import MLFlowLogger
 from mlflow.entities import Metric, RunStatus
 from omegaconf import DictConfig
 
@@ -22,6 +24,8 @@ from ropewalk.config import TrackingConfig, section
 from ropewalk.files import read_json, write_text
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import MLFlowLogger
+
     from ropewalk.stage import Stage
 
 PARENT = "ROPEWALK_PARENT_RUN"
@@ -40,11 +44,24 @@ def store_uri(config: TrackingConfig) -> str:
 def _experiment(config: TrackingConfig) -> str:
     uri = store_uri(config)
     mlflow.set_tracking_uri(uri)
-    found = mlflow.get_experiment_by_name(config.experiment)
-    if found is not None:
-        return str(found.experiment_id)
-    artifacts = Path("mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
-    return str(mlflow.create_experiment(config.experiment, artifact_location=artifacts))
+    with _alone_on(uri):
+        found = mlflow.get_experiment_by_name(config.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        artifacts = Path("mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
+        return str(mlflow.create_experiment(config.experiment, artifact_location=artifacts))
+
+
+@contextmanager
+def _alone_on(uri: str) -> Iterator[None]:
+    """Keep other processes from making the tables of a SQLite store at the same time."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri:
+        yield
+        return
+    with Path(f"{path}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _commit() -> str:
@@ -114,8 +131,10 @@ def log_file(path: Path) -> None:
 
 
 def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> None:
-    """A finished run below the active one."""
-    with mlflow.start_run(run_name=name, nested=True, tags=tags):
+    """A finished run below the active one, in the same experiment."""
+    parent = mlflow.active_run()
+    assert parent is not None
+    with mlflow.start_run(run_name=name, nested=True, experiment_id=parent.info.experiment_id, tags=tags):
         mlflow.log_metrics(metrics)
 
 
@@ -136,14 +155,17 @@ def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: 
     log_file(table)
 
 
-def lightning_logger() -> MLFlowLogger:
+def lightning_logger() -> "MLFlowLogger":
     """Lightning's logger on the active run."""
+    # Late, because Lightning takes seconds to import and only fine-tuning needs it.
+    from lightning.pytorch.loggers import MLFlowLogger
+
     run = mlflow.active_run()
     assert run is not None
     return MLFlowLogger(tracking_uri=mlflow.get_tracking_uri(), run_id=run.info.run_id, log_model=False)
 
 
-class SweepParent(Callback):  # type: ignore[misc]
+class SweepParent(Callback):
     """Hydra callback: one MLflow run around a ``-m`` sweep, whose jobs become its children."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -151,9 +173,16 @@ class SweepParent(Callback):  # type: ignore[misc]
         experiment = _experiment(tracking)
         overrides = " ".join(map(str, config.hydra.overrides.task)) or "no overrides"
         tags = {"commit": _commit(), "overrides": overrides[:_LONGEST_VALUE]}
-        run = mlflow.MlflowClient().create_run(experiment, run_name=f"{config.hydra.job.name} sweep", tags=tags)
+        run = mlflow.MlflowClient().create_run(experiment, run_name=f"{Path(sys.argv[0]).stem} sweep", tags=tags)
         os.environ[PARENT] = run.info.run_id
+        # Hydra calls on_multirun_end only where every job succeeded.
+        atexit.register(_end_sweep, run.info.run_id, RunStatus.FAILED)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if run_id := os.environ.pop(PARENT, None):
-            mlflow.MlflowClient().set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+            atexit.unregister(_end_sweep)
+            _end_sweep(run_id, RunStatus.FINISHED)
+
+
+def _end_sweep(run_id: str, status: int) -> None:
+    mlflow.MlflowClient().set_terminated(run_id, RunStatus.to_string(status))

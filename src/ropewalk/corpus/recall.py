@@ -6,6 +6,7 @@ from the passkey task's, and no five-digit value with ``value % 7 == 3`` occurs:
 keys that the task draws from (`is_held_out_key`).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,14 @@ def _value(rng: np.random.Generator) -> str:
             return str(value)
 
 
+def draw_facts(rng: np.random.Generator, count: int) -> Iterator[dict[str, str]]:
+    """Things with a value each, as the fields of a wording: thing, Thing, name, value."""
+    for thing in rng.choice(_THINGS, count, replace=False):
+        thing = f"{thing} {owner}" if (owner := rng.choice(_OWNERS)) else str(thing)
+        name = thing.replace(" ", "_").upper() if rng.random() < 0.5 else thing.replace(" ", "_")
+        yield {"thing": thing, "Thing": thing.capitalize(), "name": name, "value": _value(rng)}
+
+
 def _filler(rng: np.random.Generator, code: np.ndarray, length: int, tokenizer: Any) -> list[int]:
     kind = rng.random()
     if kind < 0.6:
@@ -76,23 +85,38 @@ def recall_row(rng: np.random.Generator, *, code: np.ndarray, length: int, token
     Args:
         code: at least ``length`` token ids of training text, the filler of most rows.
         tokenizer: a transformers tokenizer.
+
+    Raises:
+        ValueError: not even one fact and one question fit.
     """
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    facts = []
-    for thing in rng.choice(_THINGS, int(rng.integers(1, 5)), replace=False):
-        thing = f"{thing} {owner}" if (owner := rng.choice(_OWNERS)) else str(thing)
-        name = thing.replace(" ", "_").upper() if rng.random() < 0.5 else thing.replace(" ", "_")
-        facts.append({"thing": thing, "Thing": thing.capitalize(), "name": name, "value": _value(rng)})
-    statements = [encode("\n" + str(rng.choice(_STATEMENTS)).format(**fact) + "\n") for fact in facts]
-    asked = [facts[i] for i in rng.permutation(len(facts))[: int(rng.integers(1, 4))]]
-    questions = encode("".join("\n" + str(rng.choice(_QUESTIONS)).format(**fact) for fact in asked) + "\n")
+    most = int(rng.integers(1, 6))
+    asked_tokens = rng.uniform(0.05, 0.7) * min(length, 300)
+    facts, statements, questions, room = [], list[list[int]](), list[int](), length - 1
+    for fact in draw_facts(rng, most):
+        statement = encode("\n" + str(rng.choice(_STATEMENTS)).format(**fact) + "\n")
+        question = encode("\n" + str(rng.choice(_QUESTIONS)).format(**fact))
+        if len(statement) + len(question) > room:
+            break
+        facts.append(fact)
+        statements.append(statement)
+        questions += question
+        room -= len(statement) + len(question)
+    if not facts:
+        raise ValueError(f"a recall row of {length} tokens has no room for a fact and its question")
+    while len(questions) < asked_tokens:
+        fact = facts[int(rng.integers(len(facts)))]
+        question = encode("\n" + str(rng.choice(_QUESTIONS)).format(**fact))
+        if len(question) > room:
+            break
+        questions += question
+        room -= len(question)
+    questions += encode("\n")[:1]
     room = length - len(questions) - sum(map(len, statements))
-    if room < 0:
-        return recall_row(rng, code=code, length=length, tokenizer=tokenizer)
     filler = _filler(rng, code, room, tokenizer)
     row: list[int] = []
     start = 0

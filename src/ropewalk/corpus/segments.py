@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
+from ropewalk.corpus.practice import practice_row
 from ropewalk.corpus.recall import recall_row
 from ropewalk.corpus.store import TokenStore
 
@@ -19,6 +20,7 @@ class Segments(IterableDataset[torch.Tensor]):
     Args:
         length: tokens in a row, BOS and EOS included.
         recall_share: expected share of rows that are recall documents.
+        practice_steps: what `practice_row` says, for a model trained from nothing; 0 for no practice rows.
         first_step: the step to go on from.
 
     Raises:
@@ -35,10 +37,13 @@ class Segments(IterableDataset[torch.Tensor]):
         seed: int,
         tokenizer: Any = None,
         recall_share: float = 0.0,
+        practice_steps: int = 0,
         first_step: int = 0,
     ) -> None:
         self.store, self.length, self.rows, self.steps, self.seed = store, length, rows, steps, seed
         self.tokenizer, self.recall_share, self.first_step = tokenizer, recall_share, first_step
+        self.practice_steps = practice_steps
+        self.practice_steps = practice_steps
         self._documents = store.long_documents(length - 2)
         if not len(self._documents):
             longest = int(store.lengths.max()) if len(store) else 0
@@ -50,7 +55,8 @@ class Segments(IterableDataset[torch.Tensor]):
         self._cumulative = np.cumsum(choices)
 
     def __len__(self) -> int:
-        return self.steps - self.first_step
+        """Counts from step 0 also where ``first_step`` is later, as Lightning's loop does after a resume."""
+        return self.steps
 
     def step(self, step: int) -> torch.Tensor:
         rng = np.random.default_rng((self.seed, self.length, step))
@@ -63,10 +69,20 @@ class Segments(IterableDataset[torch.Tensor]):
             segment: np.ndarray | list[int] = self.store.document(int(self._documents[which]))[
                 start : start + self.length - 2
             ]
-            if rng.random() < self.recall_share:
+            practice = self._practice(step, rng)
+            if practice is not None:
+                segment = practice
+            elif rng.random() < self.recall_share:
                 segment = recall_row(rng, code=np.asarray(segment), length=self.length - 2, tokenizer=self.tokenizer)
             row[1:-1] = segment
         return torch.from_numpy(batch)
+
+    def _practice(self, step: int, rng: np.random.Generator) -> list[int] | None:
+        if not self.practice_steps:
+            return None
+        return practice_row(
+            rng, step=step, practice_steps=self.practice_steps, length=self.length - 2, tokenizer=self.tokenizer
+        )
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for step in range(self.first_step, self.steps):

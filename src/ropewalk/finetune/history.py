@@ -22,7 +22,7 @@ class History(L.Callback):
 
     def __init__(self, tokens_per_step: int) -> None:
         self.rows: list[dict[str, float]] = []
-        self._tokens, self._losses = tokens_per_step, list[float]()
+        self._tokens, self._losses, self._rate = tokens_per_step, list[float](), 0.0
         self._start = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
@@ -33,6 +33,10 @@ class History(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        # Read here, since the schedule has moved on when the batch ends.
+        self._rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
@@ -45,7 +49,7 @@ class History(L.Callback):
         row = {
             "step": trainer.global_step,
             "loss": sum(self._losses) / len(self._losses),
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._rate,
             "tokens_per_second": self._tokens / (now - self._start),
             "peak_mib": peak_mib(),
         }

@@ -19,7 +19,8 @@ class FinetuneModule(L.LightningModule):
         self.model, self.step, self.weight_decay = model, step, weight_decay
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss = mean_loss(self.model, batch, ignore=self.model.config.eos_token_id)
+        # Every row ends with the store's EOS, which need not be the one that the model's config names.
+        loss = mean_loss(self.model, batch, ignore=int(batch[0, -1]))
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss of step {self.global_step} is {loss.item()}; lower finetune's learning_rate or use float32"

@@ -1,5 +1,6 @@
 """One step of the progressive schedule: a model trained at one length under one RopeScaling, resumable after a kill."""
 
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,7 +19,7 @@ from ropewalk.finetune.data import SegmentData
 from ropewalk.finetune.history import History
 from ropewalk.finetune.module import FinetuneModule
 from ropewalk.models.precision import resolve_precision
-from ropewalk.progress import TrainingProgress
+from ropewalk.models.progress import TrainingProgress
 from ropewalk.rope import RopeScaling, extend
 
 
@@ -27,7 +28,25 @@ class _WholeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with writing(path) as aside:
-            super().save_checkpoint(checkpoint, aside, storage_options)
+            torch.save(checkpoint, aside)
+
+
+class _LastCheckpoint(Checkpoint):
+    """Saves every so many optimizer steps, and only between two of them.
+
+    ModelCheckpoint saves once more in the middle of the first step after a resume, and a run that
+    went on from there would put microbatches of two steps together.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self._path, self._every = path, every
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if between_steps and trainer.global_step % self._every == 0:
+            trainer.save_checkpoint(self._path, weights_only=False)
 
 
 def finetune(
@@ -50,9 +69,11 @@ def finetune(
 
     Raises:
         ValueError: no document is long enough, or the loss became NaN.
+        KeyboardInterrupt: interrupted; the last checkpoint is kept.
     """
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+    for harmless in ("does not have many workers", "has `__len__` defined", "your dataloader is not resumable"):
+        # The rows of a step depend on (seed, step) alone: one worker is enough and a resume is exact.
+        warnings.filterwarnings("ignore", message=f".*{harmless}.*")
     L.seed_everything(seed, verbose=False)
     if scaling is not None:
         extend(model, scaling)
@@ -79,22 +100,25 @@ def finetune(
         plugins=[_WholeCheckpointIO()],
         callbacks=[
             history,
-            ModelCheckpoint(
-                state_folder, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
-            ),
+            _LastCheckpoint(last, config.checkpoint_every),
             TrainingProgress(label),
         ],
     )
     model.train()
-    trainer.fit(
-        FinetuneModule(model, step, weight_decay=config.weight_decay),
-        datamodule=data,
-        ckpt_path=last if last.is_file() else None,
-        weights_only=True,
-    )
-    model.eval()
-    if trainer.global_step < step.steps:
-        raise KeyboardInterrupt
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(
+            FinetuneModule(model, step, weight_decay=config.weight_decay),
+            datamodule=data,
+            ckpt_path=last if last.is_file() else None,
+            weights_only=True,
+        )
+    except SystemExit:
+        # Lightning turns an interrupt into an exit without a word, and leaves SIGINT ignored.
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
+    finally:
+        model.eval()
     return history.rows
 
 
@@ -119,7 +143,7 @@ def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:
 
 
 def save_checkpoint(model: Any, tokenizer: Any, scaling: RopeScaling | None, folder: Path) -> None:
-    """Weights as safetensors with a plain RoPE config, the tokenizer, and the scaling beside them; whole or not at all."""
+    """Weights as safetensors with a plain RoPE config, the tokenizer and the scaling; whole or not at all."""
     with writing(folder) as aside:
         aside.mkdir()
         model.save_pretrained(aside)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -45,11 +46,26 @@ def _check_path(path: str) -> None:
 
 
 def window_of(path: str) -> int:
-    """Window in tokens that the checkpoint's config states, before any scaling it already has."""
+    """Window in tokens that the checkpoint's config states, before any scaling it already has.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: its config cannot be read, or states no window.
+    """
     _check_path(path)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path {path}: its config.json cannot be read: {_first_line(error)}") from None
     parameters = getattr(config, "rope_parameters", None) or {}
-    return int(parameters.get("original_max_position_embeddings") or config.max_position_embeddings)
+    window = parameters.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+    if window is None:
+        raise ValueError(f"model.path {path}: its config.json states no max_position_embeddings")
+    return int(window)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def load_model(path: str, *, dtype: str = "float32") -> PreTrainedModel:
@@ -57,15 +73,24 @@ def load_model(path: str, *, dtype: str = "float32") -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: no checkpoint there, or none with safetensors weights.
-        ValueError: the checkpoint cannot be read, or its rotary table is not one that can be extended.
+        ValueError: the checkpoint cannot be read or lacks weights, or its rotary table is not one that can be extended.
     """
     _check_path(path)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model.path {path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model.path {path} cannot be loaded: {_first_line(error)}") from None
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        # transformers only warns, and goes on with random numbers in their place.
+        raise ValueError(f"model.path {path} lacks {len(missing)} weights ({missing[0]}, …); get the checkpoint again")
     rotary_shape(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
@@ -82,7 +107,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
-            f"model.path {path} has no tokenizer that can be loaded ({str(error).splitlines()[0]}); save one beside it"
+            f"model.path {path} has no tokenizer that can be loaded ({_first_line(error)}); save one beside it"
         ) from None
     return tokenizer
 

@@ -16,7 +16,7 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 
 def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    """Loss in nats of tokens 1 … length-1 of each row given all before: (rows, length - 1), no gradient kept for logits."""
+    """Loss in nats of tokens 1 … length-1 of each row given all before: (rows, length - 1)."""
     return _losses(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)
 
 

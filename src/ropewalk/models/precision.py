@@ -8,7 +8,7 @@ import torch
 def native_bf16() -> bool:
     """Whether matrix products in bf16 are at least as fast as in float32 here (elsewhere they are emulated)."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
 

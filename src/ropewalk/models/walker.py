@@ -11,7 +11,7 @@ import lightning as L
 import torch
 import transformers
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -25,17 +25,23 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_json, writing
 from ropewalk.models.loss import mean_loss, token_losses
 from ropewalk.models.precision import resolve_precision
-from ropewalk.progress import TrainingProgress
+from ropewalk.models.progress import TrainingProgress
 
 WINDOW = 256
 VOCABULARY = 1024
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1,024 entries with single digits, BOS added in front of every text."""
+    """Byte-level BPE of 1,024 entries, BOS added in front of every text.
+
+    Numbers are cut into pairs of digits, each pair one entry, so that a value has few places to look up.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,2}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -44,7 +50,8 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    every_pair = " ".join(f"{pair:02d}" for pair in range(100))
+    tokenizer.train_from_iterator([*texts, *[every_pair] * 5000], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
@@ -66,6 +73,7 @@ def new_walker(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCaus
             num_key_value_heads=4,
             max_position_embeddings=WINDOW,
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            attention_bias=True,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -116,6 +124,7 @@ def train_walker(
         seed=seed,
         tokenizer=tokenizer,
         recall_share=config.recall_share,
+        practice_steps=config.practice_steps,
         first_step=done,
     )
     trainer = L.Trainer(

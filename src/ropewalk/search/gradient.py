@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ropewalk.files import writing
 from ropewalk.models.loss import mean_loss
-from ropewalk.rope import RopeScaling, extend, find_rotary
+from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 from ropewalk.search.space import SearchSpace
 
 _SMALLEST_INCREMENT = 0.02
@@ -47,14 +47,19 @@ def learn_scaling(
         batch: step -> token rows (rows, length), BOS first and EOS last.
         start: where to begin, a point of ``space``.
         first: earlier scaling that the learned one is applied on top of.
-        learning_rate: of log lambda's increments before softplus; log t learns at a sixteenth of it.
+        learning_rate: of log lambda's increments before softplus; log t learns at a sixteenth of it,
+            within the space's bounds.
+
+    Raises:
+        ValueError: a step's loss is not a number.
     """
 
     def composed(scaling: RopeScaling) -> RopeScaling:
         return first.then(scaling) if first else scaling
 
     extend(model, composed(start))
-    _, rotary = find_rotary(model)
+    rotary = find_rotary(model)[1]
+    assert isinstance(rotary, RotaryEmbedding)
     device = rotary.inv_freq.device
     before = torch.tensor(first.factors if first else (1.0,) * space.pairs, device=device)
     increments = torch.diff(torch.tensor(start.factors, device=device).log(), prepend=torch.zeros(1, device=device))
@@ -80,12 +85,19 @@ def learn_scaling(
         for step in range(len(path), steps):
             rotary.factors = before * torch.cumsum(F.softplus(raw), 0).exp()
             rotary.attention_factor = log_t.exp()
-            loss = mean_loss(model, batch(step).to(device), ignore=model.config.eos_token_id)
+            rows = batch(step).to(device)
+            loss = mean_loss(model, rows, ignore=int(rows[0, -1]))
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"the loss of gradient step {step} is {loss.item()}; "
+                    "lower search.gradient_learning_rate or set model.dtype=float32"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             with torch.no_grad():
+                log_t.clamp_(*map(math.log, space.attention_factors))
                 learned = torch.cumsum(F.softplus(raw), 0).exp().cpu().numpy()
             scaling = space.point(learned, start.n_hat, math.exp(log_t.item()))
             path.append((loss.item(), replace(scaling, method="gradient")))

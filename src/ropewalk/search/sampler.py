@@ -4,9 +4,11 @@ Follows paper §3.2 and App. A: a first population of published methods and muta
 generation the best as parents, half of the children mutations and half crossovers.
 """
 
+from typing import Any
+
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.samplers import BaseGASampler
+from optuna.samplers import BaseGASampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -34,12 +36,19 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     return {**pairs, "n_hat": CategoricalDistribution(space.n_hats), "attention_factor": FloatDistribution(low, high)}
 
 
+def _is_whole(trial: FrozenTrial) -> bool:
+    """Whether the trial asked for a point of the space, and not only for other parameters."""
+    return "attention_factor" in trial.params
+
+
 class EvolutionSampler(BaseGASampler):
     """Draws each trial from (seed, number of finished trials), so that a killed study goes on as if undisturbed.
 
+    A point is always drawn whole; parameters that an objective has beside the space's are drawn at random.
+
     Args:
         population_size: trials in a generation (children); the paper's is 32.
-        initial: trials before the first children; the paper's is 64.
+        initial: trials before the first children; the paper's is 64. Never fewer than seeds and published methods.
         parents: best trials that children come from; the paper's is 32.
         probability: chance that a gene is mutated; the paper's is 0.3.
         seeds: points evaluated first; the published methods follow them.
@@ -57,30 +66,36 @@ class EvolutionSampler(BaseGASampler):
         seeds: tuple[RopeScaling, ...] = (),
     ) -> None:
         super().__init__(population_size=population_size)
-        self._space, self._seed, self._initial, self._parents = space, seed, initial, parents
-        self._probability = probability
-        self._firsts = [*map(space.nearest, seeds), *space.published()]
+        self._space, self._seed, self._parents, self._probability = space, seed, parents, probability
+        self._firsts = list(dict.fromkeys([*map(space.nearest, seeds), *space.published()]))
+        self._initial = max(initial, len(self._firsts))
+        self._others = RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return distributions(self._space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> float:
-        raise ValueError(f"the space of rescale factors has no parameter {param_name!r}")
+    ) -> Any:
+        """Raises ValueError for a parameter of the space, whose distribution then is not the space's."""
+        self._raise_error_if_multi_objective(study)
+        if param_name in distributions(self._space):
+            raise ValueError(f"{param_name} cannot be drawn alone from {param_distribution}; ask for the space's own")
+        return self._others.sample_independent(study, trial, param_name, param_distribution)
 
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
         """The best trials of all generations so far."""
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        before = [t for t in trials if t.system_attrs.get(self._get_generation_key(), 0) < generation]
+        key = self._get_generation_key()
+        before = [t for t in self._finished(study) if _is_whole(t) and t.system_attrs.get(key, 0) < generation]
         return sorted(before, key=lambda t: (t.values[0], t.number))[: self._parents]
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, float | int]:
+    ) -> dict[str, Any]:
+        self._raise_error_if_multi_objective(study)
         generation = self.get_trial_generation(study, trial)
-        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        seen = {from_params(t.params, self._space) for t in done}
+        done = self._finished(study)
+        seen = {from_params(t.params, self._space) for t in done if _is_whole(t)}
         rng = np.random.default_rng((self._seed, len(done)))
         parents: list[RopeScaling] = []
         if len(done) >= self._initial and generation > 0:
@@ -91,7 +106,15 @@ class EvolutionSampler(BaseGASampler):
             chosen = self._child(parents, rng) if parents else self._first_population(len(done), attempt, rng)
             if chosen not in seen:
                 break
-        return to_params(chosen)
+        params: dict[str, Any] = to_params(chosen)
+        return {
+            name: params[name] if name in params else self.sample_independent(study, trial, name, distribution)
+            for name, distribution in search_space.items()
+        }
+
+    @staticmethod
+    def _finished(study: Study) -> list[FrozenTrial]:
+        return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def _first_population(self, index: int, attempt: int, rng: np.random.Generator) -> RopeScaling:
         if index < len(self._firsts) and attempt == 0:

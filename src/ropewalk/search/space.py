@@ -41,7 +41,8 @@ class SearchSpace:
             self.original_length,
             self.target_length,
             n_hat=min(self.n_hats, key=lambda choice: abs(choice - n_hat)),
-            attention_factor=round(min(max(attention_factor, low), high), 4),
+            # Clipped again: a bound of more than four decimals must not be rounded out of its own range.
+            attention_factor=min(max(round(min(max(attention_factor, low), high), 4), low), high),
         )
 
     def nearest(self, scaling: RopeScaling) -> RopeScaling:
@@ -50,7 +51,7 @@ class SearchSpace:
         )
 
     def published(self) -> list[RopeScaling]:
-        """PI, NTK-aware and YaRN, the first members of the paper's population; YaRN with its temperature where t is free."""
+        """PI, NTK-aware and YaRN (with its temperature where t is free), which begin the paper's population."""
         made = [
             method(
                 rotary_dim=self.rotary_dim,

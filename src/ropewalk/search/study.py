@@ -1,6 +1,7 @@
 """A search as one Optuna study in its own storage: gradient first if wanted, then evolution, resumable after a kill."""
 
 import math
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 from ropewalk.config import SearchConfig
 from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
-from ropewalk.search.fitness import Fitness
+from ropewalk.search.fitness import Fitness, RememberedLosses
 from ropewalk.search.gradient import Step, learn_scaling
 from ropewalk.search.sampler import EvolutionSampler, distributions, from_params
 from ropewalk.search.space import SearchSpace
@@ -28,7 +29,7 @@ class SearchResult:
     """What the gradient alone found (composed), to measure what evolution gained over it."""
     seed_loss: float | None
     rows: list[dict[str, Any]]
-    """One row per gradient step and trial: phase, length, trial, generation, loss, best, tokens, lambda_…, n_hat, attention_factor."""
+    """One row per gradient step and trial: phase, length, trial, generation, loss, best, tokens, and the point."""
     forward_tokens: int
     """Tokens read, a backward counted as two more forwards."""
 
@@ -45,7 +46,7 @@ def run_search(
     starts: tuple[RopeScaling, ...] = (),
     label: str = "search",
 ) -> SearchResult:
-    """Search ``space``; finished steps and trials found in ``state_folder`` are not paid again.
+    """Search ``space``; no point is read twice, and what ``state_folder`` holds of an earlier call is not paid again.
 
     Args:
         starts: points to begin from beside the published methods; the best of all seeds the gradient.
@@ -54,14 +55,16 @@ def run_search(
         ValueError: every candidate made the model emit NaN.
     """
     state_folder.mkdir(parents=True, exist_ok=True)
-    log = _Log(length=space.target_length)
-    candidates = [*map(space.nearest, starts), *space.published()]
-    losses = []
+    documents, length = fitness.rows.shape
+    log = _Log(length=length)
+    known = RememberedLosses(fitness, state_folder / "losses.json")
+    candidates = list(dict.fromkeys([*map(space.nearest, starts), *space.published()]))
     for number, candidate in enumerate(candidates):
-        losses.append(fitness(candidate))
-        log.add("published", number, losses[-1], candidate, fitness.rows.numel())
-    start = candidates[losses.index(min(losses))]
-    found, found_loss = start, min(losses)
+        log.add("published", number, known(candidate), candidate, documents * length)
+    start = min(candidates, key=known)
+    found, found_loss = start, known(start)
+    if not math.isfinite(found_loss):
+        raise ValueError("every candidate made the model emit NaN or infinite losses; check the model and its dtype")
     path = _gradient_phase(model, fitness, batch, space, config, start, state_folder, label, log)
     seeds: tuple[RopeScaling, ...] = tuple(map(space.nearest, starts))
     seed_point, seed_loss = None, None
@@ -69,22 +72,23 @@ def run_search(
         last = len(path) - 1
         along = [path[int(last * share)][1] for share in (1.0, 0.85, 0.7, 0.5)]
         seeds = (*dict.fromkeys(along), *seeds)
-        seed_point, seed_loss = seeds[0], fitness(seeds[0])
-        log.paid(fitness.rows.numel())
+        seed_point = seeds[0]
+        if seed_point not in candidates:
+            log.paid(documents * length)
+        seed_loss = known(seed_point)
         if seed_loss < found_loss:
             found, found_loss = seed_point, seed_loss
     if config.trials:
-        study = _evolve(fitness, space, config, seed, seeds, state_folder, label)
+        study = _evolve(fitness, known, space, config, seed, seeds, state_folder, label)
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         for number, trial in enumerate(finished):
             generation = trial.system_attrs.get(EvolutionSampler._get_generation_key(), 0)
             point = from_params(trial.params, space)
-            log.add("evolution", number, trial.values[0], point, fitness.rows.numel(), generation=generation)
+            paid = 0 if point in known else documents * length
+            log.add("evolution", number, trial.values[0], point, paid, generation=generation)
         best_trial = min(finished, key=lambda trial: (trial.values[0], trial.number))
         if best_trial.values[0] < found_loss:
             found, found_loss = from_params(best_trial.params, space), best_trial.values[0]
-    if not math.isfinite(found_loss):
-        raise ValueError("every candidate made the model emit NaN or infinite losses; check the model and its dtype")
     return SearchResult(
         best=fitness.composed(replace(found, method="longrope")),
         loss=found_loss,
@@ -93,6 +97,14 @@ def run_search(
         rows=log.rows,
         forward_tokens=log.tokens,
     )
+
+
+class _QuickConnection(sqlite3.Connection):
+    """Leaves flushing to the system: a trial is some twenty commits, and a killed process loses none of them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA synchronous = OFF")
 
 
 class _Log:
@@ -150,19 +162,19 @@ def _gradient_phase(
         state=state_folder / "gradient.pt",
         first=fitness.first,
     )
-    path = []
+    path: list[Step] = []
     with Progress(total=config.gradient_steps, desc=f"{label}, gradient", unit="step") as bar:
         for loss, scaling in learning:
-            tokens = 3 * config.gradient_rows * space.target_length
-            log.add("gradient", len(path), loss, scaling, tokens)
+            log.add("gradient", len(path), loss, scaling, 3 * config.gradient_rows * log.length)
             path.append((loss, scaling))
-            bar.set_postfix(perplexity=f"{math.exp(loss):.3f}", t=f"{scaling.attention_factor:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.4f}", t=f"{scaling.attention_factor:.3f}", refresh=False)
             bar.update()
     return path
 
 
 def _evolve(
     fitness: Fitness,
+    known: RememberedLosses,
     space: SearchSpace,
     config: SearchConfig,
     seed: int,
@@ -172,7 +184,10 @@ def _evolve(
 ) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=f"sqlite:///{(state_folder / 'study.db').resolve()}",
+        storage=optuna.storages.RDBStorage(
+            f"sqlite:///{(state_folder / 'study.db').resolve()}",
+            engine_kwargs={"connect_args": {"factory": _QuickConnection}},
+        ),
         study_name="rescale-factors",
         sampler=EvolutionSampler(
             space,
@@ -193,9 +208,10 @@ def _evolve(
     with Progress(total=config.trials, initial=len(done), desc=f"{label}, evolution", unit="trial") as bar:
         for _ in range(len(done), config.trials):
             trial = study.ask(distributions(space))
-            loss = fitness(from_params(trial.params, space))
+            point = from_params(trial.params, space)
+            loss = known(point) if point in known else fitness(point)
             study.tell(trial, loss)
             best = min(best, loss)
-            bar.set_postfix(perplexity=f"{math.exp(best):.3f}", refresh=False)
+            bar.set_postfix(best_loss=f"{best:.4f}", refresh=False)
             bar.update()
     return study

@@ -48,7 +48,7 @@ class TargetSearch:
 
     def recover(self, extended: RopeScaling) -> dict[int, SearchResult]:
         """Factors for inputs that are short again, none above the extended model's largest (paper §3.3)."""
-        results = {}
+        results: dict[int, SearchResult] = {}
         plain = replace(extended, factors=(1.0,) * len(extended.factors), attention_factor=1.0, n_hat=0)
         for position, length in enumerate(self.target.lengths):
             starts = [plain, extended, *(results[shorter].best for shorter in results)]

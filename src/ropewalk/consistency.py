@@ -1,0 +1,195 @@
+"""What the values of one configuration must satisfy, alone and together; each failure names the key."""
+
+from collections.abc import Callable
+from functools import reduce
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ropewalk.config import Config, SearchTargetConfig
+
+METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "longrope")
+"""What evaluate compares; longrope stands for the searched factors."""
+_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "corpus.name": ("stdlib", "jsonl", "text", "redpajama_v1"),
+    "model.dtype": ("float32", "bfloat16", "float16"),
+    "finetune.first.decay": ("linear", "constant"),
+    "finetune.second.decay": ("linear", "constant"),
+    "finetune.precision": _PRECISIONS,
+    "walker.precision": _PRECISIONS,
+    "export.short_factor": ("same",),
+}
+_NOT_NEGATIVE = (
+    "seed search.trials search.gradient_steps finetune.first.warmup_steps finetune.second.warmup_steps "
+    "finetune.weight_decay walker.weight_decay"
+).split()
+_AT_LEAST_ONE = (
+    "corpus.least_long_documents corpus.long_tokens model.original_length search.gradient_rows search.initial "
+    "search.children search.parents search.documents search.upper_ratio road.search_first.documents "
+    "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
+    "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
+    "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
+    "evaluate.passkey_depths evaluate.passkey_long_trials walker.steps walker.rows"
+).split()
+_POSITIVE = (
+    "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
+    "finetune.gradient_clip walker.learning_rate"
+).split()
+_SHARES = (
+    "corpus.largest_rejected_share search.mutation_probability finetune.recall_share walker.recall_share"
+).split()
+
+
+def check(config: "Config") -> None:
+    """Raise ValueError, naming the key and what is allowed, unless the values agree with each other."""
+    for key, allowed in _CHOICES.items():
+        _each(config, [key], allowed.__contains__, f"must be one of {', '.join(allowed)}")
+    _each(config, _NOT_NEGATIVE, lambda value: value >= 0, "must not be negative")
+    _each(config, _AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1")
+    _each(config, _POSITIVE, lambda value: value > 0, "must be above 0")
+    _each(config, _SHARES, lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+    _check_corpus(config)
+    _check_road(config)
+    _check_search(config)
+    _check_finetune(config)
+    _check_evaluate(config)
+    if config.model.original_length is not None:
+        check_window(config, config.model.original_length)
+
+
+def check_window(config: "Config", window: int) -> None:
+    """Raise ValueError unless the road leads out of a model's window of ``window`` tokens, which is measured too."""
+    _require(
+        config.road.first_target > window,
+        f"road.first_target must be above the model's window, found {config.road.first_target} and {window} tokens",
+    )
+    for key in ("evaluate.lengths", "evaluate.base_lengths"):
+        _require(window in _at(config, key), f"{key} must hold the model's window {window}, found {_at(config, key)}")
+
+
+def _check_corpus(config: "Config") -> None:
+    corpus = config.corpus
+    if corpus.name in ("jsonl", "text"):
+        _require(bool(corpus.path), f"corpus.path must name the files to read when corpus is {corpus.name}, found none")
+    if corpus.name == "redpajama_v1":
+        _require(bool(corpus.url), "corpus.url must be the address of RedPajama's urls.txt, found none")
+    shares = (corpus.search_share, corpus.test_share)
+    _require(
+        min(shares) > 0 and sum(shares) < 1,
+        f"corpus.search_share and corpus.test_share must be above 0 and together below 1, found {shares}",
+    )
+    longest = max(config.road.second_target, *config.evaluate.lengths)
+    _require(
+        corpus.long_tokens >= longest,
+        f"corpus.long_tokens must not be below the longest length that is read, found {corpus.long_tokens} "
+        f"and {longest}",
+    )
+    second = config.road.search_second.documents or config.search.documents
+    for reader, wanted in (("the second search", second), ("evaluate", config.evaluate.long_documents or 1)):
+        _require(
+            corpus.least_long_documents >= wanted,
+            f"corpus.least_long_documents must not be below the {wanted} documents that {reader} reads, "
+            f"found {corpus.least_long_documents}",
+        )
+
+
+def _check_road(config: "Config") -> None:
+    road = config.road
+    _require(
+        road.second_target > road.first_target,
+        f"road.second_target must be above road.first_target, found {road.second_target} and {road.first_target}",
+    )
+    for name, target in (("first", road.first_target), ("second", road.second_target)):
+        key = f"road.search_{name}.lengths"
+        lengths = _at(config, key)
+        _rising(key, lengths)
+        _require(lengths[-1] == target, f"{key} must end at road.{name}_target {target}, found {lengths}")
+    _require(
+        road.search_second.lengths[0] > road.first_target,
+        f"road.search_second.lengths must lie above road.first_target {road.first_target}, "
+        f"found {road.search_second.lengths}",
+    )
+    _rising("road.recover.lengths", road.recover.lengths)
+    _require(
+        road.recover.lengths[-1] < road.first_target,
+        f"road.recover.lengths must lie below road.first_target {road.first_target}, found {road.recover.lengths}",
+    )
+    for name in ("search_first", "search_second", "recover"):
+        target_config: SearchTargetConfig = getattr(road, name)
+        for part in ("trials", "gradient_steps"):
+            values = getattr(target_config, part)
+            _require(
+                values is None or (len(values) == len(target_config.lengths) and min(values) >= 0),
+                f"road.{name}.{part} must hold a number from 0 for each of road.{name}.lengths "
+                f"{target_config.lengths}, found {values}",
+            )
+
+
+def _check_search(config: "Config") -> None:
+    search = config.search
+    _require(
+        search.parents <= search.initial,
+        f"search.parents must not be above search.initial, found {search.parents} and {search.initial}",
+    )
+    lowest_highest = search.attention_factor
+    _require(
+        len(lowest_highest) == 2 and 0 < lowest_highest[0] <= lowest_highest[1],
+        f"search.attention_factor must be the lowest and the highest, found {lowest_highest}",
+    )
+
+
+def _check_finetune(config: "Config") -> None:
+    first, second, target = config.finetune.first.length, config.finetune.second.length, config.road.first_target
+    _require(
+        first <= second <= target,
+        "finetune.first.length must not be above finetune.second.length, nor that above road.first_target, "
+        f"found {first}, {second} and {target}",
+    )
+
+
+def _check_evaluate(config: "Config") -> None:
+    evaluate = config.evaluate
+    for key in ("evaluate.lengths", "evaluate.base_lengths"):
+        lengths = _at(config, key)
+        _rising(key, lengths)
+        _require(
+            config.road.first_target in lengths,
+            f"{key} must hold road.first_target {config.road.first_target}, found {lengths}",
+        )
+    _require(
+        set(evaluate.base_lengths) <= set(evaluate.lengths),
+        f"evaluate.base_lengths must be among evaluate.lengths {evaluate.lengths}, found {evaluate.base_lengths}",
+    )
+    _rising("evaluate.passkey_lengths", evaluate.passkey_lengths)
+    _require(
+        evaluate.passkey_trials >= evaluate.passkey_depths,
+        f"evaluate.passkey_trials must not be below evaluate.passkey_depths, found {evaluate.passkey_trials} "
+        f"and {evaluate.passkey_depths}",
+    )
+    methods = config.rope.methods
+    _require(
+        bool(methods) and set(methods) <= set(METHODS),
+        f"rope.methods must be some of {', '.join(METHODS)}, found {methods}",
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(f"configuration: {message}")
+
+
+def _at(config: "Config", key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
+
+
+def _each(config: "Config", keys: list[str], holds: Callable[[Any], bool], must: str) -> None:
+    for key in keys:
+        value = _at(config, key)
+        _require(value is None or holds(value), f"{key} {must}, found {value}")
+
+
+def _rising(key: str, lengths: list[int]) -> None:
+    rising = bool(lengths) and lengths[0] >= 1 and all(low < high for low, high in pairwise(lengths))
+    _require(rising, f"{key} must be lengths in rising order, found {lengths}")

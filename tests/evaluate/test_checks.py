@@ -1,0 +1,156 @@
+"""Every claim of the pass/fail table can pass and can fail, and the table in the terminal says which."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ropewalk.evaluate.baselines import METHODS
+from ropewalk.evaluate.checks import Check, checks
+from ropewalk.evaluate.summary import summary
+
+Rows = list[dict[str, Any]]
+
+
+def perplexity(model: str, method: str, length: int, documents: str, value: float) -> dict[str, Any]:
+    return {"model": model, "method": method, "length": length, "document_set": documents, "perplexity": value}
+
+
+def passing() -> tuple[Rows, Rows]:
+    """Figures of a road on which every claim holds, if barely."""
+    rows = [perplexity("base", method, 2048, "all", 5.1) for method in METHODS]
+    rows += [
+        perplexity("base", "ours", 2048, "all", 5.0),
+        perplexity("base", "none", 256, "all", 4.9),
+        perplexity("control", "none", 256, "all", 4.85),
+        perplexity("finetuned", "ours", 2048, "all", 4.8),
+        perplexity("finetuned", "ours", 2048, "long", 4.0),
+        perplexity("finetuned", "ours", 256, "all", 5.04),
+        perplexity("finetuned", "ours", 8192, "long", 4.39),
+        perplexity("finetuned", "ours", 16384, "long", 4.99),
+    ]
+    for length, value in ((8192, 4.4), (16384, 5.0)):
+        # A second, worse variant of each does not count.
+        rows += [perplexity("finetuned", method, length, "long", value + more) for method in METHODS for more in (0, 9)]
+    passkeys = [
+        {"model": model, "method": "ours", "length": length, "depth": depth, "trials": 10, "correct": correct}
+        for model, correct in (("finetuned", 9), ("base", 0))
+        for length in (256, 2048)
+        for depth in (0.0, 1.0)
+    ]
+    return rows, passkeys
+
+
+def found(rows: Rows, passkeys: Rows) -> list[Check]:
+    return checks(rows, passkeys, window=256, target=2048)
+
+
+def test_all_claims_hold_on_a_good_road() -> None:
+    made = found(*passing())
+    assert len(made) == 5 + 2 + 2 + 2 + 1 + 2
+    assert all(check.passed for check in made)
+    assert len({check.claim for check in made}) == len(made)
+    assert {check.limit for check in made if "over that at" in check.claim} == {1.1, 1.25}
+
+
+def worse(model: str, method: str, length: int, value: float, documents: str = "all") -> Callable[[Rows, Rows], None]:
+    def change(rows: Rows, _: Rows) -> None:
+        for row in rows:
+            if (row["model"], row["method"], row["length"], row["document_set"]) == (model, method, length, documents):
+                row["perplexity"] = value
+
+    return change
+
+
+def fewer_keys(length: int) -> Callable[[Rows, Rows], None]:
+    def change(_: Rows, passkeys: Rows) -> None:
+        for row in passkeys:
+            if row["length"] == length and row["depth"] == 1.0:
+                row["correct"] -= row["model"] == "finetuned"
+
+    return change
+
+
+FAILURES = {
+    **{
+        f"Without fine-tuning, perplexity at 2,048: ours below {name}": worse("base", method, 2048, 5.0)
+        for method, name in zip(METHODS, ("plain RoPE", "PI", "NTK-aware", "dynamic NTK", "YaRN"), strict=True)
+    },
+    "Fine-tuned at 2,048: perplexity below the base model's at 256": worse("base", "none", 256, 4.8),
+    "Fine-tuned at 2,048: perplexity below that of a control trained as long at 256": worse(
+        "control", "none", 256, 4.8
+    ),
+    "At 8,192, not trained there: below the best baseline on the same model (YaRN)": worse(
+        "finetuned", "yarn", 8192, 4.39, "long"
+    ),
+    "At 16,384, not trained there: below the best baseline on the same model (PI)": worse(
+        "finetuned", "pi", 16384, 4.0, "long"
+    ),
+    "Perplexity at 8,192 over that at 2,048, same documents": worse("finetuned", "ours", 8192, 4.41, "long"),
+    "Perplexity at 16,384 over that at 2,048, same documents": worse("finetuned", "ours", 16384, 5.01, "long"),
+    "Recovered factors at 256: perplexity over the base model's own": worse("finetuned", "ours", 256, 5.05),
+    "Passkey accuracy at 256": fewer_keys(256),
+    "Passkey accuracy at 2,048": fewer_keys(2048),
+}
+
+
+@pytest.mark.parametrize("claim", FAILURES)
+def test_each_claim_fails_where_its_figure_does(claim: str) -> None:
+    rows, passkeys = passing()
+    FAILURES[claim](rows, passkeys)
+    failed = {check.claim for check in found(rows, passkeys) if not check.passed}
+    assert claim in failed
+    # A figure may belong to two claims, but to no more.
+    assert len(failed) <= 2
+    text = summary(rows, passkeys, [check.to_dict() for check in found(rows, passkeys)])
+    assert f"not met: {claim}" in text
+    assert f"{14 - len(failed)} of 14 checks passed:" in text
+
+
+def test_equality_and_infinity_are_not_below() -> None:
+    rows, passkeys = passing()
+    worse("base", "ours", 2048, math.inf)(rows, passkeys)
+    worse("base", "none", 2048, math.inf)(rows, passkeys)
+    assert sum(not check.passed for check in found(rows, passkeys)) == 5
+    worse("finetuned", "ours", 256, math.inf)(rows, passkeys)
+    worse("base", "none", 256, math.inf)(rows, passkeys)
+    (recovered,) = [check for check in found(rows, passkeys) if check.claim.startswith("Recovered")]
+    assert not recovered.passed
+
+
+def test_a_claim_without_its_figures_is_left_out() -> None:
+    rows, passkeys = passing()
+    without_control = [row for row in rows if row["model"] != "control"]
+    assert len(found(without_control, passkeys)) == 13
+    short = [row for row in rows if row["length"] != 2048]
+    left = [check.claim for check in found(short, [])]
+    assert [claim.split(":")[0] for claim in left] == [
+        "At 8,192, not trained there",
+        "At 16,384, not trained there",
+        "Recovered factors at 256",
+    ]
+
+
+def test_the_summary_shows_one_set_of_documents_in_a_column() -> None:
+    rows, passkeys = passing()
+    rows += [perplexity("finetuned", "yarn", 2048, "all", 4.9)]
+    text = summary(rows, passkeys, [check.to_dict() for check in found(rows, passkeys)])
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    tuned = lines[lines.index("Perplexity by length, fine-tuned model") :]
+    assert tuned[1].split() == ["256", "2,048", "8,192", "16,384"]
+    (ours,) = [line for line in tuned[:8] if line.startswith("ours")]
+    # 4.0 at 2,048 is of the long documents alone, and the other methods' figures are of all.
+    assert ours.split()[1:] == ["5.040", "4.800", "4.390", "4.990"]
+    (yarn,) = [line for line in tuned[:8] if line.startswith("YaRN")]
+    assert yarn.split()[1:] == ["4.900", "4.400", "5.000"]
+    assert yarn[12:22].strip() == ""
+    keys = lines[lines.index("Passkey accuracy, fine-tuned model") :]
+    assert keys[2].split() == ["ours", "90%", "90%"]
+    assert lines[-1] == "14 of 14 checks passed"
+
+
+def test_the_summary_of_an_evaluation_without_passkeys_or_checks_can_be_printed() -> None:
+    rows, _ = passing()
+    assert summary(rows, [], []).splitlines()[-1] == "0 of 0 checks passed"

@@ -1,0 +1,170 @@
+"""One pass for readings that share model, scaling and documents; the best case; the road's readings and metrics."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ropewalk.config import EvaluateConfig
+from ropewalk.corpus.store import TokenStore
+from ropewalk.evaluate import compare
+from ropewalk.evaluate.baselines import METHODS
+from ropewalk.evaluate.compare import Reading, best_case, measure
+from ropewalk.evaluate.perplexity import DocumentSet, perplexities
+from ropewalk.evaluate.road import Road, load_models, metrics, with_seed
+from ropewalk.rope import RopeScaling, RotaryShape, switch_to_json
+from tiny_models import byte_tokenizer, tiny_llama
+
+SHAPE = RotaryShape(16, 10_000.0, 64)
+FIRST = RopeScaling((1.0, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 4.3), 64, 256, attention_factor=1.1)
+SHORT = RopeScaling((1.0,) * 7 + (1.1,), 64, 64)
+SECOND = RopeScaling(tuple(2 * factor for factor in FIRST.factors), 64, 600, attention_factor=1.2)
+SWITCH = ((64, SHORT), (256, FIRST), (600, SECOND))
+CONFIG = EvaluateConfig(
+    name="tiny",
+    lengths=[64, 256, 600],
+    base_lengths=[64, 256],
+    long_documents=2,
+    passkey_lengths=[300, 500],
+    passkey_trials=4,
+    passkey_long_trials=2,
+    passkey_depths=2,
+)
+ROAD = Road(SHAPE, FIRST, SWITCH, CONFIG, Road.ALL)
+
+
+@pytest.fixture
+def models(trained: Any) -> dict[str, Any]:
+    return dict.fromkeys(("base", "finetuned", "control"), trained)
+
+
+def test_readings_that_share_a_pass_give_what_separate_passes_give(
+    trained: Any, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = DocumentSet.of("all", store, length=256, documents=3)
+    readings = [Reading("m", "pi", "s=4", FIRST, length, short) for length in (64, 256)]
+    readings += [Reading("m", "ours", "searched", replace(FIRST, target_length=300), 128, short)]
+    readings += [Reading("m", "none", "plain", SHORT, 64, short)]
+    passes = []
+
+    def counted(*arguments: Any) -> dict[int, float]:
+        passes.append(arguments[3])
+        return perplexities(*arguments)
+
+    monkeypatch.setattr(compare, "perplexities", counted)
+    rows = measure({"m": trained}, readings)
+    assert passes == [[64, 128, 256], [64]]
+    for reading in readings:
+        (row,) = [row for row in rows if (row["method"], row["length"]) == (reading.method, reading.length)]
+        alone = perplexities(trained, reading.scaling, short, [reading.length])[reading.length]
+        assert row["perplexity"] == pytest.approx(alone, rel=1e-5)
+        assert (row["documents"], row["tokens"]) == (3, 3 * (reading.length - 1))
+        assert "one pass" in row["protocol"]
+
+
+def test_the_best_case_is_the_lowest_of_a_methods_variants() -> None:
+    row = {"model": "base", "method": "pi", "length": 64, "document_set": "all"}
+    rows = [
+        {**row, "perplexity": 7.0},
+        {**row, "perplexity": 5.0},
+        {**row, "perplexity": 3.0, "document_set": "long"},
+        {**row, "perplexity": 1.0, "method": "ntk"},
+        {**row, "perplexity": 1.0, "model": "control"},
+        {**row, "perplexity": 1.0, "length": 128},
+    ]
+    assert best_case(rows, model="base", method="pi", length=64, document_set="all") == 5.0
+    assert best_case(rows, model="base", method="pi", length=64) == 3.0
+    with pytest.raises(KeyError, match="no perplexity of yarn on base at 64"):
+        best_case(rows, model="base", method="yarn", length=64)
+
+
+def test_the_road_reads_every_method_at_every_length_on_comparable_documents(store: TokenStore) -> None:
+    readings = list(ROAD.readings(store))
+    for length in CONFIG.lengths:
+        at = [reading for reading in readings if reading.length == length and reading.model == "finetuned"]
+        assert {reading.method for reading in at} == {*METHODS, "ours"}
+        sets = {reading.documents.name for reading in at}
+        assert sets == ({"all", "long"} if length == 256 else {"long" if length > 256 else "all"})
+    assert {reading.length for reading in readings if reading.model == "base"} == {64, 256}
+    own = {r.length: r.scaling for r in readings if (r.model, r.method) == ("finetuned", "ours")}
+    assert own == {64: SHORT, 256: FIRST, 600: SECOND}
+    (base_ours,) = {r.scaling for r in readings if (r.model, r.method) == ("base", "ours")}
+    assert base_ours == FIRST
+    assert [(r.length, r.method) for r in readings if r.model == "control"] == [(64, "none")]
+    short, long = ROAD.document_sets(store)
+    assert long is not None
+    assert (short.documents, long.documents) == (8, 2)
+
+
+def test_a_road_without_some_methods_does_not_read_them(store: TokenStore) -> None:
+    readings = list(replace(ROAD, methods=("none", "yarn")).readings(store))
+    assert {reading.method for reading in readings} == {"none", "yarn"}
+    with pytest.raises(ValueError, match=r"rope.methods: unknown \['magic'\]; allowed are none, pi"):
+        replace(ROAD, methods=("magic",))
+
+
+def test_models_that_were_not_trained_are_not_read_and_the_seed_is(
+    store: TokenStore, tmp_path: Path, models: dict[str, Any]
+) -> None:
+    seed = tmp_path / "first_seed.json"
+    seed.write_text(SHORT.to_json())
+    without = {name: model for name, model in models.items() if name != "control"}
+    readings = list(with_seed(ROAD, store, seed, without))
+    assert {reading.model for reading in readings} == {"base", "finetuned"}
+    assert [(r.model, r.scaling, r.length) for r in readings if r.method == "seed"] == [("base", SHORT, 64)]
+    assert not [r for r in with_seed(ROAD, store, tmp_path / "none.json", models) if r.method == "seed"]
+
+
+def test_the_road_is_read_from_the_files_of_the_searches(tmp_path: Path) -> None:
+    (tmp_path / "first.json").write_text(FIRST.to_json())
+    (tmp_path / "recovered.json").write_text(switch_to_json(SWITCH))
+    base = {"rotary_dim": 16, "base": 10_000.0, "original_length": 64}
+    assert Road.read(tmp_path, base, CONFIG, methods=Road.ALL) == ROAD
+
+
+def test_factor_rows_are_ours_by_length_and_the_published_ones() -> None:
+    rows = ROAD.factor_rows()
+    names = ["ours, up to 64", "ours, up to 256", "ours, up to 600", "pi", "ntk", "yarn"]
+    assert list(dict.fromkeys(row["factors_of"] for row in rows)) == names
+    assert [row["lambda"] for row in rows if row["factors_of"] == "ours, up to 600"] == list(SECOND.factors)
+    assert {row["lambda"] for row in rows if row["factors_of"] == "pi"} == {4.0}
+
+
+def test_passkeys_are_tried_on_both_models_as_often_as_asked() -> None:
+    model = tiny_llama(vocab_size=258)
+    road = replace(ROAD, first=replace(FIRST, target_length=400))
+    rows = road.passkeys({"base": model, "finetuned": model}, byte_tokenizer(), seed=0)
+    found = {(row["model"], row["method"], row["length"]): 0 for row in rows}
+    for row in rows:
+        found[row["model"], row["method"], row["length"]] += row["trials"]
+    assert found == {
+        ("finetuned", "ours", 300): 4,
+        ("base", "none", 300): 4,
+        ("base", "ours", 300): 4,
+        ("finetuned", "ours", 500): 2,
+    }
+
+
+def test_metrics_are_the_best_cases_and_accuracies() -> None:
+    row = {"model": "base", "method": "pi", "length": 64, "document_set": "all"}
+    rows = [{**row, "perplexity": 7.0}, {**row, "perplexity": 5.0}, {**row, "perplexity": 3.0, "document_set": "long"}]
+    keys = {"model": "finetuned", "method": "ours", "length": 256}
+    passkeys = [{**keys, "depth": 0.0, "trials": 10, "correct": 9}, {**keys, "depth": 1.0, "trials": 10, "correct": 6}]
+    found = metrics(rows, passkeys)
+    assert found == {
+        "perplexity": {"base": {"pi": {"64_all": 5.0, "64_long": 3.0}}},
+        "passkey": {"finetuned": {"ours": {"256": 0.75}}},
+    }
+    assert math.isfinite(json.loads(json.dumps(found))["perplexity"]["base"]["pi"]["64_all"])
+
+
+def test_models_are_loaded_from_their_checkpoints(tmp_path: Path) -> None:
+    for name in ("base", "finetune_second"):
+        tiny_llama().save_pretrained(tmp_path / name)
+    base = {"path": str(tmp_path / "base")}
+    assert list(load_models(base, tmp_path, dtype="float32")) == ["base", "finetuned"]
+    tiny_llama().save_pretrained(tmp_path / "control")
+    assert list(load_models(base, tmp_path, dtype="float32")) == ["base", "finetuned", "control"]

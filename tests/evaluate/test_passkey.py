@@ -1,0 +1,114 @@
+"""The passkey task: exact rows, held-out keys, and the same verdict as greedy decoding."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ropewalk.corpus.recall import is_held_out_key, recall_row
+from ropewalk.evaluate import passkey
+from ropewalk.evaluate.passkey import accuracy, passkey_accuracy, passkey_row
+from ropewalk.rope import RopeScaling, extend
+from tiny_models import byte_tokenizer, tiny_llama
+
+TOKENIZER = byte_tokenizer()
+SWITCH = ((400, RopeScaling((1.0,) * 8, 64, 400)), (800, RopeScaling((2.0,) * 8, 64, 800, attention_factor=1.1)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(10_000, 99_999), st.integers(300, 2000), st.floats(0, 1))
+def test_a_row_has_its_length_and_the_key_stands_at_its_depth(key: int, length: int, depth: float) -> None:
+    ids, count = passkey_row(TOKENIZER, key=key, length=length, depth=depth)
+    assert len(ids) == length
+    assert ids[0] == TOKENIZER.bos_token_id
+    text = TOKENIZER.decode(ids[1:])
+    assert TOKENIZER.decode(ids[-count:]) == f" {key}"
+    assert text.endswith(f"What is the pass key? The pass key is {key}")
+    assert text.count(str(key)) == 3
+    task, statement, question = passkey._TASK, passkey._KEY.format(key=key), f"{passkey._QUESTION} {key}"
+    filler = len(text) - len(task) - len(statement) - len(question)
+    assert text.startswith(task)
+    assert abs((text.index(statement) - len(task)) - depth * filler) <= 0.5 + 1e-6
+
+
+def test_a_row_too_short_for_the_question_is_refused_with_the_length_needed() -> None:
+    with pytest.raises(ValueError, match=r"prompt needs \d+ tokens with this tokenizer, found length 90") as raised:
+        passkey_row(TOKENIZER, key=12345, length=90, depth=0.5)
+    needed = int(re.findall(r"needs (\d+)", str(raised.value))[0])
+    assert len(passkey_row(TOKENIZER, key=12345, length=needed, depth=0.5)[0]) == needed
+
+
+def test_keys_are_held_out_of_recall_documents_and_so_is_the_wording(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    original = passkey_row
+
+    def noted(tokenizer: Any, *, key: int, length: int, depth: float) -> tuple[list[int], int]:
+        keys.append(key)
+        return original(tokenizer, key=key, length=length, depth=depth)
+
+    monkeypatch.setattr(passkey, "passkey_row", noted)
+    model = tiny_llama(vocab_size=258)
+    passkey_accuracy(model, TOKENIZER, SWITCH, length=300, depths=5, trials=50, seed=1)
+    assert len(keys) == 50
+    assert len(set(keys)) > 45
+    assert all(is_held_out_key(key) and len(str(key)) == 5 for key in keys)
+    rng = np.random.default_rng(0)
+    code = np.full(400, TOKENIZER("x")["input_ids"][0])
+    text = "".join(TOKENIZER.decode(recall_row(rng, code=code, length=400, tokenizer=TOKENIZER)) for _ in range(300))
+    values = {int(number) for number in re.findall(r"(?<!\d)\d{5}(?!\d)", text)}
+    assert len(values) > 100
+    assert not any(is_held_out_key(value) for value in values)
+    assert "pass key" not in text.lower()
+    assert "grass is green" not in text
+
+
+def copying_llama(rows: torch.Tensor, count: int) -> Any:
+    """A model that learned some of the answers by heart, and some not."""
+    model = tiny_llama(vocab_size=258, initializer_range=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(30):
+        logits = model(rows).logits[:, -count - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -count:].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model.eval()
+
+
+def test_the_verdict_is_that_of_greedy_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[list[int], int]] = []
+    original = passkey_row
+
+    def noted(tokenizer: Any, *, key: int, length: int, depth: float) -> tuple[list[int], int]:
+        made.append(original(tokenizer, key=key, length=length, depth=depth))
+        return made[-1]
+
+    monkeypatch.setattr(passkey, "passkey_row", noted)
+    sizes: dict[str, int] = {"length": 300, "depths": 3, "trials": 12, "seed": 4}
+    passkey_accuracy(tiny_llama(vocab_size=258), TOKENIZER, SWITCH, **sizes)
+    rows = torch.tensor([row for row, _ in made])
+    count = made[0][1]
+    model = copying_llama(rows[::2], count)
+    found = passkey_accuracy(model, TOKENIZER, SWITCH, **sizes)
+    assert torch.equal(rows, torch.tensor([row for row, _ in made[12:]]))
+    prompts = rows[:, :-count]
+    extend(model, SWITCH[0][1])
+    decoded = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=count, min_new_tokens=count
+    )
+    right = (decoded[:, -count:] == rows[:, -count:]).all(1)
+    assert 0 < right.sum() < 12
+    assert [row["correct"] for row in found] == right.view(3, 4).sum(1).tolist()
+    assert [(row["length"], row["depth"], row["trials"]) for row in found] == [(300, d, 4) for d in (0.0, 0.5, 1.0)]
+    assert accuracy(found) == pytest.approx(right.float().mean().item())
+
+
+@pytest.mark.parametrize(("length", "which"), [(300, 0), (400, 0), (401, 1), (900, 1)])
+def test_the_scaling_is_the_switchs_for_the_length(length: int, which: int) -> None:
+    model = tiny_llama(vocab_size=258)
+    passkey_accuracy(model, TOKENIZER, SWITCH, length=length, depths=1, trials=1, seed=0)
+    assert model.model.rotary_emb.scaling == SWITCH[which][1]

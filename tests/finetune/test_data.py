@@ -1,0 +1,49 @@
+"""Microbatches: the rows of each step in order, from any step on, with recall documents at their share."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ropewalk.finetune.data import SegmentData
+from tiny_models import VOCABULARY, byte_tokenizer
+from tiny_runs import BOS, EOS, STEP, token_store
+
+
+def data(folder: Path, *, rows_at_once: int = 2, recall_share: float = 0.0, first_step: int = 0) -> SegmentData:
+    return SegmentData(
+        token_store(folder / "store"),
+        byte_tokenizer(),
+        replace(STEP, length=256),
+        recall_share=recall_share,
+        rows_at_once=rows_at_once,
+        seed=3,
+        first_step=first_step,
+    )
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 4, 100])
+def test_microbatches_of_a_step_are_its_rows_in_order(tmp_path: Path, rows_at_once: int) -> None:
+    own = data(tmp_path, rows_at_once=rows_at_once)
+    found = list(own.train_dataloader())
+    assert {batch.shape[0] for batch in found} == {min(rows_at_once, STEP.rows)}
+    assert own.accumulate * found[0].shape[0] == STEP.rows
+    assert len(own.train_dataloader()) == len(found) == STEP.steps * own.accumulate
+    assert torch.equal(torch.cat(found), torch.cat(list(own.segments)))
+
+
+def test_data_from_a_later_step_are_the_rest_of_the_same_rows(tmp_path: Path) -> None:
+    whole, rest = list(data(tmp_path).train_dataloader()), list(data(tmp_path, first_step=6).train_dataloader())
+    assert len(rest) == 6
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[12:], strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_recall_documents_come_at_their_share(tmp_path: Path, share: float) -> None:
+    """The store's tokens are below 96; the space of a recall document's text is not."""
+    rows = torch.cat(list(data(tmp_path, recall_share=share).train_dataloader()))
+    assert (rows[:, 0] == BOS).all()
+    assert (rows[:, -1] == EOS).all()
+    recalled = (rows >= VOCABULARY).any(1).float().mean().item()
+    assert abs(recalled - share) < (0.25 if share == 0.5 else 1e-9)

@@ -1,0 +1,80 @@
+"""The schedule of the learning rate, and the loss that a training step takes."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ropewalk.config import FinetuneStepConfig
+from ropewalk.finetune.module import FinetuneModule
+from tiny_models import tiny_llama, token_rows
+from tiny_runs import EOS
+
+
+def module(model: Any = None, **changes: Any) -> FinetuneModule:
+    values = {"length": 64, "steps": 10, "rows": 2, "learning_rate": 2e-5, "warmup_steps": 4, **changes}
+    return FinetuneModule(model or tiny_llama(), FinetuneStepConfig(**values), weight_decay=0.0)
+
+
+def rates(own: FinetuneModule, steps: int) -> list[float]:
+    """Learning rate of each step, as torch's own scheduler gives it."""
+    made = own.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_warm_up_then_linear_decay_to_zero_after_the_last_step() -> None:
+    shares = [1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0, 0]
+    assert rates(module(), 12) == pytest.approx([2e-5 * share for share in shares])
+
+
+def test_warm_up_then_a_constant_rate() -> None:
+    shares = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 1, 1, 1, 1]
+    assert rates(module(decay="constant"), 10) == pytest.approx([2e-5 * share for share in shares])
+
+
+def test_no_warm_up() -> None:
+    found = rates(module(warmup_steps=0, steps=4), 4)
+    assert found == pytest.approx([2e-5 * share for share in (1, 3 / 4, 2 / 4, 1 / 4)])
+
+
+def test_a_warm_up_longer_than_the_training_ends_at_the_full_rate() -> None:
+    assert rates(module(warmup_steps=100, steps=4), 4) == pytest.approx([2e-5 * n / 4 for n in (1, 2, 3, 4)])
+
+
+def test_the_loss_is_transformers_own_without_the_last_place() -> None:
+    model, rows = tiny_llama(), token_rows(64, rows=3)
+    rows[:, -1] = EOS
+    labels = rows.clone()
+    labels[:, -1] = -100
+    with torch.no_grad():
+        expected = model(rows, labels=labels).loss
+    torch.testing.assert_close(module(model).training_step(rows, 0), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("eos", [None, [50, 51], 95])
+def test_the_last_place_is_left_out_whatever_the_models_config_says(eos: Any) -> None:
+    model, rows = tiny_llama(), token_rows(64, rows=3)
+    rows[:, -1] = EOS
+    model.config.eos_token_id = EOS
+    expected = module(model).training_step(rows, 0)
+    model.config.eos_token_id = eos
+    assert module(model).training_step(rows, 0) == expected
+
+
+def test_the_gradient_is_that_of_plain_cross_entropy() -> None:
+    model, rows = tiny_llama(), token_rows(64, rows=3)
+    rows[:, -1] = EOS
+    module(model).training_step(rows, 0).backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    logits = model(rows).logits[:, :-2]
+    F.cross_entropy(logits.flatten(0, 1), rows[:, 1:-1].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,154 @@
+"""Loading a checkpoint: what is refused, and that each refusal is one line that says what to do."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ropewalk.models import precision
+from ropewalk.models.base import describe, load_model, load_tokenizer, window_of
+from ropewalk.models.precision import resolve_precision
+from tiny_models import ROPE_MODELS, WINDOW, byte_tokenizer, tiny_gpt2, tiny_llama
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def refusal(kind: type[Exception], load: Callable[[str], Any], folder: Path, *parts: str) -> None:
+    with pytest.raises(kind) as raised:
+        load(str(folder))
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    for part in (str(folder), *parts):
+        assert part in message
+
+
+def test_a_checkpoint_is_loaded_as_it_was_saved(checkpoint: Path) -> None:
+    model = load_model(str(checkpoint))
+    assert not model.training
+    for parameter, own in zip(model.parameters(), tiny_llama().parameters(), strict=True):
+        assert torch.equal(parameter.cpu(), own)
+    assert {p.dtype for p in load_model(str(checkpoint), dtype="bfloat16").parameters()} == {torch.bfloat16}
+    assert load_tokenizer(str(checkpoint))("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ROPE_MODELS)
+def test_every_kind_of_rope_model_is_loaded(tmp_path: Path, kind: str) -> None:
+    ROPE_MODELS[kind]().save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    found = describe(model, name="own", path=str(tmp_path), original_length=None)
+    assert (found.original_length, found.vocab_size) == (WINDOW, 96)
+    assert found.parameters == ROPE_MODELS[kind]().num_parameters()
+    assert len(found.weights_sha256) == 64
+    assert describe(model, name="own", path=str(tmp_path), original_length=32).original_length == 32
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, window_of])
+def test_a_folder_that_is_not_there(tmp_path: Path, load: Callable[[str], Any]) -> None:
+    refusal(FileNotFoundError, load, tmp_path / "nowhere", "is not there; give a folder with a transformers checkpoint")
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, window_of])
+def test_no_config(checkpoint: Path, load: Callable[[str], Any]) -> None:
+    (checkpoint / "config.json").unlink()
+    refusal(FileNotFoundError, load, checkpoint, "holds no config.json")
+
+
+def test_no_weights(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    refusal(FileNotFoundError, load_model, checkpoint, "holds no .safetensors weights; convert the checkpoint first")
+
+
+def test_weights_as_a_pickle_are_never_opened(checkpoint: Path) -> None:
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    refusal(FileNotFoundError, load_model, checkpoint, "holds no .safetensors weights")
+
+
+@pytest.mark.parametrize("part", ["cut", "header", "empty"])
+def test_a_damaged_weight_file(checkpoint: Path, part: str) -> None:
+    path = checkpoint / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes({"cut": data[: len(data) // 2], "header": b"\xff" * 100 + data[100:], "empty": b""}[part])
+    refusal(ValueError, load_model, checkpoint, "cannot be loaded")
+
+
+def test_weights_of_another_shape(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "hidden_size": 128, "head_dim": 16}))
+    refusal(ValueError, load_model, checkpoint, "cannot be loaded")
+
+
+def test_weights_that_are_missing_are_not_made_up(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    refusal(ValueError, load_model, checkpoint, "model.layers.1.mlp.up_proj.weight")
+
+
+def test_a_config_that_is_no_json(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text("{half")
+    refusal(ValueError, load_model, checkpoint, "cannot be loaded")
+    refusal(ValueError, window_of, checkpoint, "config.json")
+
+
+def test_an_unknown_architecture(checkpoint: Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": "perpetuum"}))
+    refusal(ValueError, load_model, checkpoint, "perpetuum")
+    refusal(ValueError, window_of, checkpoint, "perpetuum")
+
+
+def test_no_tokenizer(checkpoint: Path) -> None:
+    for path in checkpoint.glob("token*"):
+        path.unlink()
+    refusal(FileNotFoundError, load_tokenizer, checkpoint, "has no tokenizer that can be loaded", "save one beside it")
+
+
+def test_a_damaged_tokenizer(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").write_text("{half")
+    refusal(FileNotFoundError, load_tokenizer, checkpoint, "has no tokenizer that can be loaded")
+
+
+def test_a_model_without_rope(tmp_path: Path) -> None:
+    tiny_gpt2().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has no rotary position embedding"):
+        load_model(str(tmp_path))
+
+
+def test_the_window_is_that_before_any_scaling(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "plain")
+    assert window_of(str(tmp_path / "plain")) == WINDOW
+    scaled = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    tiny_llama(rope_parameters=scaled, max_position_embeddings=256).save_pretrained(tmp_path / "scaled")
+    assert window_of(str(tmp_path / "scaled")) == 64
+
+
+def test_babyllama_is_loaded(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "babyllama"
+    shutil.copytree(shared / "data" / "models" / "babyllama-105-hf", folder)
+    found = describe(load_model(str(folder)), name="babyllama", path=str(folder), original_length=None)
+    assert (found.original_length, found.rotary_dim, found.base) == (256, 16, 10_000.0)
+    assert window_of(str(folder)) == 256
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_precision_is_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(precision, "native_bf16", lambda: native)
+    assert resolve_precision("auto") == ("bf16-mixed" if native else "32-true")
+    assert resolve_precision("16-mixed") == "16-mixed"
+
+
+def test_native_bf16_is_a_yes_or_no() -> None:
+    assert precision.native_bf16() in (True, False)

@@ -1,0 +1,211 @@
+"""dvc.yaml says of every stage what it really reads and writes, as far as the sources tell."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ropewalk.config import Config
+from workspace import ROOT, SCRIPTS, run_script
+
+STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+ORDER = (
+    "compose prepare base search_first finetune_first finetune_second search_second recover evaluate export report"
+).split()
+OWN = [name for name in ORDER if name != "compose"]
+
+
+def entries(stage: str, key: str) -> list[str]:
+    """Names in a list of dvc.yaml, without the options behind them."""
+    return [next(iter(item)) if isinstance(item, dict) else item for item in STAGES[stage].get(key, [])]
+
+
+def written(stage: str) -> list[str]:
+    return [*entries(stage, "outs"), *entries(stage, "metrics"), *entries(stage, "plots")]
+
+
+def script(name: str) -> ast.Module:
+    return ast.parse((ROOT / "pipelines" / f"{name}.py").read_text())
+
+
+def test_stages_are_those_of_the_road_in_its_order() -> None:
+    assert list(STAGES) == ORDER
+    assert set(SCRIPTS) == {*ORDER, "walker"}
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_a_stage_runs_its_script_and_depends_on_it(stage: str) -> None:
+    resolved = "" if stage == "compose" else ' -cp "$PWD" -cn resolved'
+    assert STAGES[stage]["cmd"] == f"python pipelines/{stage}.py{resolved}"
+    assert f"pipelines/{stage}.py" in entries(stage, "deps")
+
+
+def test_what_a_stage_needs_is_there_before_it() -> None:
+    made = {"conf", "models"}
+    for stage in ORDER:
+        for dep in entries(stage, "deps"):
+            if dep.startswith("results/"):
+                assert any(dep == out or dep.startswith(f"{out}/") for out in made), f"{stage} needs {dep}"
+        made.update(written(stage))
+
+
+def module_path(name: str) -> Path | None:
+    path = ROOT / "src" / Path(*name.split("."))
+    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """Modules of ours that a file imports, also inside functions; not those for type checkers alone."""
+    names: set[str] = set()
+    for node in walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+    return frozenset(name for name in names if name.split(".")[0] == "ropewalk" and module_path(name))
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from walk(child)
+
+
+def packages(start: Path) -> set[str]:
+    """Packages of src/ropewalk whose modules are loaded, from one module to the next, when ``start`` runs."""
+    todo, seen = list(imported(start)), set[str]()
+    while todo:
+        name = todo.pop()
+        path = module_path(name)
+        # Importing a module runs the packages above it.
+        above = name.rpartition(".")[0]
+        if name in seen or path is None:
+            continue
+        seen.add(name)
+        # `import ropewalk` loads nothing but what is asked of it.
+        todo += [above] if above else []
+        todo += imported(path) if name != "ropewalk" else []
+    return {
+        name.split(".")[1] for name in seen if "." in name and (ROOT / "src/ropewalk" / name.split(".")[1]).is_dir()
+    }
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_a_stage_depends_on_exactly_the_packages_that_it_imports(stage: str) -> None:
+    declared = {dep.removeprefix("src/ropewalk/") for dep in entries(stage, "deps") if dep.startswith("src/")}
+    assert declared == packages(ROOT / "pipelines" / f"{stage}.py")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a script gives to `ropewalk.stage.run`."""
+
+    name: str
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def calls() -> dict[str, Call]:
+    found: dict[str, Call] = {}
+
+    def record(name: str, work: Any, *, sections: tuple[str, ...], inputs: tuple[str, ...] = ()) -> None:
+        found[name] = Call(name, tuple(sections), tuple(inputs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ropewalk.stage.run", record)
+        for stage in OWN:
+            run_script(stage)
+    return found
+
+
+@pytest.mark.parametrize("stage", OWN)
+def test_a_stage_depends_on_the_sections_that_it_reads(calls: dict[str, Call], stage: str) -> None:
+    (params,) = (item["resolved.yaml"] for item in STAGES[stage]["params"])
+    sections = {item.name for item in fields(Config)}
+    assert set(params) - {"seed"} == set(calls[stage].sections)
+    assert set(params) <= sections
+
+
+@pytest.mark.parametrize("stage", OWN)
+def test_a_stage_depends_on_the_results_that_it_asks_for(calls: dict[str, Call], stage: str) -> None:
+    deps = {dep.removeprefix("results/") for dep in entries(stage, "deps") if dep.startswith("results/")}
+    inputs = set(calls[stage].inputs)
+    assert all(any(below(dep, name) for name in inputs) for dep in deps), "a dependency that is not asked for"
+    assert all(any(below(dep, name) for dep in deps) for name in inputs), "asked for, but no dependency"
+
+
+def below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def outputs(stage: str) -> set[str]:
+    """Paths below ``stage.output`` that a script spells, a name made at run time as *."""
+    known: dict[str, str] = {}
+    found: set[str] = set()
+
+    def path_of(node: ast.expr) -> str | None:
+        if ast.unparse(node) == "stage.output":
+            return "results"
+        if isinstance(node, ast.Name):
+            return known.get(node.id)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and (left := path_of(node.left)):
+            right = node.right
+            pieces = right.values if isinstance(right, ast.JoinedStr) else [right]
+            return f"{left}/{''.join(p.value if isinstance(p, ast.Constant) else '*' for p in pieces)}"
+        return None
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and (path := path_of(node.value)):
+            known[node.targets[0].id] = path
+        if isinstance(node, ast.expr) and (path := path_of(node)):
+            found.add(path)
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(script(stage))
+    return found - {"results"}
+
+
+@pytest.mark.parametrize("stage", OWN)
+def test_a_result_that_a_script_writes_is_declared(stage: str) -> None:
+    declared = written(stage)
+    for path in outputs(stage):
+        assert any(fnmatch(out, path) or below(out, path) or below(path, out) for out in declared), path
+    if "stage.write_metrics" in ast.unparse(script(stage)):
+        assert entries(stage, "metrics") == [f"results/metrics/{stage}.json"]
+
+
+@pytest.mark.parametrize("stage", OWN)
+def test_a_declared_result_is_one_that_the_script_writes(stage: str) -> None:
+    spelt = outputs(stage)
+    # The report's pictures are named where they are drawn.
+    for out in entries(stage, "outs"):
+        assert out.endswith(".png") or any(fnmatch(out, path) for path in spelt), out
+
+
+@pytest.mark.parametrize("stage", ["compose", "prepare", "base"])
+def test_a_stage_that_reads_the_embedded_model_depends_on_it(stage: str) -> None:
+    assert "models" in entries(stage, "deps")
+
+
+def test_two_stages_never_write_the_same_result() -> None:
+    all_written = [out for stage in ORDER for out in written(stage)]
+    assert not [(a, b) for a in all_written for b in all_written if a is not b and below(a, b)]
+
+
+def test_only_what_every_run_makes_anew_is_left_out_of_the_cache() -> None:
+    uncached = [
+        name for stage in STAGES.values() for item in stage.get("outs", []) if isinstance(item, dict) for name in item
+    ]
+    assert uncached == ["resolved.yaml"]

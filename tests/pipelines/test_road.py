@@ -1,0 +1,301 @@
+"""The whole road as a user runs it: made once, again only where something changed, and gone on with after a kill."""
+
+import csv
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from safetensors import safe_open
+
+from workspace import ROOT, commit, copy_project, environment, run, write_overrides
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+# Steps and trials enough to be killed between them.
+SMALL = (
+    "experiment=smoke",
+    "search.trials=15",
+    "finetune.second.steps=8",
+    "finetune.checkpoint_every=2",
+)
+STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def declared(stage: str) -> list[str]:
+    items = [*STAGES[stage].get("outs", []), *STAGES[stage].get("metrics", [])]
+    return [next(iter(item)) if isinstance(item, dict) else item for item in items]
+
+
+def repro(project: Path, *arguments: str) -> str:
+    found = run(project, "dvc", "repro", *arguments)
+    assert found.returncode == 0, found.stdout
+    return found.stdout
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def runs(project: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("ropewalk")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def files(project: Path) -> list[Path]:
+    return [path for path in sorted((project / "results").rglob("*")) if path.is_file()]
+
+
+def check_whole(project: Path) -> None:
+    """Whatever stands under a result's name reads to its end; what was being written has a leading dot."""
+    for path in files(project):
+        if any(part.startswith(".") for part in path.relative_to(project).parts):
+            continue
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".csv":
+            assert path.read_text().endswith("\n")
+            assert len({len(row) for row in csv.reader(path.open(newline=""))}) == 1
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:  # type: ignore[no-untyped-call]
+                assert list(tensors.keys())
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone after an undisturbed `dvc repro`."""
+    project = copy_project(tmp_path_factory.mktemp("road"))
+    write_overrides(project, *SMALL)
+    assert ran(repro(project)) == list(STAGES)
+    commit(project)
+    run(project, "git", "tag", "undisturbed")
+    return project
+
+
+def test_every_file_is_a_declared_result(road: Path) -> None:
+    outs = [road / out for stage in STAGES for out in declared(stage)]
+    assert all(out.exists() for out in outs)
+    for path in files(road):
+        assert any(path == out or out in path.parents for out in outs), path
+    assert not (road / "mlruns").exists()
+    assert not list((road / "work").glob("*/*")), "state of stages that are done"
+    check_whole(road)
+
+
+def test_every_stage_is_one_finished_run(road: Path) -> None:
+    found = runs(road)
+    stages = [one for one in found if "mlflow.parentRunId" not in one.data.tags]
+    assert sorted(one.info.run_name for one in stages) == sorted(set(STAGES) - {"compose"})
+    assert {one.info.status for one in found} == {"FINISHED"}
+    for one in stages:
+        assert one.data.tags["stage"] == one.info.run_name
+        assert re.fullmatch("[0-9a-f]{40}", one.data.tags["commit"])
+        assert re.fullmatch("[0-9a-f]{16}", one.data.tags["config_hash"])
+    searches = [one for one in found if one.data.tags.get("trial")]
+    assert {one.info.run_name.rpartition(" ")[0] for one in searches} == {"search_first 2048 best"}
+
+
+def test_a_second_repro_reruns_nothing_in_under_10_seconds(road: Path) -> None:
+    start = time.perf_counter()
+    output = repro(road)
+    seconds = time.perf_counter() - start
+    assert ran(output) == []
+    assert seconds < 10
+
+
+def test_a_sweep_on_the_results_leaves_them_as_they_are(road: Path) -> None:
+    found = run(road, "python", "pipelines/evaluate.py", "-m", "rope=pi,yarn,longrope", "evaluate=fast")
+    assert found.returncode == 0, found.stdout
+    tables = sorted((road / "multirun").rglob("perplexity.csv"))
+    methods = [{row["method"] for row in csv.DictReader(table.open(newline=""))} for table in tables]
+    assert methods == [{"none", "pi"}, {"none", "yarn"}, {"none", "ours", "seed"}]
+    assert run(road, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    assert not run(road, "git", "status", "--porcelain").stdout
+    (parent,) = [one for one in runs(road) if one.info.run_name == "evaluate sweep"]
+    children = [one for one in runs(road) if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert [one.info.run_name for one in children] == ["evaluate"] * 3
+
+
+def test_the_ui_shows_the_runs(road: Path) -> None:
+    # As if installed, which the copy is not.
+    ui = subprocess.Popen(
+        ("make", "--old-file=.venv/installed", "ui"), cwd=road, env=environment(road), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    address = "http://127.0.0.1:5000"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert ui.poll() is None, "make ui ended; is port 5000 taken?"
+            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        experiment = MlflowClient(address).get_experiment_by_name("ropewalk")
+        assert experiment is not None
+        assert MlflowClient(address).search_runs([experiment.experiment_id])
+    finally:
+        os.killpg(ui.pid, signal.SIGTERM)
+        ui.wait(30)
+
+
+def test_a_change_reruns_only_what_reads_it(road: Path) -> None:
+    write_overrides(road, *SMALL, "evaluate.passkey_trials=20")
+    assert ran(repro(road)) == ["compose", "evaluate", "export", "report"]
+    write_overrides(road, *SMALL)
+    assert ran(repro(road)) == ["compose"], "the run cache holds what was there before"
+
+
+def test_an_experiment_is_a_whole_road_of_its_own(road: Path) -> None:
+    before = json.loads((road / "results/metrics/search_first.json").read_text())
+    setting = "overrides.yaml:overrides=['experiment=smoke','seed=1']"
+    found = run(road, "dvc", "exp", "run", "--name", "other-seed", "-S", setting)
+    assert found.returncode == 0, found.stdout
+    # Neither compose's packages nor the base model read the seed alone, but every stage of the road does.
+    assert set(ran(found.stdout)) >= set(STAGES) - {"base"}
+    shown = run(road, "dvc", "exp", "show", "--csv")
+    assert shown.returncode == 0, shown.stdout
+    (row,) = [row for row in csv.DictReader(shown.stdout.splitlines()) if row["Experiment"] == "other-seed"]
+    assert row["seed"] == "1"
+    after = json.loads((road / "results/metrics/search_first.json").read_text())
+    key = "results/metrics/search_first.json:at_2048.search_perplexity"
+    found_key = next(column for column in row if column.endswith("at_2048.search_perplexity") and row[column])
+    assert key.endswith(found_key.rpartition(":")[2])
+    assert float(row[found_key]) == pytest.approx(after["at_2048"]["search_perplexity"], rel=1e-4)
+    assert after != before
+
+
+def disturb(project: Path, ready: Callable[[str], bool], how: signal.Signals) -> str:
+    """`dvc repro` whose whole process group gets a signal as soon as ``ready(output so far)``."""
+    log = project.parent / f"{project.name}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            ("dvc", "repro"), cwd=project, env=environment(project), stdout=out, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not ready(log.read_text()):
+            assert process.poll() is None, f"ended too early: {log.read_text()}"
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        os.killpg(process.pid, how)
+        assert process.wait(60) != 0
+    # A process of the group may take a moment to die.
+    time.sleep(1)
+    check_whole(project)
+    return log.read_text()
+
+
+def trials_done(project: Path) -> int:
+    for study in (project / "work" / "search_first").glob("*/2048/study.db"):
+        with sqlite3.connect(f"file:{study}?mode=ro", uri=True) as base:
+            try:
+                ((count,),) = base.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'")
+            except sqlite3.OperationalError:
+                return 0
+            return int(count)
+    return 0
+
+
+def begins(output: str, description: str) -> int:
+    """Where the progress of something began: the count in its first line."""
+    first = re.search(rf"{re.escape(description)}:.*?(\d+)/\d+ \[", output)
+    assert first is not None, output
+    return int(first[1])
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A clone whose every other stage was killed or interrupted, and what each `dvc repro` printed."""
+    project = copy_project(tmp_path_factory.mktemp("disturbed"))
+    write_overrides(project, *SMALL)
+    work, results = project / "work", project / "results"
+    outputs = {}
+
+    def kill(stage: str, ready: Callable[[str], bool], how: signal.Signals = signal.SIGKILL) -> None:
+        outputs[stage] = disturb(project, ready, how)
+        assert ran(outputs[stage])[-1] == stage
+        assert not [out for out in declared(stage) if (project / out).exists()], f"half a result of {stage}"
+
+    kill("prepare", lambda _: bool(list(results.glob(".tokens.writing-*"))))
+    kill("search_first", lambda _: trials_done(project) >= 4)
+    kill("finetune_first", lambda output: "fine-tuning at 1,024:" in output, signal.SIGINT)
+    kill("finetune_second", lambda _: bool(list(work.glob("finetune_second/*/finetune_second/last.ckpt"))))
+    kill("evaluate", lambda output: "perplexity:" in output, signal.SIGINT)
+    outputs["rest"] = repro(project)
+    return project, outputs
+
+
+def test_a_stage_that_was_killed_is_begun_again_and_no_other(disturbed: tuple[Path, dict[str, str]]) -> None:
+    _, outputs = disturbed
+    assert [ran(output)[0] for output in outputs.values()] == [
+        "compose", "prepare", "search_first", "finetune_first", "finetune_second", "evaluate",
+    ]  # fmt: skip
+    assert ran(outputs["rest"]) == ["evaluate", "export", "report"]
+
+
+def test_a_killed_search_goes_on_with_the_trials_it_has(disturbed: tuple[Path, dict[str, str]]) -> None:
+    _, outputs = disturbed
+    assert begins(outputs["search_first"], "factors for 2,048 tokens, evolution") == 0
+    assert 4 <= begins(outputs["finetune_first"], "factors for 2,048 tokens, evolution") < 15
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint_in_the_same_run(
+    disturbed: tuple[Path, dict[str, str]],
+) -> None:
+    project, _ = disturbed
+    (found,) = [one for one in runs(project) if one.info.run_name == "finetune_second"]
+    assert found.info.status == "FINISHED"
+    history = MlflowClient(f"sqlite:///{project / 'mlflow.db'}").get_metric_history(found.info.run_id, "loss")
+    steps = [metric.step for metric in history]
+    assert set(steps) == set(range(1, 9))
+    # The steps before the checkpoint were paid once; at most those after it twice.
+    assert steps.count(1) == steps.count(2) == 1
+
+
+def test_an_interrupt_is_told_in_one_line_without_a_traceback(disturbed: tuple[Path, dict[str, str]]) -> None:
+    _, outputs = disturbed
+    for stage in ("finetune_first", "evaluate"):
+        assert f"{stage}: interrupted; run the same command again to go on" in outputs[stage]
+        assert "Traceback" not in outputs[stage]
+
+
+def test_nothing_is_left_of_what_was_killed(disturbed: tuple[Path, dict[str, str]]) -> None:
+    project, _ = disturbed
+    assert not [path for path in files(project) if "writing" in path.name or ".tokens." in str(path)]
+    assert not list((project / "work").glob("*/*"))
+
+
+def test_results_are_those_of_an_undisturbed_run(
+    road: Path, disturbed: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    project, _ = disturbed
+    # By now the undisturbed clone may hold an experiment; its commit says what was there before.
+    lock = yaml.safe_load(run(road, "git", "show", "undisturbed:dvc.lock").stdout)["stages"]
+    own = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    timed = (
+        "metrics/finetune",
+        "plots/finetune",
+        "plots/control",
+        "report.html",
+        "plots/training.png",
+        "results/model",
+    )
+    for stage in STAGES:
+        for one, two in zip(lock[stage]["outs"], own[stage]["outs"], strict=True):
+            if not any(part in one["path"] for part in timed):
+                assert one["md5"] == two["md5"], one["path"]

@@ -1,0 +1,179 @@
+"""The evolution as an Optuna sampler: Optuna's own suites, then what LongRoPE's search asks of it.
+
+`MultiObjectiveSamplerTestCase` is left out: the sampler minimises one loss and refuses several.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    RelativeSamplerTestCase,
+    SingleOnlySamplerTestCase,
+)
+from optuna.trial import TrialState
+
+from ropewalk.rope import RopeScaling
+from ropewalk.search.sampler import EvolutionSampler, distributions, from_params, to_params
+from ropewalk.search.space import SearchSpace
+from search.test_space import is_feasible, spaces
+from tiny_runs import SPACE
+
+SIXTEEN_PAIRS = replace(SPACE, rotary_dim=32)
+GENERATION = "EvolutionSampler:generation"
+"""Under which BaseGASampler keeps a trial's generation."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+class TestOptunaSuites(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
+        return lambda: EvolutionSampler(SPACE, seed=0, population_size=4, initial=4, parents=4)
+
+
+def evolve(
+    space: SearchSpace, trials: int, loss: Callable[[int, RopeScaling], float], **more: object
+) -> tuple[optuna.Study, list[RopeScaling]]:
+    """(study, points in order) of ``trials`` trials with the losses that ``loss`` (number, point) gives."""
+    sizes = {"population_size": 8, "initial": 16, "parents": 8, "seed": 0, **more}
+    study = optuna.create_study(sampler=EvolutionSampler(space, **sizes))  # type: ignore[arg-type]
+    points = []
+    for number in range(trials):
+        trial = study.ask(distributions(space))
+        points.append(from_params(trial.params, space))
+        study.tell(trial, loss(number, points[-1]))
+    return study, points
+
+
+def far_from_rising(_: int, point: RopeScaling) -> float:
+    wanted = np.linspace(1, 4, len(point.factors))
+    return float(np.square(np.asarray(point.factors) - wanted).sum()) + abs(point.attention_factor - 1.2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(spaces.filter(lambda space: space.target_length >= 4 * space.original_length), st.integers(0, 99))
+def test_every_point_is_feasible_and_none_is_drawn_twice(space: SearchSpace, seed: int) -> None:
+    _, points = evolve(space, 40, far_from_rising, seed=seed)
+    assert all(is_feasible(point, space) for point in points)
+    assert len(set(points)) == 40
+
+
+def test_the_first_population_begins_with_the_seeds_then_pi_ntk_and_yarn() -> None:
+    seeds = (replace(SPACE.published()[0], attention_factor=1.3), replace(SPACE.published()[1], n_hat=2))
+    _, points = evolve(SPACE, 16, far_from_rising, seeds=seeds)
+    assert points[:5] == [*seeds, *SPACE.published()]
+
+
+def test_generations_are_counted_as_the_base_class_does() -> None:
+    study, _ = evolve(SPACE, 40, far_from_rising)
+    generations = [trial.system_attrs[GENERATION] for trial in study.trials]
+    assert generations == [number // 8 for number in range(40)]
+    assert isinstance(study.sampler, EvolutionSampler)
+    assert [len(study.sampler.get_population(study, generation)) for generation in range(6)] == [8] * 5 + [0]
+
+
+def test_parents_are_the_best_of_all_earlier_generations() -> None:
+    study, _ = evolve(SPACE, 32, far_from_rising)
+    assert isinstance(study.sampler, EvolutionSampler)
+    parents = study.sampler.get_parent_population(study, 3)
+    best = sorted(study.trials[:24], key=lambda trial: (trial.value, trial.number))[:8]
+    assert {trial.number for trial in parents} == {trial.number for trial in best}
+
+
+def test_evolution_gets_nearer_to_the_optimum() -> None:
+    study, _ = evolve(SPACE, 160, far_from_rising)
+    losses = [trial.value for trial in study.trials]
+    assert min(losses[64:]) < 0.5 * min(losses[:16])
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["pi", "ntk", "yarn"])
+def test_mutation_is_local(kind: int) -> None:
+    """Children of one parent alone: a crossover with itself is that parent, and never drawn again."""
+    parent = SIXTEEN_PAIRS.published()[kind]
+    _, points = evolve(
+        SIXTEEN_PAIRS,
+        160,
+        lambda _, point: float(point != parent),
+        population_size=8,
+        initial=8,
+        parents=1,
+        seeds=(parent,),
+    )
+    moves = np.array([np.abs(np.log(point.factors) - np.log(parent.factors)) for point in points[8:]])
+    assert (moves < 0.05).mean() > 0.6
+    assert np.median(moves.max(1)) < 0.15
+
+
+def test_crossover_takes_low_pairs_of_one_and_high_pairs_of_the_other_or_blends_both() -> None:
+    low, high = SPACE.point(np.linspace(1, 2, 8), 0, 1.0), SPACE.point(np.geomspace(1, 4.5, 8), 4, 1.4)
+    losses = {low: 0.0, high: 0.1}
+    _, points = evolve(
+        SPACE, 80, lambda _, point: losses.get(point, 1.0), population_size=8, initial=8, parents=2, seeds=(low, high)
+    )
+    assert all(is_feasible(point, SPACE) for point in points)
+    a, b = np.log(low.factors), np.log(high.factors)
+    children = np.array([point.factors for point in points[8:]])
+
+    def made(logs: np.ndarray) -> bool:
+        """Whether some child is this, but for rounding to the step."""
+        return bool((np.abs(children - np.exp(logs)).max(1) < SPACE.step).any())
+
+    def spliced(one: np.ndarray, other: np.ndarray, cut: int) -> np.ndarray:
+        return np.cumsum(np.concatenate([np.diff(one, prepend=0.0)[:cut], np.diff(other, prepend=0.0)[cut:]]))
+
+    assert sum(made(spliced(a, b, cut)) or made(spliced(b, a, cut)) for cut in range(1, 8)) >= 3
+    blends = [share for share in np.linspace(0.02, 0.98, 97) if made(share * a + (1 - share) * b)]
+    assert len(blends) >= 3
+
+
+@pytest.mark.parametrize("fixed", [1.0, 1.17324091])
+def test_a_fixed_attention_factor_stays_fixed(fixed: float) -> None:
+    study, points = evolve(replace(SPACE, attention_factors=(fixed, fixed)), 40, far_from_rising)
+    assert {point.attention_factor for point in points} == {fixed}
+    assert {trial.params["attention_factor"] for trial in study.trials} == {fixed}
+
+
+def test_the_same_seed_draws_the_same_points_and_another_seed_others() -> None:
+    runs = [evolve(SPACE, 30, far_from_rising, seed=seed)[1] for seed in (4, 4, 5)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_a_failed_trial_is_drawn_again_to_the_same_point() -> None:
+    _, undisturbed = evolve(SPACE, 30, far_from_rising)
+    study = optuna.create_study(sampler=EvolutionSampler(SPACE, seed=0, population_size=8, initial=16, parents=8))
+    points = []
+    for number in itertools.count():
+        trial = study.ask(distributions(SPACE))
+        if number in (5, 6, 20):
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        points.append(from_params(trial.params, SPACE))
+        study.tell(trial, far_from_rising(0, points[-1]))
+        if len(points) == 30:
+            break
+    assert points == undisturbed
+
+
+def test_parameters_and_points_are_one_to_one() -> None:
+    for point in SPACE.published():
+        assert from_params(to_params(point), SPACE) == point
+
+
+def test_a_factor_with_another_range_than_the_spaces_is_refused() -> None:
+    study = optuna.create_study(sampler=EvolutionSampler(SPACE, seed=0))
+    with pytest.raises(ValueError, match="lambda_00 cannot be drawn alone"):
+        study.ask().suggest_float("lambda_00", 100.0, 200.0)

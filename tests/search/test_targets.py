@@ -1,0 +1,104 @@
+"""The road's three searches on a tiny model: what each starts from, is bounded by and gives."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ropewalk.config import SearchConfig, SearchTargetConfig
+from ropewalk.rope import RopeScaling
+from ropewalk.search.study import SearchResult
+from ropewalk.search.targets import TargetSearch, search_metrics, table
+from tiny_models import WINDOW, tiny_llama
+from tiny_runs import token_store
+
+CONFIG = SearchConfig(
+    name="tiny", gradient_steps=2, gradient_rows=1, trials=8, initial=6, children=4, parents=4, documents=2
+)
+FIRST = RopeScaling((1.0, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 4.3), WINDOW, 4 * WINDOW, attention_factor=1.1)
+
+
+def targets(folder: Path, *lengths: int, **more: Any) -> TargetSearch:
+    return TargetSearch(
+        tiny_llama(),
+        token_store(folder / "store", tokens=1200),
+        config=replace(CONFIG, **more),
+        target=SearchTargetConfig(lengths=list(lengths)),
+        original_length=WINDOW,
+        seed=0,
+        state_folder=folder / "state",
+        label="tiny",
+    )
+
+
+def relative_of_best(result: SearchResult) -> tuple[RopeScaling, float]:
+    """The searched point of the lowest loss, as the history holds it, and its loss."""
+    row = min((row for row in result.rows if row["phase"] != "gradient"), key=lambda row: row["loss"])
+    factors = tuple(row[f"lambda_{pair:02d}"] for pair in range(8))
+    return RopeScaling(factors, 1, 1, row["n_hat"], row["attention_factor"]), row["loss"]
+
+
+def test_the_first_search_goes_from_the_window_to_each_length_in_order(tmp_path: Path) -> None:
+    results = targets(tmp_path, 2 * WINDOW, 4 * WINDOW).first()
+    assert list(results) == [2 * WINDOW, 4 * WINDOW]
+    for length, result in results.items():
+        assert (result.best.original_length, result.best.target_length) == (WINDOW, length)
+        assert max(result.best.factors) <= 1.25 * length / WINDOW
+        assert (tmp_path / "state" / str(length) / "study.db").is_file()
+    # The longer search reads the shorter one's result, and that stretched, before anything else.
+    starts = [row for row in results[4 * WINDOW].rows if row["phase"] == "published"][:2]
+    shorter = results[2 * WINDOW].best.factors
+    assert [starts[0][f"lambda_{pair:02d}"] for pair in range(8)] == pytest.approx(list(shorter), abs=0.0051)
+    assert [starts[1][f"lambda_{pair:02d}"] for pair in range(8)] == pytest.approx(
+        [min(factor**2, 5.0) for factor in shorter], abs=0.0051
+    )
+
+
+def test_the_second_search_is_composed_on_top_of_the_first(tmp_path: Path) -> None:
+    results = targets(tmp_path, 8 * WINDOW, 16 * WINDOW).second(FIRST)
+    for length, result in results.items():
+        relative, loss = relative_of_best(result)
+        composed = FIRST.then(replace(relative, original_length=FIRST.target_length, target_length=length))
+        assert result.best == composed
+        assert result.loss == loss
+        assert (result.best.original_length, result.best.target_length) == (WINDOW, length)
+        assert all(a >= b for a, b in zip(result.best.factors, FIRST.factors, strict=True))
+        assert max(relative.factors) <= 1.25 * length / FIRST.target_length
+        assert result.seed is not None
+
+
+def test_recovery_never_goes_above_the_extended_models_largest_factor(tmp_path: Path) -> None:
+    results = targets(tmp_path, WINDOW // 2, WINDOW, 2 * WINDOW, trials=12).recover(FIRST)
+    for length, result in results.items():
+        points = [[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in result.rows]
+        assert np.max(points) <= max(FIRST.factors) + 1e-9
+        assert (result.best.original_length, result.best.target_length) == (WINDOW, max(length, WINDOW))
+        assert {row["length"] for row in result.rows} == {length}
+
+
+def test_recovery_begins_with_plain_rope_and_the_extended_factors_each_read_once(tmp_path: Path) -> None:
+    result = targets(tmp_path, WINDOW).recover(FIRST)[WINDOW]
+    begun = [row for row in result.rows if row["phase"] == "published"]
+    assert [[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in begun] == [[1.0] * 8, list(FIRST.factors)]
+    assert result.loss <= min(row["loss"] for row in begun)
+
+
+def test_trials_and_steps_can_be_given_for_each_length(tmp_path: Path) -> None:
+    search = targets(tmp_path, 2 * WINDOW, 4 * WINDOW)
+    per_length = replace(search.target, trials=[0, 7], gradient_steps=[3, 0], documents=1)
+    results = replace(search, target=per_length).first()
+    metrics = search_metrics(results)
+    assert [(at["trials"], at["gradient_steps"]) for at in metrics.values()] == [(0, 3), (7, 0)]
+    assert "seed_search_perplexity" not in metrics[f"at_{4 * WINDOW}"]
+    assert len(table(results)) == sum(len(result.rows) for result in results.values())
+    for length, result in results.items():
+        assert metrics[f"at_{length}"]["search_perplexity"] == math.exp(result.loss)
+        assert metrics[f"at_{length}"]["forward_tokens"] == result.forward_tokens
+
+
+def test_too_few_long_documents_give_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds 0 documents of at least 2047 tokens"):
+        targets(tmp_path, 2048).first()

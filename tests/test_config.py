@@ -1,0 +1,261 @@
+"""A configuration is checked as a whole before any work starts, and a mistake is one line that names the key."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from ropewalk import config as schema
+from ropewalk.config import Config, checked, explain, read_overrides, register, section
+from ropewalk.consistency import METHODS, check_window
+from workspace import ROOT, environment, run_script, write_overrides
+
+CONF = ROOT / "conf"
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+NEEDED = {"corpus=jsonl": ["corpus.path=x"], "corpus=text": ["corpus.path=x"], "model=hf": ["model.path=x"]}
+
+
+def composed(*overrides: str) -> Config:
+    return checked(unchecked(*overrides))
+
+
+def unchecked(*overrides: str) -> DictConfig:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*overrides, "output=out", "work=work"])
+
+
+@pytest.fixture(scope="module")
+def default() -> DictConfig:
+    return unchecked()
+
+
+# Each mistake with what its message must say: the key, and what is allowed.
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "typo in a key": (["serch.trials=3"], ["unknown key serch", "allowed are", "search"]),
+    "typo below a section": (["search.trails=3"], ["unknown key search.trails", "allowed are", "trials"]),
+    "typo put in with a plus": (["+model.dtpe=x"], ["unknown key model.dtpe", "allowed are", "dtype"]),
+    "unknown group": (["serch=fast"], ["unknown key serch", "allowed are", "search"]),
+    "unknown choice": (["search=quick"], ["search has no choice quick", "demo, fast, gradient, paper"]),
+    "unknown experiment": (["experiment=big"], ["experiment has no choice big", "full, smoke"]),
+    "wrong type": (["search.trials=many"], ["search.trials", "many", "Integer"]),
+    "part of a number": (["search.trials=1.5"], ["search.trials", "1.5", "Integer"]),
+    "wrong type in a list": (["evaluate.lengths=[a]"], ["evaluate.lengths[0]", "Integer"]),
+    "no list": (["evaluate.lengths=5"], ["evaluate.lengths", "list"]),
+    "nothing": (["seed=null"], ["seed", "not Optional"]),
+    "left out": (["model=hf"], ["model.path must be given"]),
+}
+CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
+    "unknown corpus": (["corpus.name=web"], ["corpus.name", "stdlib, jsonl, text, redpajama_v1", "web"]),
+    "no path": (["corpus.name=jsonl", "corpus.path=null"], ["corpus.path", "name the files", "jsonl"]),
+    "no address": (["corpus.name=redpajama_v1", "corpus.url=null"], ["corpus.url", "urls.txt"]),
+    "no training documents": (
+        ["corpus.test_share=0.9"],
+        ["corpus.search_share and corpus.test_share", "below 1", "0.15, 0.9"],
+    ),
+    "no test documents": (["corpus.test_share=0"], ["corpus.search_share and corpus.test_share", "above 0"]),
+    "documents shorter than what is read": (["corpus.long_tokens=1000"], ["corpus.long_tokens", "1000 and 16384"]),
+    "too few long documents": (["corpus.least_long_documents=3"], ["corpus.least_long_documents", "found 3"]),
+    "share above one": (["finetune.recall_share=1.5"], ["finetune.recall_share", "between 0 and 1", "1.5"]),
+    "unknown dtype": (["model.dtype=int8"], ["model.dtype", "float32, bfloat16, float16", "int8"]),
+    "window above the target": (
+        ["model.original_length=4096"],
+        ["road.first_target", "above the model's window", "2048 and 4096"],
+    ),
+    "window not measured": (["model.original_length=300"], ["evaluate.lengths", "window 300"]),
+    "second target below the first": (
+        ["road.second_target=1024"],
+        ["road.second_target must be above road.first_target", "1024 and 2048"],
+    ),
+    "search for another target": (
+        ["road.search_first.lengths=[1024]"],
+        ["road.search_first.lengths", "end at", "2048"],
+    ),
+    "second search below the first target": (
+        ["road.search_second={lengths: [512,16384], trials: null, gradient_steps: null}"],
+        ["road.search_second.lengths", "above road.first_target 2048"],
+    ),
+    "lengths that fall": (
+        ["road.search_second={lengths: [8192,4096,16384]}"],
+        ["road.search_second.lengths", "rising order"],
+    ),
+    "recovery of long inputs": (["road.recover.lengths=[4096]"], ["road.recover.lengths", "below", "2048"]),
+    "trials for other lengths": (
+        ["road.search_second.trials=[0,0]"],
+        ["road.search_second.trials", "each of road.search_second.lengths", "found [0, 0]"],
+    ),
+    "steps for other lengths": (["road.recover.gradient_steps=[]"], ["road.recover.gradient_steps", "found []"]),
+    "more parents than members": (["search.parents=40"], ["search.parents", "search.initial", "40 and 20"]),
+    "attention factors upside down": (["search.attention_factor=[2,1]"], ["search.attention_factor", "lowest"]),
+    "negative count": (["search.gradient_steps=-1"], ["search.gradient_steps", "negative", "-1"]),
+    "no rows": (["finetune.first.rows=0"], ["finetune.first.rows", "at least 1"]),
+    "no learning rate": (["finetune.second.learning_rate=0"], ["finetune.second.learning_rate", "above 0"]),
+    "unknown decay": (["finetune.first.decay=cubic"], ["finetune.first.decay", "linear, constant", "cubic"]),
+    "unknown precision": (["finetune.precision=fp8"], ["finetune.precision", "bf16-mixed", "fp8"]),
+    "training that shortens": (["finetune.first.length=4096"], ["finetune.first.length", "4096, 2048"]),
+    "training beyond the target": (["finetune.second.length=4096"], ["finetune.second.length", "road.first_target"]),
+    "evaluation without the target": (["evaluate.lengths=[256,512]"], ["evaluate.lengths", "road.first_target 2048"]),
+    "base model at other lengths": (
+        ["evaluate.base_lengths=[256,2048,4096]"],
+        ["evaluate.base_lengths", "among evaluate.lengths"],
+    ),
+    "fewer trials than depths": (["evaluate.passkey_trials=5"], ["evaluate.passkey_trials", "passkey_depths"]),
+    "unknown method": (["rope.methods=[pi,abc]"], ["rope.methods", ", ".join(METHODS), "abc"]),
+    "two factor sets": (["export.short_factor=none"], ["export.short_factor", "same"]),
+}
+
+
+def one_line(message: str, *parts: str) -> None:
+    assert len(message.strip().splitlines()) == 1, message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("mistake", CONTRADICTIONS)
+def test_a_contradiction_is_one_line_that_names_the_key_and_what_is_allowed(default: DictConfig, mistake: str) -> None:
+    overrides, parts = CONTRADICTIONS[mistake]
+    with pytest.raises(ValueError, match=r"^configuration: ") as raised:
+        checked(OmegaConf.merge(default, OmegaConf.from_dotlist(overrides)))
+    one_line(str(raised.value), *parts)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_compose_refuses_a_mistake_in_overrides_yaml_and_writes_nothing(scratch: Path, mistake: str) -> None:
+    overrides, parts = MISTAKES[mistake]
+    write_overrides(scratch, *overrides)
+    with pytest.raises(SystemExit) as raised:
+        run_script("compose")
+    one_line(str(raised.value.code), "compose: configuration: ", *parts)
+    assert {path.name for path in scratch.iterdir()} == {"models", "overrides.yaml"}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_script_refuses_a_mistake_on_the_command_line_and_does_nothing(scratch: Path, mistake: str) -> None:
+    overrides, parts = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as raised:
+        run_script("base", *overrides)
+    one_line(str(raised.value.code), "base: configuration: ", *parts)
+    assert not [path for path in scratch.rglob("*") if path.is_file() and "models" not in path.parts]
+
+
+@pytest.mark.parametrize("script", ["compose", "base"])
+def test_every_way_in_checks_for_contradictions(scratch: Path, script: str) -> None:
+    overrides, parts = CONTRADICTIONS["second target below the first"]
+    write_overrides(scratch, *overrides)
+    with pytest.raises(SystemExit) as raised:
+        run_script(script, *(overrides if script == "base" else []))
+    one_line(str(raised.value.code), *parts)
+
+
+def test_compose_knows_the_window_of_the_checkpoint(scratch: Path) -> None:
+    write_overrides(scratch, "road.first_target=200", "road.search_first.lengths=[200]", "evaluate.lengths=[200,300]")
+    with pytest.raises(SystemExit, match="compose: configuration: "):
+        run_script("compose")
+    config = composed()
+    with pytest.raises(ValueError, match=r"road\.first_target must be above the model's window, found 2048 and 4096"):
+        check_window(config, 4096)
+    check_window(config, 256)
+
+
+@pytest.mark.parametrize("script", ["compose", "base"])
+def test_a_mistake_ends_a_process_with_code_1_and_one_line(scratch: Path, script: str) -> None:
+    write_overrides(scratch, "search.trails=3")
+    command = [sys.executable, str(ROOT / "pipelines" / f"{script}.py")]
+    command += ["search.trails=3"] if script == "base" else []
+    found = subprocess.run(
+        command, cwd=scratch, env=environment(ROOT), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode == 1
+    assert found.stdout == ""
+    one_line(found.stderr, f"{script}: configuration: unknown key search.trails; allowed are name, gradient_steps")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "must hold a list"),
+        ("override: []", "must hold a list"),
+        ("overrides: search=fast", "must hold a list"),
+        ("overrides: [1]", "must hold a list"),
+        ("overrides: [", "is not YAML"),
+    ],
+)
+def test_an_overrides_file_without_a_list_is_named(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "overrides.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=part) as raised:
+        read_overrides(path)
+    one_line(str(raised.value), str(path))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_every_group_composes(choice: str) -> None:
+    assert composed(choice, *NEEDED.get(choice, [])).seed == 0
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str) -> None:
+    check_window(composed(f"experiment={name}"), 256)
+
+
+def test_a_resolved_configuration_reads_back_as_the_same(scratch: Path) -> None:
+    write_overrides(scratch, "experiment=smoke", "seed=7")
+    run_script("compose")
+    found = OmegaConf.load(scratch / "resolved.yaml")
+    names = [item.name for item in fields(Config)]
+    again = checked(OmegaConf.create({name: found[name] for name in names}))
+    expected = composed("experiment=smoke", "seed=7")
+    expected.output, expected.corpus.fingerprint = "results", again.corpus.fingerprint
+    assert section(again, *names) == section(expected, *names)
+    assert again.corpus.fingerprint is not None
+
+
+def test_compose_prints_the_configuration(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_overrides(scratch, "seed=5")
+    run_script("compose", "--cfg", "job")
+    assert "seed: 5" in capsys.readouterr().out
+    assert not (scratch / "resolved.yaml").exists()
+
+
+def test_methods_are_those_that_evaluate_compares() -> None:
+    from ropewalk.evaluate.road import Road
+
+    assert METHODS == Road.ALL
+
+
+def test_an_unforeseen_error_is_told_as_it_is() -> None:
+    assert explain(ValueError("one\n  two")) == "configuration: one two"
+
+
+OBVIOUS = {"name", "seed", "steps", "length", "rows", "learning_rate", "decay", "precision", "first", "second"}
+OBVIOUS |= {"dtype", "warmup_steps", "gradient_clip", "weight_decay", "checkpoint_every", "experiment", "trials"}
+
+
+def documented(kind: Any) -> set[str]:
+    """Fields with a docstring under them, as `inspect` cannot see."""
+    body = ast.parse(inspect.getsource(kind)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    pairs = zip(body.body, body.body[1:], strict=False)
+    return {
+        one.target.id
+        for one, two in pairs
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(two, ast.Expr)
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for _, kind in inspect.getmembers(schema, inspect.isclass) if is_dataclass(kind)]
+)
+def test_every_key_is_documented_or_obvious(kind: Any) -> None:
+    sections = {item.name for item in fields(Config)}
+    left = {item.name for item in fields(kind)} - documented(kind) - OBVIOUS - sections
+    assert not left, f"say in {kind.__name__} what {', '.join(sorted(left))} mean"

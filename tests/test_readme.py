@@ -1,0 +1,53 @@
+"""Every command of the README is run: by .ci/run, or by a test that is named here."""
+
+import ast
+import re
+
+import pytest
+
+from workspace import ROOT
+
+TESTED = {
+    r"dvc repro": "pipelines/test_road.py::test_a_second_repro_reruns_nothing_in_under_10_seconds",
+    r"dvc exp run -S .*": "pipelines/test_road.py::test_an_experiment_is_a_whole_road_of_its_own",
+    r"dvc exp show( .*)?": "pipelines/test_road.py::test_an_experiment_is_a_whole_road_of_its_own",
+    r"python pipelines/evaluate\.py -m rope=pi,yarn,longrope evaluate=fast": (
+        "pipelines/test_road.py::test_a_sweep_on_the_results_leaves_them_as_they_are"
+    ),
+    r"make ui": "pipelines/test_road.py::test_the_ui_shows_the_runs",
+    r"python pipelines/compose\.py --cfg job": "test_config.py::test_compose_prints_the_configuration",
+    r"python pipelines/(?!compose)\w+\.py --cfg job": "pipelines/test_scripts.py::test_an_app_prints_its_configuration",
+    r"python pipelines/\w+\.py --help": "pipelines/test_scripts.py::test_a_script_helps",
+}
+"""A pattern of the whole command -> the test that runs it."""
+
+
+def commands() -> list[str]:
+    """Every command of the README's bash blocks: one a line, without comments; a backslash joins lines."""
+    blocks = re.findall(
+        r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    bare = (re.sub(r"(^|\s)#.*$", "", line).strip() for line in lines)
+    return list(dict.fromkeys(" ".join(line.split()) for line in bare if line))
+
+
+def test_the_readme_shows_the_two_commands() -> None:
+    assert {"make demo", "make test"} <= set(commands())
+
+
+def test_every_command_is_run_by_ci_or_by_a_test() -> None:
+    ci = {line.strip() for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()}
+    untested = [
+        command
+        for command in commands()
+        if command not in ci and not any(re.fullmatch(pattern, command) for pattern in TESTED)
+    ]
+    assert not untested, f"run these in .ci/run, or name their tests in {__name__}.TESTED: {untested}"
+
+
+@pytest.mark.parametrize("test", sorted(set(TESTED.values())))
+def test_a_test_that_is_named_is_there(test: str) -> None:
+    path, _, name = test.partition("::")
+    module = ast.parse((ROOT / "tests" / path).read_text(encoding="utf-8"))
+    assert name in {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
