@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ropewalk.config import Config, checked, explain, read_overrides, register
-from ropewalk.consistency import check_window
+from ropewalk.consistency import check_measured, check_window
 from ropewalk.corpus.sources import fingerprint
 from ropewalk.files import write_text
 from ropewalk.models.base import window_of
@@ -20,7 +20,9 @@ def composed() -> Config:
     overrides = read_overrides("overrides.yaml")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = checked(compose("config", [*overrides, "output=results", "work=work"]))
-    check_window(config, config.model.original_length or window_of(config.model.path))
+    window = config.model.original_length or window_of(config.model.path)
+    check_window(config, window)
+    check_measured(config, window)
     config.corpus.fingerprint = fingerprint(config.corpus)
     return config
 

@@ -19,7 +19,12 @@ def finetune_second(stage: Stage) -> None:
     start = str(stage.inputs / "checkpoints" / "finetune_first")
     parts = [("finetune_second", start, config.finetune.second, scaling), ("control", base["path"], control, None)]
     metrics = {}
-    for name, path, step, own in parts if config.finetune.control else parts[:1]:
+    for name, path, step, own in parts:
+        if name == "control" and not config.finetune.control:
+            # An empty result, since DVC wants every out of a stage.
+            (stage.output / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
+            write_table(stage.output / "plots" / f"{name}.csv", [])
+            continue
         model = load_model(path, dtype=config.model.dtype)
         rows = finetune(
             model,

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ropewalk import config as schema
 from ropewalk.config import Config, checked, explain, read_overrides, register, section
-from ropewalk.consistency import METHODS, check_window
+from ropewalk.consistency import METHODS, check_measured, check_window
 from workspace import ROOT, environment, run_script, write_overrides
 
 CONF = ROOT / "conf"
@@ -71,7 +71,6 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["model.original_length=4096"],
         ["road.first_target", "above the model's window", "2048 and 4096"],
     ),
-    "window not measured": (["model.original_length=300"], ["evaluate.lengths", "window 300"]),
     "second target below the first": (
         ["road.second_target=1024"],
         ["road.second_target must be above road.first_target", "1024 and 2048"],
@@ -103,7 +102,6 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "unknown precision": (["finetune.precision=fp8"], ["finetune.precision", "bf16-mixed", "fp8"]),
     "training that shortens": (["finetune.first.length=4096"], ["finetune.first.length", "4096, 2048"]),
     "training beyond the target": (["finetune.second.length=4096"], ["finetune.second.length", "road.first_target"]),
-    "evaluation without the target": (["evaluate.lengths=[256,512]"], ["evaluate.lengths", "road.first_target 2048"]),
     "base model at other lengths": (
         ["evaluate.base_lengths=[256,2048,4096]"],
         ["evaluate.base_lengths", "among evaluate.lengths"],
@@ -157,13 +155,20 @@ def test_every_way_in_checks_for_contradictions(scratch: Path, script: str) -> N
 
 
 def test_compose_knows_the_window_of_the_checkpoint(scratch: Path) -> None:
-    write_overrides(scratch, "road.first_target=200", "road.search_first.lengths=[200]", "evaluate.lengths=[200,300]")
-    with pytest.raises(SystemExit, match="compose: configuration: "):
+    write_overrides(scratch, "evaluate.lengths=[512,2048]", "evaluate.base_lengths=[512,2048]")
+    with pytest.raises(SystemExit, match=r"evaluate\.lengths must hold the model's window 256, found \[512, 2048\]"):
         run_script("compose")
     config = composed()
     with pytest.raises(ValueError, match=r"road\.first_target must be above the model's window, found 2048 and 4096"):
         check_window(config, 4096)
     check_window(config, 256)
+    with pytest.raises(ValueError, match=r"evaluate\.lengths must hold the model's window 300, found \[256, 512, "):
+        check_measured(config, 300)
+    config.evaluate.base_lengths = [256, 512]
+    with pytest.raises(
+        ValueError, match=r"evaluate\.base_lengths must hold road\.first_target 2048, found \[256, 512\]"
+    ):
+        check_measured(config, 256)
 
 
 @pytest.mark.parametrize("script", ["compose", "base"])
@@ -204,7 +209,9 @@ def test_every_choice_of_every_group_composes(choice: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name: str) -> None:
-    check_window(composed(f"experiment={name}"), 256)
+    config = composed(f"experiment={name}")
+    check_window(config, 256)
+    check_measured(config, 256)
 
 
 def test_a_resolved_configuration_reads_back_as_the_same(scratch: Path) -> None:

@@ -173,11 +173,12 @@ class RopeConfig:
 class WalkerConfig:
     """Training of the embedded base model (`make walker`)."""
 
-    steps: int = 12_000
+    cycles: list[int] = field(default_factory=lambda: [12_000, 6_000])
+    """Steps of each cosine of the learning rate; a later one restarts from the peak."""
     rows: int = 16
     """Rows of 256 tokens in a step."""
     learning_rate: float = 1e-3
-    """Peak, reached after 2 % of the steps and decayed to zero along a cosine."""
+    """Peak, reached after 2 % of a cycle and decayed to zero along its cosine."""
     weight_decay: float = 0.1
     practice_steps: int = 3000
     """Pace of the practice rows, from which attention learns to look back (`ropewalk.corpus.practice`)."""

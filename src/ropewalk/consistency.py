@@ -60,13 +60,19 @@ def check(config: "Config") -> None:
 
 
 def check_window(config: "Config", window: int) -> None:
-    """Raise ValueError unless the road leads out of a model's window of ``window`` tokens, which is measured too."""
+    """Raise ValueError unless the road leads out of a model's window of ``window`` tokens."""
     _require(
         config.road.first_target > window,
         f"road.first_target must be above the model's window, found {config.road.first_target} and {window} tokens",
     )
+
+
+def check_measured(config: "Config", window: int) -> None:
+    """Raise ValueError unless evaluate measures what a whole road claims: at the window and at the first target."""
     for key in ("evaluate.lengths", "evaluate.base_lengths"):
-        _require(window in _at(config, key), f"{key} must hold the model's window {window}, found {_at(config, key)}")
+        lengths = _at(config, key)
+        for name, length in (("the model's window", window), ("road.first_target", config.road.first_target)):
+            _require(length in lengths, f"{key} must hold {name} {length}, found {lengths}")
 
 
 def _check_corpus(config: "Config") -> None:
@@ -152,12 +158,7 @@ def _check_finetune(config: "Config") -> None:
 def _check_evaluate(config: "Config") -> None:
     evaluate = config.evaluate
     for key in ("evaluate.lengths", "evaluate.base_lengths"):
-        lengths = _at(config, key)
-        _rising(key, lengths)
-        _require(
-            config.road.first_target in lengths,
-            f"{key} must hold road.first_target {config.road.first_target}, found {lengths}",
-        )
+        _rising(key, _at(config, key))
     _require(
         set(evaluate.base_lengths) <= set(evaluate.lengths),
         f"evaluate.base_lengths must be among evaluate.lengths {evaluate.lengths}, found {evaluate.base_lengths}",

@@ -1,6 +1,5 @@
 """The walker: its tokenizer, and a training from text to a folder that is loaded like any checkpoint."""
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def walker(folder: Path, *, steps: int, kill_at: int = -1) -> dict[str, Any]:
         seed=1,
         output=str(folder / "results"),
         corpus=corpus,
-        walker=replace(WalkerConfig(), steps=steps, rows=1, precision="32-true", copy_steps=1),
+        walker=WalkerConfig(cycles=[steps], rows=1, precision="32-true"),
     )
     original = Segments.step
 
@@ -112,7 +111,7 @@ def test_a_walker_is_made_from_text_to_a_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(parameter, parameter.half().float())
     assert len(load_tokenizer(str(folder))) <= VOCABULARY
     assert read_json(folder / "training.json") == record
-    assert record["training"]["steps"] == 3
+    assert record["training"]["cycles"] == [3]
     assert record["test_perplexity_256"] < 2 * VOCABULARY
     assert record["parameters"] == stored.num_parameters()
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".ckpt")]

@@ -18,7 +18,7 @@ def test_the_road_runs_with_a_local_checkpoint_on_novels(shared: Path, tmp_path:
     # A quarter each, because 24 documents are few.
     shares = ["corpus.search_share=0.25", "corpus.test_share=0.25", "corpus.least_long_documents=2"]
     corpus = ["corpus=text", f"corpus.path={shared / 'data' / 'novels'}", *shares]
-    write_overrides(project, "experiment=smoke", "model=hf", f"model.path={model}", *corpus)
+    write_overrides(project, "experiment=smoke", "model=hf", f"model.path={model}", "finetune.control=false", *corpus)
     found = run(project, "dvc", "repro")
     assert found.returncode == 0, found.stdout
     base = read_json(project / "results/base.json")
@@ -28,6 +28,7 @@ def test_the_road_runs_with_a_local_checkpoint_on_novels(shared: Path, tmp_path:
     perplexity = read_json(project / "results/metrics/evaluate.json")["perplexity"]
     # In its window the model has 7.88 in the middle of these novels; title pages are harder.
     assert 5 < perplexity["base"]["none"]["256_all"] < 20
+    assert "control" not in perplexity
     assert perplexity["base"]["ours"]["2048_all"] < perplexity["base"]["none"]["2048_all"]
     extended = load_extended(project / "results" / "model")
     assert extended.config.max_position_embeddings == 4096

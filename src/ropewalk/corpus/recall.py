@@ -60,20 +60,30 @@ def _value(rng: np.random.Generator) -> str:
             return str(value)
 
 
+def _made_up_word(rng: np.random.Generator) -> str:
+    return "".join(rng.choice(list(letters)) for letters in ["bdfgklmnprstvz", "aeiou"] * int(rng.integers(1, 4)))
+
+
 def draw_facts(rng: np.random.Generator, count: int) -> Iterator[dict[str, str]]:
-    """Things with a value each, as the fields of a wording: thing, Thing, name, value."""
-    for thing in rng.choice(_THINGS, count, replace=False):
-        thing = f"{thing} {owner}" if (owner := rng.choice(_OWNERS)) else str(thing)
+    """Things with a value each, as the fields of a wording: thing, Thing, name, value.
+
+    Half of the things have made-up names, so that looking up means matching names and not knowing them.
+    """
+    for known in rng.choice(_THINGS, count, replace=False):
+        if rng.random() < 0.5:
+            thing = " ".join(_made_up_word(rng) for _ in range(int(rng.integers(1, 3))))
+        else:
+            thing = f"{known} {owner}" if (owner := rng.choice(_OWNERS)) else str(known)
         name = thing.replace(" ", "_").upper() if rng.random() < 0.5 else thing.replace(" ", "_")
         yield {"thing": thing, "Thing": thing.capitalize(), "name": name, "value": _value(rng)}
 
 
 def _filler(rng: np.random.Generator, code: np.ndarray, length: int, tokenizer: Any) -> list[int]:
     kind = rng.random()
-    if kind < 0.6:
+    if kind < 0.45:
         filler: list[int] = code[:length].tolist()
         return filler
-    sentences = rng.choice(_SENTENCES, int(rng.integers(2, 7)) if kind < 0.85 else 24)
+    sentences = rng.choice(_SENTENCES, int(rng.integers(2, 7)) if kind < 0.8 else 24)
     text = " ".join(sentences) + (" " if rng.random() < 0.5 else "\n")
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return (ids * (length // len(ids) + 1))[:length]
@@ -94,7 +104,7 @@ def recall_row(rng: np.random.Generator, *, code: np.ndarray, length: int, token
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    most = int(rng.integers(1, 6))
+    most = int(rng.choice([1, 1, 1, 2, 3, 4, 5]))
     asked_tokens = rng.uniform(0.05, 0.7) * min(length, 300)
     facts, statements, questions, room = [], list[list[int]](), list[int](), length - 1
     for fact in draw_facts(rng, most):

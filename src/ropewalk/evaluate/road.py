@@ -145,7 +145,7 @@ def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any])
 def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
     """The base model, the fine-tuned one, and the control where one was trained."""
     paths = {"base": base["path"], "finetuned": str(checkpoints / "finetune_second")}
-    if (checkpoints / "control").is_dir():
+    if (checkpoints / "control" / "config.json").is_file():
         paths["control"] = str(checkpoints / "control")
     return {name: load_model(path, dtype=dtype) for name, path in paths.items()}
 

@@ -97,12 +97,16 @@ class _Walker(L.LightningModule):
         vectors = [p for p in self.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
-        warm_up = max(1, config.steps // 50)
 
         def share(step: int) -> float:
+            for cycle in config.cycles:
+                if step < cycle:
+                    break
+                step -= cycle
+            warm_up = max(1, cycle // 50)
             if step < warm_up:
                 return (step + 1) / warm_up
-            return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
+            return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, cycle - warm_up)))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -120,7 +124,7 @@ def train_walker(
         store,
         length=WINDOW,
         rows=config.rows,
-        steps=config.steps,
+        steps=sum(config.cycles),
         seed=seed,
         tokenizer=tokenizer,
         recall_share=config.recall_share,
@@ -128,7 +132,7 @@ def train_walker(
         first_step=done,
     )
     trainer = L.Trainer(
-        max_steps=config.steps,
+        max_steps=sum(config.cycles),
         precision=resolve_precision(config.precision),
         gradient_clip_val=1.0,
         logger=False,

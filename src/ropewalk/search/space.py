@@ -62,3 +62,14 @@ class SearchSpace:
             for method in (methods.pi, methods.ntk, methods.yarn)
         ]
         return [self.nearest(scaling) for scaling in made]
+
+    def ntk(self, *, multiple: float) -> RopeScaling:
+        """NTK-aware scaling for ``multiple`` times the ratio, within the space."""
+        made = methods.ntk(
+            rotary_dim=self.rotary_dim,
+            base=self.base,
+            original_length=self.original_length,
+            target_length=self.target_length,
+            multiple=multiple,
+        )
+        return self.nearest(made)

@@ -65,6 +65,8 @@ class TargetSearch:
             if first is not None:
                 # YaRN's and the first search's temperature belong to the whole extension, not to the second step.
                 starts = [replace(point, attention_factor=first.attention_factor) for point in space.published()]
+                doubled = space.ntk(multiple=2.0)
+                starts.append(replace(doubled, attention_factor=first.attention_factor))
             else:
                 starts = []
             if relative is not None:
