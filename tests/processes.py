@@ -28,7 +28,10 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 def run_until_killed(code: str, *arguments: object) -> None:
     """Run ``code``, which must end by sending SIGKILL to itself."""
     process = start(code, *arguments)
-    out, error = process.communicate(timeout=120)
+    try:
+        out, error = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == -signal.SIGKILL, f"ended with {process.returncode}\n{out}\n{error}"
 
 

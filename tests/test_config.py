@@ -107,6 +107,7 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["evaluate.base_lengths", "among evaluate.lengths"],
     ),
     "fewer trials than depths": (["evaluate.passkey_trials=5"], ["evaluate.passkey_trials", "passkey_depths"]),
+    "training of no steps": (["walker.cycles=[]"], ["walker.cycles", "steps from 1"]),
     "unknown method": (["rope.methods=[pi,abc]"], ["rope.methods", ", ".join(METHODS), "abc"]),
     "two factor sets": (["export.short_factor=none"], ["export.short_factor", "same"]),
 }

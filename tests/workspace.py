@@ -61,7 +61,7 @@ def commit(folder: Path) -> str:
     return found.stdout.strip()
 
 
-def run(project: Path, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def run(project: Path, *command: str, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in ``project``; standard error goes into standard output."""
     return subprocess.run(
         command,

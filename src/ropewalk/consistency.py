@@ -31,7 +31,7 @@ _AT_LEAST_ONE = (
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
-    "evaluate.passkey_depths evaluate.passkey_long_trials walker.steps walker.rows"
+    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows"
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
@@ -55,6 +55,8 @@ def check(config: "Config") -> None:
     _check_search(config)
     _check_finetune(config)
     _check_evaluate(config)
+    cycles = config.walker.cycles
+    _require(bool(cycles) and min(cycles) >= 1, f"walker.cycles must be numbers of steps from 1, found {cycles}")
     if config.model.original_length is not None:
         check_window(config, config.model.original_length)
 

@@ -9,7 +9,7 @@ from ropewalk import load_extended
 from ropewalk.files import read_json
 from workspace import copy_project, run, write_overrides
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def test_the_road_runs_with_a_local_checkpoint_on_novels(shared: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import zstandard
 from ropewalk.corpus.store import TokenStore
 from workspace import copy_project, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 SUBSETS = {
     "arxiv": "arxiv",
