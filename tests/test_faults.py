@@ -4,8 +4,6 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -191,18 +189,7 @@ def test_an_input_that_is_not_there(workspace: Path) -> None:
     assert "results/base.json is not there; run `dvc repro` up to the stage that makes it" in stops("search_first")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for 1.5 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]
-    found = subprocess.run(mount, capture_output=True, text=True, check=False) if shutil.which("mount") else None
-    if found is None or found.returncode:
-        pytest.skip(f"a small disk cannot be mounted here ({found.stderr.strip() if found else 'no mount'})")
-    yield folder
-    # Lazily, since databases on it may still be open in this process.
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+SMALL_DISK = "1500k"
 
 
 def test_a_disk_that_fills_while_tokens_are_written(workspace: Path, small_disk: Path) -> None:
