@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ropewalk.files import read_table
-from ropewalk.report import plots
+from ropewalk.report import plots, style
 
 from .conftest import WINDOW
 
@@ -34,7 +34,7 @@ def test_a_figure_is_a_png_that_is_not_blank_and_has_labelled_axes(
     name: str, whole_results: Path, tmp_path: Path
 ) -> None:
     figure = FIGURES[name](whole_results / "plots")
-    plots.save(figure, tmp_path / "figure.png")
+    style.save(figure, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as image:
         assert image.format == "PNG"
         assert image.width == 1350
@@ -55,20 +55,20 @@ def test_perplexity_has_a_panel_per_model_a_line_per_method_and_the_window(whole
     assert tuned.get_title(loc="left").startswith("after fine-tuning")
     assert {"plain RoPE", "PI", "NTK-aware", "dynamic NTK", "YaRN", "ours"} < set(labels_of(figure))
     assert any("training window" in text.get_text() for text in base.texts)
-    (ntk,) = (line for line in base.lines if line.get_color() == plots.STYLES["ntk"][1])
+    (ntk,) = (line for line in base.lines if line.get_color() == style.STYLES["ntk"][1])
     assert list(ntk.get_ydata()) == [7.9, 8.6, 11.0, 13.3]
-    filled, opened = (line for line in tuned.lines if line.get_color() == plots.STYLES["ours"][1])
+    filled, opened = (line for line in tuned.lines if line.get_color() == style.STYLES["ours"][1])
     assert list(filled.get_xdata()) == [256, 512, 1024, 2048]
     assert list(opened.get_xdata()) == [2048, 8192, 16_384]
     assert opened.get_markerfacecolor() == "white"
 
 
 def test_a_method_has_one_colour_in_every_figure_and_no_two_share_one() -> None:
-    colours = [colour for _, colour, _, _ in plots.STYLES.values()]
-    assert plots.style("yarn")[1] == plots.STYLES["yarn"][1]
-    assert len({plots.STYLES[name][1] for name in ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn", "ours")}) == 7
+    colours = [colour for _, colour, _, _ in style.STYLES.values()]
+    assert style.style("yarn")[1] == style.STYLES["yarn"][1]
+    assert len({style.STYLES[name][1] for name in ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn", "ours")}) == 7
     assert all(colour.startswith("#") for colour in colours)
-    assert plots.style("my_method")[0] == "my method"
+    assert style.style("my_method")[0] == "my method"
 
 
 def test_passkey_cells_print_the_accuracy_and_cells_without_trials_a_dash() -> None:
@@ -92,7 +92,7 @@ def test_a_file_with_one_length_or_one_trial_still_makes_a_figure(tmp_path: Path
             "tokens": 64,
         }
     ]
-    plots.save(plots.search({"search": search}), tmp_path / "search.png")
+    style.save(plots.search({"search": search}), tmp_path / "search.png")
     one = {
         "model": "base",
         "method": "none",
@@ -102,6 +102,6 @@ def test_a_file_with_one_length_or_one_trial_still_makes_a_figure(tmp_path: Path
         "documents": 1,
         "tokens": 63,
     }
-    plots.save(plots.perplexity([one | {"document_set": "all"}], original_length=64), tmp_path / "perplexity.png")
+    style.save(plots.perplexity([one | {"document_set": "all"}], original_length=64), tmp_path / "perplexity.png")
     step = {"step": 1, "loss": 3.0, "learning_rate": 0.1, "tokens_per_second": 10.0, "peak_mib": 3.0}
-    plots.save(plots.training({"first": [step]}), tmp_path / "training.png")
+    style.save(plots.training({"first": [step]}), tmp_path / "training.png")

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from ropewalk.files import read_json, read_table, write_text
-from ropewalk.report import plots, tables
+from ropewalk.report import plots, style, tables
 from ropewalk.report.tables import Table
 
 
@@ -69,7 +69,7 @@ class _Results:
 
     def picture(self, name: str, figure: Figure, alt: str, caption: str) -> Picture:
         path = self.plots / f"{name}.png"
-        plots.save(figure, path)
+        style.save(figure, path)
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         return Picture(f"data:image/png;base64,{data}", alt, caption)
 
@@ -132,7 +132,7 @@ def _flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 def _perplexity(files: _Results, rows: list[dict[str, Any]], original: int) -> Section:
     pictures: tuple[Picture, ...] = ()
-    if any(row["model"] in plots.MODELS for row in rows):
+    if any(row["model"] in style.MODELS for row in rows):
         pictures = (
             files.picture(
                 "perplexity", plots.perplexity(rows, original_length=original),

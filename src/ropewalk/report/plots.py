@@ -4,107 +4,30 @@ Rows are dictionaries as `ropewalk.files.read_table` gives them. No pyplot: noth
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ropewalk.files import writing
-
-Row = dict[str, Any]
-
-INK, FAINT = "#222222", "#8a8a8a"
-STYLES: dict[str, tuple[str, str, str, str]] = {
-    # label, colour (Okabe and Ito's, told apart by the colour-blind), line, marker
-    "none": ("plain RoPE", "#555555", "--", "X"),
-    "pi": ("PI", "#e69f00", "-", "s"),
-    "ntk": ("NTK-aware", "#56b4e9", "-", "^"),
-    "dynamic_ntk": ("dynamic NTK", "#009e73", "-", "v"),
-    "abf": ("ABF", "#b8a800", "-", "h"),
-    "yarn": ("YaRN", "#0072b2", "-", "D"),
-    "llama3": ("Llama 3", "#7a5195", "-", "<"),
-    "longrope": ("LongRoPE", "#cc79a7", "-", "*"),
-    "control": ("control, trained in the short window", "#000000", ":", "P"),
-    "seed": ("gradient alone", "#cc79a7", "-", "o"),
-    "ours": ("ours", "#d55e00", "-", "o"),
-}
-_SPARE = ("#7a5195", "#3d7a00", "#a05000", "#4b4b9f")
-_OURS = ("#f5a26b", "#e07b33", "#d55e00", "#a34700", "#6b2e00")
-"""Light to dark, for our factors by input length."""
-MODELS = {"base": "base model, no training", "finetuned": "after fine-tuning"}
-
-
-def style(name: str) -> tuple[str, str, str, str]:
-    """(label, colour, line, marker) of a method, the same in every figure; names not known get a grey of their own."""
-    return STYLES.get(name, (name.replace("_", " "), _SPARE[sum(name.encode()) % len(_SPARE)], "-.", "."))
-
-
-def in_order(lines: Mapping[str, Any]) -> list[str]:
-    """Names in the order of `STYLES`, ours last and so on top; unknown ones after them."""
-    return [*(name for name in STYLES if name in lines), *(name for name in lines if name not in STYLES)]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as PNG, 1,350 pixels wide."""
-    FigureCanvasAgg(figure)
-    with writing(path) as aside:
-        figure.savefig(aside, format="png", dpi=150, metadata={"Software": None})
-
-
-def _figure(panels: int, *, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(9, height * rows), layout="constrained", facecolor="white")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for spare in grid[panels:]:
-        spare.remove()
-    for axes in grid[:panels]:
-        axes.grid(True, color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9.5, colors=INK)
-    return figure, grid[:panels]
-
-
-def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
-
-
-def _plain(value: float, _: object = None) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.3g}"
-
-
-def _tokens(value: float, _: object = None) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def _log_y(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers, few decades included, since matplotlib labels powers of ten only."""
-    axes.set_yscale("log")
-    low, high = min(values), max(values)
-    fine = high / low < 4
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if fine else LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-
-
-def _length_axis(axes: Axes, lengths: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30 if len(lengths) > 5 else 0)
-    axes.minorticks_off()
-    axes.set_xlabel("input length, tokens (log scale)")
+from ropewalk.report.style import (
+    FAINT,
+    INK,
+    MODELS,
+    OURS,
+    Row,
+    groups,
+    in_order,
+    length_axis,
+    log_y,
+    panels_of,
+    style,
+    token_count,
+)
 
 
 def best_case(rows: Iterable[Row]) -> dict[int, Row]:
@@ -123,13 +46,13 @@ def perplexity(rows: Sequence[Row], *, original_length: int) -> Figure:
     Figures on different document sets are different lines of one colour, filled and open, since they do not compare.
     """
     panels = [model for model in MODELS if any(row["model"] == model for row in rows)]
-    figure, grid = _figure(max(len(panels), 1), columns=2 if len(panels) > 1 else 1, height=4.4)
+    figure, grid = panels_of(max(len(panels), 1), columns=2 if len(panels) > 1 else 1, height=4.4)
     handles: dict[str, Any] = {}
     for model, axes in zip(panels, grid, strict=False):
         shown = [(row["method"], row) for row in rows if row["model"] == model and row["method"] != "seed"]
         if model == "finetuned":
             shown += [("control", row) for row in rows if row["model"] == "control"]
-        lines = _groups((row | {"line": line} for line, row in shown), lambda row: (row["line"], row["document_set"]))
+        lines = groups((row | {"line": line} for line, row in shown), lambda row: (row["line"], row["document_set"]))
         for method in in_order({line: None for line, _ in lines}):
             for documents, filled in (("all", True), ("long", False)):
                 if (method, documents) in lines:
@@ -158,8 +81,8 @@ def _perplexity_axes(axes: Axes, rows: Sequence[Row], original_length: int) -> N
     values = [float(row["perplexity"]) for row in rows]
     lengths = sorted({int(row["length"]) for row in rows})
     if max(values) / min(values) > 3:
-        _log_y(axes, values)
-    _length_axis(axes, lengths)
+        log_y(axes, values)
+    length_axis(axes, lengths)
     axes.axvspan(lengths[0] / 1.15, original_length, color="#f3ead8", zorder=0, linewidth=0)
     axes.axvline(original_length, color=FAINT, linewidth=1, zorder=1)
     axes.annotate(
@@ -172,22 +95,22 @@ def _perplexity_axes(axes: Axes, rows: Sequence[Row], original_length: int) -> N
 
 def factors(rows: Sequence[Row]) -> Figure:
     """Rescale factors lambda by dimension pair, published methods beside ours (names that begin with "ours")."""
-    figure, (axes,) = _figure(1, columns=1, height=4.4)
-    lines = _groups(rows, lambda row: str(row["factors_of"]))
+    figure, (axes,) = panels_of(1, columns=1, height=4.4)
+    lines = groups(rows, lambda row: str(row["factors_of"]))
     own = [name for name in lines if name.startswith("ours")]
     for name in [*(name for name in in_order(lines) if name not in own), *own]:
         label, colour, line, marker = style(name)
         if name in own:
             place = own.index(name)
-            shade = round(place * (len(_OURS) - 1) / max(len(own) - 1, 1)) if len(own) > 1 else 2
-            colour, line, marker = _OURS[shade], "-", "osD^vP"[place % 6]
+            shade = round(place * (len(OURS) - 1) / max(len(own) - 1, 1)) if len(own) > 1 else 2
+            colour, line, marker = OURS[shade], "-", "osD^vP"[place % 6]
         ordered = sorted(lines[name], key=lambda row: int(row["pair"]))
         axes.plot(
             [int(row["pair"]) for row in ordered], [float(row["lambda"]) for row in ordered], line, color=colour,
             marker=marker, markersize=4, linewidth=2.4 if name in own else 1.4, label=label,
             zorder=4 if name in own else 3,
         )  # fmt: skip
-    _log_y(axes, [float(row["lambda"]) for row in rows])
+    log_y(axes, [float(row["lambda"]) for row in rows])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("dimension pair, from the highest frequency to the lowest")
     axes.set_ylabel("rescale factor λ (log scale)")
@@ -203,9 +126,9 @@ def search(runs: Mapping[str, Sequence[Row]]) -> Figure:
     panels = [
         (f"{title}, {length:,} tokens", own)
         for title, rows in runs.items()
-        for length, own in _groups(rows, lambda row: int(row["length"])).items()
+        for length, own in groups(rows, lambda row: int(row["length"])).items()
     ]
-    figure, grid = _figure(len(panels), columns=min(len(panels), 3), height=3.6)
+    figure, grid = panels_of(len(panels), columns=min(len(panels), 3), height=3.6)
     handles: dict[str, Any] = {}
     for place, ((title, rows), axes) in enumerate(zip(panels, grid, strict=True)):
         handles |= _search_panel(axes, rows)
@@ -227,7 +150,7 @@ _PHASES = {
 def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
     handles: dict[str, Any] = {}
     shown: list[float] = []
-    phases = _groups(rows, lambda row: row["phase"])
+    phases = groups(rows, lambda row: row["phase"])
     for phase, (label, colour, marker) in _PHASES.items():
         own = sorted(phases.get(phase, []), key=lambda row: float(row["tokens"]))
         if not own:
@@ -246,9 +169,9 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
             axes.scatter([x for x, _ in ends], [y for _, y in ends], s=22, marker="|", color=INK, zorder=5)
         shown += [*best, float(np.quantile(scores, 0.75))]
     # The worst trials would press everything else into a line.
-    _log_y(axes, [min(shown) / 1.03, max(shown) * 1.06])
+    log_y(axes, [min(shown) / 1.03, max(shown) * 1.06])
     axes.set_ylim(min(shown) / 1.03, max(shown) * 1.06)
-    axes.xaxis.set_major_formatter(FuncFormatter(_tokens))
+    axes.xaxis.set_major_formatter(FuncFormatter(token_count))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     return handles
 
@@ -265,7 +188,7 @@ def _exp(nats: Any) -> float:
 
 def training(runs: Mapping[str, Sequence[Row]]) -> Figure:
     """Training loss by step; ``runs`` maps a title to the rows of one run, each in a panel with the same loss axis."""
-    figure, grid = _figure(len(runs), columns=min(len(runs), 3), height=3.6)
+    figure, grid = panels_of(len(runs), columns=min(len(runs), 3), height=3.6)
     losses = [float(row["loss"]) for rows in runs.values() for row in rows]
     for (title, rows), axes, colour in zip(runs.items(), grid, cycle(("#cc79a7", "#d55e00", "#555555")), strict=False):
         steps = [int(row["step"]) for row in rows]
@@ -292,8 +215,8 @@ def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def passkey(rows: Sequence[Row]) -> Figure:
     """Accuracy by length and depth, in per cent in every cell, one panel per model and method."""
-    panels = dict(sorted(_groups(rows, lambda row: (row["model"], row["method"])).items(), reverse=True))
-    figure, grid = _figure(len(panels), columns=1, height=3.3)
+    panels = dict(sorted(groups(rows, lambda row: (row["model"], row["method"])).items(), reverse=True))
+    figure, grid = panels_of(len(panels), columns=1, height=3.3)
     lengths = sorted({int(row["length"]) for row in rows})
     depths = sorted({float(row["depth"]) for row in rows})
     for ((model, method), own), axes in zip(panels.items(), grid, strict=True):

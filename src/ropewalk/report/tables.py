@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.report.plots import Row, best_case, in_order, style
+from ropewalk.report.plots import best_case
+from ropewalk.report.style import Row, in_order, style
 
 BASELINES = ("none", "pi", "ntk", "dynamic_ntk", "yarn")
 
