@@ -182,7 +182,7 @@ class WalkerConfig:
     weight_decay: float = 0.1
     practice_steps: int = 3000
     """Pace of the practice rows, from which attention learns to look back (`ropewalk.corpus.practice`)."""
-    recall_share: float = 0.3
+    recall_share: float = 0.4
     """Share of the later rows that are recall documents."""
     precision: str = "auto"
     """Lightning's name, or auto: bf16-mixed where bf16 is native, else 32-true."""

@@ -1,48 +1,61 @@
 """Recall documents: text in which values are stated once and asked for later.
 
 A small model learns to look values up only from text that asks for them. These documents are
-mixed into the walker's training and, at a declared share, into fine-tuning. The wordings differ
-from the passkey task's, and no five-digit value with ``value % 7 == 3`` occurs: those are the
-keys that the task draws from (`is_held_out_key`).
+mixed into the walker's training and, at a declared share, into fine-tuning. Things are named by
+words of the training text and by made-up ones, so that looking up means matching names and not
+knowing them, and much of the filler is of the very form of a statement ("The hill is tall."), so
+that the last word before the value is never enough. The wordings differ from the passkey task's,
+and no five-digit value with ``value % 7 == 3`` occurs: those are the keys that the task draws from
+(`is_held_out_key`).
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-_THINGS = (
-    "access code|door number|room number|serial number|ticket number|account|order number|lucky number|locker|"
-    "vault code|extension|badge number|flight number|batch|invoice|station code|channel|port|zip code|model number|"
-    "secret word|gate|lane|box number|file number|user id|pin|table number|page|street number|magic value|checksum|"
-    "token|limit|offset|buffer size|timeout|version|session id|build number|line number|entry|index|signal"
+_NOUNS = (
+    "access|account|alarm|answer|apple|badge|barn|batch|bell|boat|book|bottle|box|branch|bread|bridge|buffer|cabin|"
+    "card|cat|chair|channel|checksum|city|clock|cloud|coat|counter|door|dog|engine|entry|farm|field|file|flight|floor|"
+    "flower|forest|friend|garden|gate|guard|harbor|hill|horse|house|index|invoice|lamp|lane|letter|library|limit|line|"
+    "locker|lock|market|message|mill|model|moon|mountain|night|office|offset|order|page|paper|park|phone|pin|plan|"
+    "port|river|road|roof|room|rope|school|sea|secret|server|session|ship|shop|signal|snow|stone|station|street|table|"
+    "team|ticket|timeout|token|tower|town|train|tree|user|valley|vault|version|voice|wall|water|wind|window|winter"
 ).split("|")
-_OWNERS = (
-    "|||||of the red house|of the first team|of Anna|of Peter|of the server|for today|of the library|of line two"
+_ADJECTIVES = (
+    "big|bright|brown|busy|calm|clean|clear|cold|cool|dark|dear|deep|dry|empty|far|fast|fine|free|full|good|great|grey|"
+    "hard|heavy|high|hot|kind|late|light|little|long|loud|low|near|new|nice|old|open|pink|plain|poor|pure|quick|quiet|"
+    "red|rich|ripe|round|safe|sharp|short|silent|slow|small|soft|still|strange|strong|sweet|tall|thin|tired|true|warm|"
+    "weak|wet|white|wide|wild|wise|young"
 ).split("|")
-_STATEMENTS = (
-    "Note that the {thing} is {value}.|{Thing}: {value}|{name} = {value}|# {thing}: {value}|"
-    "Keep in mind that {value} is the {thing}.|We set the {thing} to {value} here.|"
-    "Attention! {Thing} is {value}, do not lose it.|{value} was chosen as the {thing}.|"
-    'The {thing} equals {value}. Write it down: {value}.|"{name}": {value},'
-).split("|")
-_QUESTIONS = (
-    "So the {thing} is {value}|{Thing}: {value}|{name} = {value}|# {thing}: {value}|"
-    "Which {thing} was given? It was {value}|Now tell me the {thing}. The {thing} was {value}|"
-    "Q: {thing}? A: {value}|assert {name} == {value}|Somebody asks for the {thing}. {Thing} is {value}|"
-    "Do you recall the {thing}? The {thing} is {value}"
-).split("|")
+_CODES = "code|number|word|id|value|count|name|size|mark|sign".split("|")
+_WORDINGS = (
+    ("Note that the {thing} is {value}.", "Note that the {thing} is {value}"),
+    ("{Thing}: {value}", "{Thing}: {value}"),
+    ("{name} = {value}", "{name} = {value}"),
+    ("# {thing}: {value}", "# {thing}: {value}"),
+    ('"{name}": {value},', '"{name}": {value}'),
+    ("{name}({value})", "{name}({value}"),
+    ("We set the {thing} to {value} here.", "We set the {thing} to {value}"),
+    ("Attention! The {thing} is {value}, do not lose it.", "Somebody asks for the {thing}. The {thing} is {value}"),
+    ("The {thing} equals {value}. Write it down: {value}.", "Say it: the {thing} equals {value}"),
+    ("The {thing} is {value}. So {value} is this {thing}.", "Tell us about the {thing}! The {thing} is {value}"),
+    ("My {thing} is {value}, yes, {value}.", "You ask for my {thing}? My {thing} is {value}"),
+    ("Our {thing} was {value}; {value} was our {thing}.", "Do you recall our {thing}? Our {thing} was {value}"),
+    ("{value} is the {thing}; the {thing} is {value}.", "Now the {thing} again: the {thing} is {value}"),
+)
 _SENTENCES = (
-    "The river runs to the sea.|A dog sleeps by the door.|Rain falls on the roof.|The road is long.|Snow is white.|"
-    "We walk and we talk.|Bread is on the table.|Up and down.|The wind blows from the north.|Apples grow on trees.|"
-    "One step after another.|The night is dark.|Birds fly over the hill.|Nothing happens here.|Stones are heavy.|"
-    "The train leaves at noon.|Left and right.|Children play in the park.|Fire is hot.|The moon is round.|"
-    "Again and again.|A ship comes in.|The clock ticks.|Leaves fall in autumn."
-).split("|")
-_WORDS = (
-    "alpha|bravo|cedar|delta|ember|falcon|garnet|harbor|iris|jasper|kilo|lotus|maple|nova|opal|prism|quartz|raven|"
-    "sierra|tango"
-).split("|")
+    ("The {noun} is {adjective}.",) * 3
+    + ("A {noun} is by the {noun}.", "{Adjective} and {adjective}.", "The {adjective} {noun} is a {noun}.")
+    + (
+        "Our {noun} was {adjective}.",
+        "We go to the {noun} and back.",
+        "This is the {noun}.",
+        "What a {adjective} {noun}!",
+    )
+    + ("Up and down.", "Nothing happens.", "One step after another.", "Left and right.")
+)
 
 
 def is_held_out_key(value: int) -> bool:
@@ -50,10 +63,14 @@ def is_held_out_key(value: int) -> bool:
     return value % 7 == 3
 
 
+def _pick(rng: np.random.Generator, choices: Any) -> Any:
+    return choices[int(rng.integers(len(choices)))]
+
+
 def _value(rng: np.random.Generator) -> str:
-    if rng.random() < 0.15:
-        return "_".join(rng.choice(_WORDS, 2))
-    digits = 5 if rng.random() < 0.5 else int(rng.integers(2, 9))
+    if rng.random() < 0.1:
+        return f"{_pick(rng, _NOUNS)}_{_pick(rng, _NOUNS)}"
+    digits = 5 if rng.random() < 0.6 else int(rng.integers(2, 9))
     while True:
         value = int(rng.integers(10 ** (digits - 1), 10**digits))
         if digits != 5 or not is_held_out_key(value):
@@ -61,76 +78,101 @@ def _value(rng: np.random.Generator) -> str:
 
 
 def _made_up_word(rng: np.random.Generator) -> str:
-    return "".join(rng.choice(list(letters)) for letters in ["bdfgklmnprstvz", "aeiou"] * int(rng.integers(1, 4)))
+    return "".join(_pick(rng, letters) for letters in ["bdfgklmnprstvz", "aeiou"] * int(rng.integers(1, 4)))
 
 
-def draw_facts(rng: np.random.Generator, count: int) -> Iterator[dict[str, str]]:
-    """Things with a value each, as the fields of a wording: thing, Thing, name, value.
-
-    Half of the things have made-up names, so that looking up means matching names and not knowing them.
-    """
-    for known in rng.choice(_THINGS, count, replace=False):
-        if rng.random() < 0.5:
-            thing = " ".join(_made_up_word(rng) for _ in range(int(rng.integers(1, 3))))
-        else:
-            thing = f"{known} {owner}" if (owner := rng.choice(_OWNERS)) else str(known)
-        name = thing.replace(" ", "_").upper() if rng.random() < 0.5 else thing.replace(" ", "_")
-        yield {"thing": thing, "Thing": thing.capitalize(), "name": name, "value": _value(rng)}
-
-
-def _filler(rng: np.random.Generator, code: np.ndarray, length: int, tokenizer: Any) -> list[int]:
+def _thing(rng: np.random.Generator, words: list[str]) -> str:
     kind = rng.random()
-    if kind < 0.45:
-        filler: list[int] = code[:length].tolist()
-        return filler
-    sentences = rng.choice(_SENTENCES, int(rng.integers(2, 7)) if kind < 0.8 else 24)
-    text = " ".join(sentences) + (" " if rng.random() < 0.5 else "\n")
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return (ids * (length // len(ids) + 1))[:length]
+    if kind < 0.35:
+        return f"{_pick(rng, _NOUNS)} {_pick(rng, _CODES)}"
+    return " ".join(
+        _made_up_word(rng) if kind < 0.65 else str(_pick(rng, words)) for _ in range(int(rng.integers(1, 4)))
+    )
+
+
+def draw_facts(rng: np.random.Generator, count: int, *, words: list[str] = _NOUNS) -> Iterator[dict[str, str]]:
+    """Different things with a value each, as the fields of a wording: thing, Thing, name, value.
+
+    Args:
+        words: words that a thing may be named by, beside known and made-up ones.
+    """
+    things: set[str] = set()
+    while len(things) < count:
+        thing = _thing(rng, words)
+        if thing in things:
+            continue
+        things.add(thing)
+        name = thing.replace(" ", "_")
+        yield {
+            "thing": thing,
+            "Thing": thing.capitalize(),
+            "name": name.upper() if rng.random() < 0.3 else name,
+            "value": _value(rng),
+        }
+
+
+def _sentences(rng: np.random.Generator, words: list[str]) -> str:
+    """A few short sentences over and over, or many: long enough for 300 tokens and more."""
+    count = int(rng.integers(2, 8)) if rng.random() < 0.7 else 60
+
+    def noun() -> str:
+        return str(_pick(rng, words if rng.random() < 0.3 else _NOUNS))
+
+    made = []
+    for _ in range(count):
+        adjective = str(_pick(rng, _ADJECTIVES))
+        one, other = noun(), noun()
+        text: str = _pick(rng, _SENTENCES).replace("{noun}", one, 1).replace("{noun}", other)
+        made.append(text.replace("{adjective}", adjective).replace("{Adjective}", adjective.capitalize()))
+    return " ".join(made) + (" " if rng.random() < 0.7 else "\n")
 
 
 def recall_row(rng: np.random.Generator, *, code: np.ndarray, length: int, tokenizer: Any) -> list[int]:
-    """A row of ``length`` token ids: filler with facts stated at random depths, then questions with answers.
+    """A row of ``length`` token ids: filler with facts stated at random depths, and questions with their answers.
+
+    Half of the rows ask everything at the end, the others also in between. The longer the row, the more facts
+    it may hold, so that a long row teaches no less than several short ones.
 
     Args:
-        code: at least ``length`` token ids of training text, the filler of most rows.
+        code: at least ``length`` token ids of training text, the filler of a third of the rows.
         tokenizer: a transformers tokenizer.
 
     Raises:
         ValueError: not even one fact and one question fit.
     """
+    words = re.findall(r"[a-z]{3,9}", tokenizer.decode(code[:300])) or _NOUNS
+    count = 1 if rng.random() < 0.3 else int(rng.integers(2, max(6, length // 48)))
+    facts = [(fact, _pick(rng, _WORDINGS)) for fact in draw_facts(rng, count, words=words)]
+    texts = [f"\n{statement.format(**fact)}\n" for fact, (statement, _) in facts]
+    asked = [*range(count), *rng.integers(0, count, int(rng.integers(0, count + 8))).tolist()]
+    for which in asked:
+        fact, (_, question) = facts[which]
+        if rng.random() < 0.25:
+            question = _pick(rng, _WORDINGS)[1]
+        texts.append(f"\n{question.format(**fact)}\n")
+    texts.append(_sentences(rng, words))
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    statements, questions, sentences = ids[:count], ids[count:-1], ids[-1]
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    most = int(rng.choice([1, 1, 1, 2, 3, 4, 5]))
-    asked_tokens = rng.uniform(0.05, 0.7) * min(length, 300)
-    facts, statements, questions, room = [], list[list[int]](), list[int](), length - 1
-    for fact in draw_facts(rng, most):
-        statement = encode("\n" + str(rng.choice(_STATEMENTS)).format(**fact) + "\n")
-        question = encode("\n" + str(rng.choice(_QUESTIONS)).format(**fact))
-        if len(statement) + len(question) > room:
-            break
-        facts.append(fact)
-        statements.append(statement)
-        questions += question
-        room -= len(statement) + len(question)
-    if not facts:
+    room = length
+    kept: list[int] = []
+    for place, (which, question) in enumerate(zip(asked, questions, strict=True)):
+        more = len(question) + (len(statements[place]) if place < count else 0)
+        if more <= room and (place < count or which in kept):
+            kept.append(place)
+            room -= more
+    if not kept:
         raise ValueError(f"a recall row of {length} tokens has no room for a fact and its question")
-    while len(questions) < asked_tokens:
-        fact = facts[int(rng.integers(len(facts)))]
-        question = encode("\n" + str(rng.choice(_QUESTIONS)).format(**fact))
-        if len(question) > room:
-            break
-        questions += question
-        room -= len(question)
-    questions += encode("\n")[:1]
-    room = length - len(questions) - sum(map(len, statements))
-    filler = _filler(rng, code, room, tokenizer)
+    at_the_end = rng.random() < 0.5
+    stated = {place: int(rng.integers(0, room + 1)) for place in kept if place < count}
+    parts = [(where, statements[which]) for which, where in stated.items()]
+    for place in kept:
+        late = at_the_end or rng.random() < 0.5
+        parts.append((room if late else int(rng.integers(stated[asked[place]], room + 1)), questions[place]))
+    filler = code[:room].tolist() if rng.random() < 0.35 else np.resize(sentences, room).tolist()
     row: list[int] = []
     start = 0
-    for statement, place in zip(statements, sorted(rng.integers(0, room + 1, len(facts)).tolist()), strict=True):
-        row += filler[start:place] + statement
-        start = place
-    return row + filler[start:] + questions
+    for where, tokens in sorted(parts, key=lambda part: part[0]):
+        row += filler[start:where] + tokens
+        start = where
+    return row + filler[start:]

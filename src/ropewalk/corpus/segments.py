@@ -43,7 +43,6 @@ class Segments(IterableDataset[torch.Tensor]):
         self.store, self.length, self.rows, self.steps, self.seed = store, length, rows, steps, seed
         self.tokenizer, self.recall_share, self.first_step = tokenizer, recall_share, first_step
         self.practice_steps = practice_steps
-        self.practice_steps = practice_steps
         self._documents = store.long_documents(length - 2)
         if not len(self._documents):
             longest = int(store.lengths.max()) if len(store) else 0
