@@ -15,7 +15,7 @@ ui: install
 lint: install
 	ruff check . && ruff format --check . && mypy && lint-imports && python -m pre_commit validate-config
 walker: install
-	python pipelines/walker.py
+	python pipelines/walker.py work=work
 bench-demo: install
 	python benchmarks/demo/run.py
 bench-walker: install
