@@ -66,6 +66,13 @@ def test_a_stage_is_one_run_with_its_commit_name_and_config_hash(stage: Stage, s
     assert found.data.metrics["seconds"] >= 0
 
 
+def test_the_commit_of_a_folder_is_that_of_its_repository(tmp_path: Path) -> None:
+    (tmp_path / "project" / "src").mkdir(parents=True)
+    head = commit(tmp_path / "project")
+    assert tracking.commit_of(tmp_path / "project" / "src") == head
+    assert tracking.commit_of(tmp_path) == "unknown"
+
+
 def test_the_store_is_sqlite_and_artifacts_lie_below_mlartifacts(stage: Stage, store: Path) -> None:
     with tracking.stage_run(stage):
         assert mlflow.get_tracking_uri() == f"sqlite:///{store / 'mlflow.db'}"

@@ -72,7 +72,7 @@ def walker(folder: Path, *, steps: int = 10, before_step: Callable[[int], None] 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Segments, "step", watched)
         patch.setattr(walker_module, "CHECKPOINT_EVERY", 4)
-        return make_walker(config, state_folder=folder / "state", folder=folder / "walker")
+        return make_walker(config, commit="0" * 40, state_folder=folder / "state", folder=folder / "walker")
 
 
 @cache
@@ -126,6 +126,7 @@ def test_a_walker_is_made_from_text_to_a_checkpoint(tmp_path: Path) -> None:
     assert len(load_tokenizer(str(folder))) <= VOCABULARY
     assert read_json(folder / "training.json") == record
     assert record["training"]["cycles"] == [3]
+    assert record["commit"] == "0" * 40
     assert record["test_perplexity_256"] < 2 * VOCABULARY
     assert record["parameters"] == stored.num_parameters()
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".ckpt")]

@@ -161,10 +161,13 @@ def window_perplexity(model: PreTrainedModel, store: TokenStore, *, rows: int = 
     return math.exp(torch.cat(losses).mean().item())
 
 
-def make_walker(config: Config, *, state_folder: Path, folder: Path) -> dict[str, Any]:
+def make_walker(config: Config, *, commit: str, state_folder: Path, folder: Path) -> dict[str, Any]:
     """Train tokenizer and model on the training split and write both to ``folder`` with a record of the run.
 
     Weights are stored as float16 safetensors, and the figures are those of the stored weights.
+
+    Args:
+        commit: of the code that runs, for the record.
 
     Raises:
         KeyboardInterrupt: interrupted; what was done so far is kept in ``state_folder``.
@@ -190,6 +193,7 @@ def make_walker(config: Config, *, state_folder: Path, folder: Path) -> dict[str
         tokenizer.save_pretrained(aside)
         stored = LlamaForCausalLM.from_pretrained(aside, dtype=torch.float32).eval()
         record = {
+            "commit": commit,
             "training": asdict(config.walker),
             "precision": resolve_precision(config.walker.precision),
             "seed": config.seed,
