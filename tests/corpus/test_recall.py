@@ -144,6 +144,12 @@ def test_nothing_that_the_passkey_task_says_occurs(tokenizer: Any) -> None:
             assert part not in text, text
 
 
+def test_no_thing_is_called_pass_key() -> None:
+    things = [fact["thing"] for fact in draw_facts(np.random.default_rng(0), 60, words=["pass", "key", "pass"])]
+    assert any("key pass" in thing for thing in things)
+    assert not any("pass key" in thing for thing in things)
+
+
 def test_rows_depend_on_the_generator_only(tokenizer: Any) -> None:
     code = np.asarray(tokenizer(CODE * 40, add_special_tokens=False)["input_ids"])
     one, again, other = (

@@ -107,7 +107,8 @@ def draw_facts(rng: np.random.Generator, count: int, *, words: Sequence[str] = _
     things: set[str] = set()
     while len(things) < count:
         thing = _thing(rng, words)
-        if thing in things:
+        # Both words are common in Python; together they are what the passkey task asks for.
+        if thing in things or "pass key" in thing:
             continue
         things.add(thing)
         name = thing.replace(" ", "_")
