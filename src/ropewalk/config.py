@@ -160,7 +160,10 @@ class EvaluateConfig:
 @dataclass
 class ExportConfig:
     short_factor: str = "same"
-    """same: one factor set for every length, safe in any software."""
+    """same: one factor set for every length, safe in any software. recovered: the factors for short inputs too, which
+    garble text in most software when generation crosses the original window."""
+    license: str | None = None
+    """Licence of the base model, for the card; by default what the card in its folder says."""
 
 
 @dataclass

@@ -19,7 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.second.decay": ("linear", "constant"),
     "finetune.precision": _PRECISIONS,
     "walker.precision": _PRECISIONS,
-    "export.short_factor": ("same",),
+    "export.short_factor": ("same", "recovered"),
 }
 _NOT_NEGATIVE = (
     "seed search.trials search.gradient_steps finetune.first.warmup_steps finetune.second.warmup_steps "
