@@ -49,6 +49,12 @@ def load_extended(path: str | Path, *, length: int | None = None, **from_pretrai
     return model
 
 
+def exported_switch(path: str | Path) -> LengthSwitch | None:
+    """The length switch of a folder that `ropewalk.export.export_checkpoint` wrote, None for another folder."""
+    file = Path(path) / SWITCH_FILE
+    return _read_switch(Path(path)) if file.is_file() else None
+
+
 def _read_switch(path: Path) -> LengthSwitch:
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder; give the folder that the export stage wrote")
