@@ -1,4 +1,4 @@
-"""The scaling of a checkpoint (model.path) or a table of factors (show.table): a table and a plot; no stage of dvc.yaml.
+"""The scaling of a checkpoint (model.path) or a table of factors (show.table) as a table and a plot.
 
 python pipelines/show.py model.path=../Phi-3-mini-128k-instruct
 python pipelines/show.py show.table=4k.csv show.original_length=4096 show.target_length=131072
@@ -17,8 +17,11 @@ from ropewalk.stage import Stage, run
 def found(stage: Stage) -> PublishedScaling:
     show, path = stage.config.show, stage.config.model.path
     if show.table is not None:
-        lengths = {"original_length": show.original_length, "target_length": show.target_length}
-        return published_table(show.table, base=show.base, **lengths)
+        assert show.original_length is not None  # as the configuration's check says
+        assert show.target_length is not None
+        return published_table(
+            show.table, base=show.base, original_length=show.original_length, target_length=show.target_length
+        )
     published = published_scaling(path)
     switch = exported_switch(path)
     return PublishedScaling(published.shape, switch) if switch else published

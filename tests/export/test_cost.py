@@ -29,7 +29,9 @@ def test_an_export_applies_the_last_factors_or_the_two_of_the_window_and_never_n
 def test_costs_are_perplexities_of_the_same_documents_in_every_way(llama: Any) -> None:
     switch = long_switch_for(llama)
     lengths = (WINDOW, 2 * WINDOW, 8 * WINDOW)
-    short, long = (DocumentSet(name, token_rows(length)) for name, length in (("all", lengths[1]), ("long", lengths[2])))
+    short, long = (
+        DocumentSet(name, token_rows(length)) for name, length in (("all", lengths[1]), ("long", lengths[2]))
+    )
     with torch.no_grad():
         rows = measure({"finetuned": llama}, cost_readings(switch, lengths, target=lengths[1], short=short, long=long))
     found = costs(rows)

@@ -87,7 +87,9 @@ def test_cached_generation_in_unequal_rows_is_full_recomputation_around_every_bo
 def test_a_cache_is_used_between_the_boundaries(llama: Any, exported_llama: Path) -> None:
     loaded = ropewalk.load_extended(exported_llama).eval()
     widths: list[int] = []
-    loaded.model.register_forward_pre_hook(lambda _, __, options: widths.append(options["input_ids"].shape[1]), with_kwargs=True)
+    loaded.model.register_forward_pre_hook(
+        lambda _, __, options: widths.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
     start = BOUNDARY - 5
     loaded.generate(token_rows(start, rows=1), **GREEDY)
     # One prefill, and one more where token BOUNDARY + 1 is read.

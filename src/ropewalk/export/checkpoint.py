@@ -18,7 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ropewalk.export.cost import SAME, exported_scalings
 from ropewalk.files import read_json, write_json, write_text, writing
 from ropewalk.rope import methods, rotary_shape
-from ropewalk.rope.scaling import LengthSwitch, RopeScaling, switch_to_json
+from ropewalk.rope.scaling import LengthSwitch, RopeScaling, scaling_for_length, switch_to_json
 
 SWITCH_FILE = "ropewalk.json"
 _BESIDE_WEIGHTS = 2**20
@@ -55,12 +55,13 @@ def export_checkpoint(
     shape = rotary_shape(model)
     for _, scaling in switch:
         scaling.check_rotary_dim(shape.rotary_dim)
-    _check_folder(folder)
-    _check_space(model, folder)
+    check_folder(folder)
+    check_space(folder, _weights_size(model) + _BESIDE_WEIGHTS)
     short, long = exported_scalings(switch, short_factor)
     with writing(folder) as aside:
         aside.mkdir()
-        with _exported_config(model, short, long):
+        short_mscale = long if short_factor == SAME else scaling_for_length(switch, long.original_length)
+        with _exported_config(model, short, long, short_mscale=short_mscale.attention_factor):
             model.save_pretrained(aside)
         _check_config(aside, short, long, shape.base)
         _save_tokenizer(tokenizer, aside, long.target_length)
@@ -70,23 +71,27 @@ def export_checkpoint(
             (aside / name).write_bytes(content)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raise ValueError where ``folder`` is a file, or holds something else than an export."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder to export to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SWITCH_FILE).is_file():
         raise ValueError(f"{folder} is not empty and holds no earlier export; give another folder, or empty this one")
 
 
-def _check_space(model: Any, folder: Path) -> None:
-    # Tied weights are one tensor under two names, and written once.
-    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
-    needed = sum(tensors.values()) + _BESIDE_WEIGHTS
+def check_space(folder: Path, size: int) -> None:
+    """Raise OSError unless the disk that ``folder`` will be on has room for ``size`` bytes."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
-    if free < needed:
+    if free < size:
         raise OSError(
-            f"{folder} needs {_mib(needed)} and its disk has {_mib(free)} left; free some, or export elsewhere"
+            f"{folder} needs {_mib(size)} and its disk has {_mib(free)} left; free some, or give another folder"
         )
+
+
+def _weights_size(model: Any) -> int:
+    # Tied weights are one tensor under two names, and written once.
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
 
 
 def _mib(size: int) -> str:
@@ -94,7 +99,7 @@ def _mib(size: int) -> str:
 
 
 @contextmanager
-def _exported_config(model: Any, short: RopeScaling, long: RopeScaling) -> Iterator[None]:
+def _exported_config(model: Any, short: RopeScaling, long: RopeScaling, *, short_mscale: float) -> Iterator[None]:
     # save_pretrained writes model.config, and into it: lend the model another one meanwhile.
     kept = model.config
     config = copy.deepcopy(kept)
@@ -107,6 +112,9 @@ def _exported_config(model: Any, short: RopeScaling, long: RopeScaling) -> Itera
         "long_factor": list(long.factors),
         "factor": long.ratio,
         "attention_factor": long.attention_factor,
+        # vLLM and SGLang read these two and not attention_factor.
+        "short_mscale": short_mscale,
+        "long_mscale": long.attention_factor,
         "original_max_position_embeddings": long.original_length,
     }
     if "partial_rotary_factor" in kept.rope_parameters:

@@ -1,6 +1,6 @@
 """What software that knows neither n_hat nor our choice of factors by input length loses in perplexity."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +45,7 @@ def cost_readings(
             yield Reading("finetuned", "ours", way, scaling, length, documents)
 
 
-def costs(rows: Iterable[dict[str, Any]]) -> dict[int, dict[str, float]]:
+def costs(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
     """Perplexity by length and way, from the rows measured of `cost_readings`."""
     found: dict[int, dict[str, float]] = {}
     for row in rows:
@@ -53,7 +53,7 @@ def costs(rows: Iterable[dict[str, Any]]) -> dict[int, dict[str, float]]:
     return dict(sorted(found.items()))
 
 
-def cost_metrics(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def cost_metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """By way and length, per cent of perplexity above what the switch itself gives."""
     found: dict[str, Any] = {}
     for length, by_way in costs(rows).items():

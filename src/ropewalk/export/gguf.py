@@ -1,8 +1,9 @@
 """An exported Llama-shaped checkpoint as GGUF, for llama.cpp and what is built on it.
 
-Names, shapes and keys are llama.cpp's (``conversion/llama.py``, ``src/models/llama.cpp``). The factors go in as
-``rope_factors_long`` and ``rope_factors_short``, which llama.cpp divides the frequencies by; it takes the long ones
-where its context is longer than the original window, and the attention factor from ``rope.scaling.attn_factor``.
+Names, shapes and keys are llama.cpp's (``conversion/llama.py``, ``src/models/llama.cpp``). One set of factors goes in
+as ``rope_freqs``, which llama.cpp divides the frequencies by at every length; two sets as ``rope_factors_long`` and
+``rope_factors_short``, of which it takes the long ones where its context is longer than the original window. The
+attention factor is read from ``rope.scaling.attn_factor``.
 """
 
 import json
@@ -60,6 +61,10 @@ def _check_shape(config: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder} holds a model with sliding-window attention, which GGUF's llama does not have")
 
 
+def _one_set(rope: dict[str, Any]) -> bool:
+    return bool(rope["long_factor"] == rope["short_factor"])
+
+
 def _head_dim(config: dict[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
@@ -80,7 +85,8 @@ def _add_config(gguf: Any, writer: Any, config: dict[str, Any], dtype: str) -> N
     writer.add_vocab_size(config["vocab_size"])
     writer.add_rope_dimension_count(_head_dim(config))
     writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+    kind = gguf.RopeScalingType.NONE if _one_set(rope) else gguf.RopeScalingType.LONGROPE
+    writer.add_rope_scaling_type(kind)
     writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     writer.add_rope_scaling_attn_factors(rope["attention_factor"])
 
@@ -119,8 +125,12 @@ def _add_tokenizer(gguf: Any, writer: Any, folder: Path, config: dict[str, Any])
 def _tensors(gguf: Any, folder: Path, config: dict[str, Any], dtype: str) -> Any:
     """(name, array) of every tensor, under GGUF's names."""
     rope = config["rope_parameters"]
-    for which in ("long", "short"):
-        yield f"rope_factors_{which}.weight", np.asarray(rope[f"{which}_factor"], dtype=np.float32)
+    long, short = (np.asarray(rope[f"{which}_factor"], dtype=np.float32) for which in ("long", "short"))
+    if _one_set(rope):
+        yield "rope_freqs.weight", long
+    else:
+        yield "rope_factors_long.weight", long
+        yield "rope_factors_short.weight", short
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     heads = config["num_attention_heads"]
     for file in sorted(folder.glob("*.safetensors")):

@@ -53,9 +53,7 @@ def published_scaling(path: str | Path) -> PublishedScaling:
         raise ValueError(f"{file}: {error}") from None
 
 
-def published_table(
-    path: str | Path, *, base: float, original_length: int, target_length: int
-) -> PublishedScaling:
+def published_table(path: str | Path, *, base: float, original_length: int, target_length: int) -> PublishedScaling:
     """A CSV table of factors, one row or one row per layer; raises ValueError as `RopeScaling.from_csv`."""
     scaling = RopeScaling.from_csv(path, original_length=original_length, target_length=target_length)
     shape = RotaryShape(scaling.rotary_dim, base, original_length)

@@ -13,6 +13,9 @@ from ropewalk.rope.methods import critical_pair
 from ropewalk.rope.profile import PairProfile, profile
 
 
+_HEADER = f"{'pair':>4} {'period':>12} {'factor':>9} {'period now':>13} {'turns in window':>16} {'trained up to':>14}"
+
+
 def profile_rows(switch: LengthSwitch, shape: RotaryShape) -> list[dict[str, Any]]:
     """A row per scaling and pair."""
     return [
@@ -23,12 +26,11 @@ def profile_rows(switch: LengthSwitch, shape: RotaryShape) -> list[dict[str, Any
 
 
 def profile_text(switch: LengthSwitch, shape: RotaryShape) -> str:
-    """The table as lines of text, 79 columns wide at most."""
-    critical = critical_pair(
-        rotary_dim=shape.rotary_dim, base=shape.base, original_length=shape.original_length
-    )
+    """The table as lines of text, 80 columns wide at most."""
+    critical = critical_pair(rotary_dim=shape.rotary_dim, base=shape.base, original_length=shape.original_length)
     lines = [
-        f"{shape.rotary_dim} rotary dimensions, base {shape.base:,.0f}, original window {shape.original_length:,} tokens",
+        f"{shape.rotary_dim} rotary dimensions, base {shape.base:,.0f}, "
+        f"original window {shape.original_length:,} tokens",
         f"critical dimension {2 * critical} (pair {critical}): from there on a period is longer than the window",
     ]
     for up_to, scaling in switch:
@@ -36,7 +38,7 @@ def profile_text(switch: LengthSwitch, shape: RotaryShape) -> str:
         lines += [
             "",
             f"inputs up to {up_to:,} tokens: attention factor {scaling.attention_factor:.4g}, n_hat {scaling.n_hat}",
-            f"{'pair':>4} {'period':>12} {'factor':>9} {'period now':>13} {'turns in window':>16} {'trained up to':>14}",
+            _HEADER,
             *(_line(pair, first_untrained=pair.pair == critical) for pair in pairs),
             _verdict(pairs, up_to),
         ]
@@ -66,9 +68,7 @@ def _verdict(pairs: Sequence[PairProfile], length: int) -> str:
 def profile_figure(switch: LengthSwitch, shape: RotaryShape) -> Figure:
     """Factors by pair on the left, periods on the right, with the critical pair, the window and the targets."""
     figure, (left, right) = panels_of(2, columns=2, height=4.4)
-    critical = critical_pair(
-        rotary_dim=shape.rotary_dim, base=shape.base, original_length=shape.original_length
-    )
+    critical = critical_pair(rotary_dim=shape.rotary_dim, base=shape.base, original_length=shape.original_length)
     plain = [pair.plain_period for pair in profile(switch[-1][1], base=shape.base)]
     right.plot(range(len(plain)), plain, "--", color=FAINT, label="plain RoPE")
     for place, (up_to, scaling) in enumerate(switch):

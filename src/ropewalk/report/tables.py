@@ -111,9 +111,7 @@ def export_table(rows: Sequence[Row]) -> Table:
         body.append((Cell(f"{length:,}"), *cells))
     header = ("perplexity at length", *(names.get(way, way) for way in ways))
     protocols = dict.fromkeys(str(row["protocol"]) for row in rows)
-    return Table(
-        "The exported model", header, tuple(body), tuple(f"Protocol: {protocol}." for protocol in protocols)
-    )
+    return Table("The exported model", header, tuple(body), tuple(f"Protocol: {protocol}." for protocol in protocols))
 
 
 def scaling_table(switch: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""What a scaling does to each dimension pair: its period, and up to which length it meets only angles it was trained on."""
+"""What a scaling does to each dimension pair: its period, and up to which length its angles are those of training."""
 
 import math
 from dataclasses import dataclass
@@ -28,8 +28,9 @@ def profile(scaling: RopeScaling, *, base: float) -> list[PairProfile]:
 
     >>> from ropewalk.rope import methods
     >>> pi = methods.pi(rotary_dim=8, base=10_000.0, original_length=256, target_length=1024)
-    >>> [round(pair.trained_up_to) for pair in profile(pi, base=10_000.0)[2:]]
-    [1024, 1024]
+    >>> slowest = profile(pi, base=10_000.0)[-1]
+    >>> slowest.factor, slowest.trained_up_to
+    (4.0, 1024.0)
     """
     original = scaling.original_length
     critical = critical_pair(rotary_dim=scaling.rotary_dim, base=base, original_length=original)
