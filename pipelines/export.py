@@ -9,6 +9,7 @@ from ropewalk.evaluate.road import Road
 from ropewalk.export.card import license_of, model_card
 from ropewalk.export.checkpoint import export_checkpoint
 from ropewalk.export.cost import cost_metrics, cost_readings
+from ropewalk.export.gguf import export_gguf
 from ropewalk.files import read_json, read_table, write_table
 from ropewalk.models.base import load_model, load_tokenizer
 from ropewalk.report.card import card_pictures
@@ -44,6 +45,8 @@ def export(stage: Stage) -> None:
     export_checkpoint(
         model, tokenizer, road.switch, out, card=card, short_factor=config.export.short_factor, files=files
     )
+    if config.export.gguf is not None:
+        export_gguf(out, out / "model.gguf", dtype=config.export.gguf)
     tracking.log_file(out / "README.md")
     stage.write_metrics({"target_length": road.switch[-1][0], "parameters": base["parameters"], **cost_metrics(costs)})
 

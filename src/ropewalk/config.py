@@ -162,6 +162,8 @@ class ExportConfig:
     short_factor: str = "same"
     """same: one factor set for every length, safe in any software. recovered: the factors for short inputs too, which
     garble text in most software when generation crosses the original window."""
+    gguf: str | None = None
+    """float16 or float32: also write model.gguf for llama.cpp, of a Llama-shaped model; needs the extra gguf."""
     license: str | None = None
     """Licence of the base model, for the card; by default what the card in its folder says."""
 

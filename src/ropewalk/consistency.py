@@ -20,6 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.precision": _PRECISIONS,
     "walker.precision": _PRECISIONS,
     "export.short_factor": ("same", "recovered"),
+    "export.gguf": ("float16", "float32"),
 }
 _NOT_NEGATIVE = (
     "seed search.trials search.gradient_steps finetune.first.warmup_steps finetune.second.warmup_steps "

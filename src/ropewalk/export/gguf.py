@@ -25,13 +25,13 @@ def export_gguf(folder: Path, path: Path, *, dtype: str = "float16") -> None:
         dtype: float16 or float32, of the matrices; vectors are float32.
 
     Raises:
-        ValueError: the model is not Llama-shaped, or its tokenizer is not a byte-level BPE.
-        ModuleNotFoundError: the library gguf is not installed.
+        ValueError: the model is not Llama-shaped, its tokenizer is not a byte-level BPE, or the library gguf is not
+            installed.
     """
     try:
         import gguf
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("a GGUF export needs the library gguf: pip install 'ropewalk[gguf]'") from None
+        raise ValueError("a GGUF export needs the library gguf: pip install 'ropewalk[gguf]'") from None
 
     if dtype not in _TYPES:
         raise ValueError(f"a GGUF export is in {' or '.join(_TYPES)}, found {dtype}")

@@ -12,7 +12,6 @@ from ropewalk.rope import LengthSwitch, RotaryShape
 from ropewalk.rope.methods import critical_pair
 from ropewalk.rope.profile import PairProfile, profile
 
-
 _HEADER = f"{'pair':>4} {'period':>12} {'factor':>9} {'period now':>13} {'turns in window':>16} {'trained up to':>14}"
 
 
@@ -83,7 +82,7 @@ def profile_figure(switch: LengthSwitch, shape: RotaryShape) -> Figure:
     for axes in (left, right):
         axes.axvline(critical, color=FAINT, linewidth=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("dimension pair, from the highest frequency to the lowest")
+        axes.set_xlabel("dimension pair, highest frequency first")
     log_y(left, [factor for _, scaling in switch for factor in (1.0, *scaling.factors)])
     log_y(right, [*plain, *(p * f for _, s in switch for p, f in zip(plain, s.factors, strict=True))])
     left.set_ylabel("rescale factor λ (log scale)")
