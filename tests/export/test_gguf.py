@@ -64,10 +64,16 @@ def test_one_set_of_factors_is_for_every_length(llama: Any, tokenizer: Any, tmp_
 @pytest.mark.parametrize("tied", [False, True])
 def test_transformers_own_gguf_reader_finds_the_same_weights(tokenizer: Any, tmp_path: Path, tied: bool) -> None:
     pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate only")
-    model = tiny_llama(vocab_size=300, tie_word_embeddings=tied)
+    # With biases, as the demo's model has them.
+    model = tiny_llama(vocab_size=300, tie_word_embeddings=tied, attention_bias=True)
+    for name, tensor in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(tensor)
     export_checkpoint(model, tokenizer, switch_for(model, n_hat=0), tmp_path / "model", card="")
     export_gguf(tmp_path / "model", tmp_path / "gguf" / "model.gguf", dtype="float32")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "gguf", gguf_file="model.gguf").state_dict()
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "gguf", gguf_file="model.gguf", config=model.config
+    ).state_dict()
     expected = model.state_dict()
     assert set(loaded) == set(expected)
     for name, tensor in expected.items():
