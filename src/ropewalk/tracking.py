@@ -139,6 +139,7 @@ def register_model(folder: Path, name: str) -> str:
     """
     # Late, because transformers takes seconds to import and only a push needs it.
     import transformers
+    from huggingface_hub import ModelCard
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -146,6 +147,8 @@ def register_model(folder: Path, name: str) -> str:
         transformers_model={"model": model, "tokenizer": tokenizer},
         name="model",
         task="text-generation",
+        # Else MLflow asks the hub for one.
+        model_card=ModelCard.load(folder / "README.md"),
         registered_model_name=name,
         # Said here, since MLflow would load the model in a process of its own to find them.
         pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "transformers")],
