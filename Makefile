@@ -1,6 +1,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-.PHONY: install demo test test-slow ui lint walker bench-demo bench-walker clean
+.PHONY: install demo test test-slow docs ui lint walker bench-demo bench-walker clean
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
@@ -10,6 +10,8 @@ test: install
 	python -m pytest
 test-slow: install
 	python -m pytest -m slow
+docs: install
+	pip install --quiet --constraint constraints.txt --editable '.[docs]' && mkdocs build --strict
 ui: install
 	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 lint: install
@@ -21,4 +23,4 @@ bench-demo: install
 bench-walker: install
 	python benchmarks/walker/run.py
 clean:
-	rm -rf .venv resolved.yaml results work outputs multirun
+	rm -rf .venv resolved.yaml results work outputs multirun site

@@ -160,7 +160,42 @@ class EvaluateConfig:
 @dataclass
 class ExportConfig:
     short_factor: str = "same"
-    """same: one factor set for every length, safe in any software."""
+    """same: one factor set for every length, safe in any software. recovered: the factors for short inputs too, which
+    garble text in most software when generation crosses the original window."""
+    gguf: str | None = None
+    """float16 or float32: also write model.gguf for llama.cpp, of a Llama-shaped model; needs the extra gguf."""
+    license: str | None = None
+    """Licence of the base model, for the card; by default what the card in its folder says."""
+
+
+@dataclass
+class ShowConfig:
+    """pipelines/show.py, where it shows a table of factors in place of model.path's scaling."""
+
+    table: str | None = None
+    """CSV file of factors, one row, or one row per layer."""
+    original_length: int | None = None
+    """Window that the factors start from, in tokens; needed with a table."""
+    target_length: int | None = None
+    """Window that they are for; needed with a table."""
+    base: float = 10_000.0
+    """Base of the rotary frequencies of the model that the table is for."""
+
+
+@dataclass
+class PushConfig:
+    """pipelines/push.py: where an exported model goes; at least one of these."""
+
+    model: str = "results/model"
+    """The exported folder."""
+    folder: str | None = None
+    """A local folder that is empty, not there, or an earlier push."""
+    hub: str | None = None
+    """A hub repository, owner/name; the token is read from HF_TOKEN alone."""
+    mlflow: str | None = None
+    """Name in MLflow's model registry."""
+    private: bool = True
+    """Make a new hub repository private."""
 
 
 @dataclass
@@ -213,6 +248,8 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
     walker: WalkerConfig = field(default_factory=WalkerConfig)
+    show: ShowConfig = field(default_factory=ShowConfig)
+    push: PushConfig = field(default_factory=PushConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -19,7 +19,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.second.decay": ("linear", "constant"),
     "finetune.precision": _PRECISIONS,
     "walker.precision": _PRECISIONS,
-    "export.short_factor": ("same",),
+    "export.short_factor": ("same", "recovered"),
+    "export.gguf": ("float16", "float32"),
 }
 _NOT_NEGATIVE = (
     "seed search.trials search.gradient_steps finetune.first.warmup_steps finetune.second.warmup_steps "
@@ -31,11 +32,11 @@ _AT_LEAST_ONE = (
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
-    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows"
+    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows show.original_length show.target_length"
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
-    "finetune.gradient_clip walker.learning_rate"
+    "finetune.gradient_clip walker.learning_rate show.base"
 ).split()
 _SHARES = (
     "corpus.largest_rejected_share search.mutation_probability finetune.recall_share walker.recall_share"
@@ -55,6 +56,10 @@ def check(config: "Config") -> None:
     _check_search(config)
     _check_finetune(config)
     _check_evaluate(config)
+    if config.show.table is not None:
+        for name in ("original_length", "target_length"):
+            value = getattr(config.show, name)
+            _require(value is not None, f"show.{name} must be given with show.table, in tokens, found none")
     cycles = config.walker.cycles
     _require(bool(cycles) and min(cycles) >= 1, f"walker.cycles must be numbers of steps from 1, found {cycles}")
     if config.model.original_length is not None:

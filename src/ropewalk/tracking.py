@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,31 @@ def log_file(path: Path) -> None:
         mlflow.log_artifacts(str(path), artifact_path=path.name)
     else:
         mlflow.log_artifact(str(path))
+
+
+def register_model(folder: Path, name: str) -> str:
+    """A transformers checkpoint as the next version of ``name`` in the model registry, in the active run.
+
+    Returns:
+        Its address for ``mlflow.transformers.load_model`` and ``mlflow.pyfunc.load_model``.
+    """
+    # Late, because transformers takes seconds to import and only a push needs it.
+    import transformers
+    from huggingface_hub import ModelCard
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    logged = mlflow.transformers.log_model(
+        transformers_model={"model": model, "tokenizer": tokenizer},
+        name="model",
+        task="text-generation",
+        # Else MLflow asks the hub for one.
+        model_card=ModelCard.load(folder / "README.md"),
+        registered_model_name=name,
+        # Said here, since MLflow would load the model in a process of its own to find them.
+        pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "transformers")],
+    )
+    return f"models:/{name}/{logged.registered_model_version}"
 
 
 def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> None:

@@ -95,6 +95,25 @@ def passkey_table(rows: Sequence[Row]) -> Table:
     return Table("Passkey accuracy, all depths together", ("", *(f"{n:,}" for n in lengths)), tuple(body), notes)
 
 
+def export_table(rows: Sequence[Row]) -> Table:
+    """Perplexity by length (rows) and way of applying the exported model (columns); what each loses set small."""
+    ways = list(dict.fromkeys(str(row["variant"]) for row in rows))
+    names = {
+        "same": "transformers, short_factor=same",
+        "recovered": "transformers, short_factor=recovered",
+    }
+    body = []
+    for length in sorted({int(row["length"]) for row in rows}):
+        here = {str(row["variant"]): float(row["perplexity"]) for row in rows if int(row["length"]) == length}
+        whole = here[ways[0]]
+        cells = [Cell(number(here[ways[0]]))]
+        cells += [Cell(number(here[way]), f"{100 * (here[way] / whole - 1):+.1f} %") for way in ways[1:]]
+        body.append((Cell(f"{length:,}"), *cells))
+    header = ("perplexity at length", *(names.get(way, way) for way in ways))
+    protocols = dict.fromkeys(str(row["protocol"]) for row in rows)
+    return Table("The exported model", header, tuple(body), tuple(f"Protocol: {protocol}." for protocol in protocols))
+
+
 def scaling_table(switch: Sequence[Mapping[str, Any]]) -> Table:
     """Largest factor, n_hat and attention factor of each entry of recovered.json."""
     rows = []
