@@ -17,6 +17,8 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow
 from hydra.experimental.callback import Callback
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, RunStatus
 from omegaconf import DictConfig
 
@@ -128,6 +130,16 @@ def log_file(path: Path) -> None:
         mlflow.log_artifacts(str(path), artifact_path=path.name)
     else:
         mlflow.log_artifact(str(path))
+
+
+def log_dataset(name: str, *, source: str, card: dict[str, Any]) -> None:
+    """The corpus of the active run as an MLflow dataset: each split with its counts, known by the hash of its tokens."""
+    for split in ("train", "search", "test"):
+        profile = {key: card[split][key] for key in ("documents", "tokens", "longest", "hash")}
+        dataset = MetaDataset(
+            CodeDatasetSource({"corpus": source}), name=f"{name} {split}", digest=card[split]["hash"][:16]
+        )
+        mlflow.log_input(dataset, context=split, tags={key: str(value) for key, value in profile.items()})
 
 
 def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> None:
