@@ -19,6 +19,7 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
@@ -197,7 +198,7 @@ class Fetcher:
                 return
             except requests.HTTPError:
                 raise
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, _Broken):
+            except (requests.ConnectionError, requests.Timeout, _Broken):
                 left = self.attempts if out.seek(0, os.SEEK_END) > have else left - 1
                 if not left or stop.wait(self.wait):
                     raise
@@ -223,12 +224,15 @@ class Fetcher:
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else None
             try:
-                for chunk in answer.iter_content(_CHUNK_BYTES):
+                # What has come so far, where requests' iter_content loses what lies before a break.
+                while chunk := answer.raw.read1(_CHUNK_BYTES, decode_content=False):
                     out.write(chunk)
                     have += len(chunk)
                     bar.update(len(chunk))
                     if stop.is_set():
                         raise OSError("another file could not be fetched")
+            except urllib3.exceptions.HTTPError as error:
+                raise _Broken(f"the connection ended after {have} bytes ({_reason(error)})") from None
             finally:
                 out.flush()
         if total is not None and have != total:
