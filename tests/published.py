@@ -85,19 +85,23 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None or self.path in published.status:
             self.send_error(published.status.get(self.path, 404))
             return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and published.ranges else 0
+        start, end = 0, len(data)
+        if wanted and published.ranges:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(end, int(last) + 1) if last else end
         if start and start >= len(data):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(data)}")
             self.end_headers()
             return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
+        partial = (start, end) != (0, len(data))
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if body:
-            self._send(data[start:])
+            self._send(data[start:end])
 
     def _send(self, data: bytes) -> None:
         published = self.published

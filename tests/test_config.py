@@ -21,7 +21,13 @@ CONF = ROOT / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
 CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-NEEDED = {"corpus=jsonl": ["corpus.path=x"], "corpus=text": ["corpus.path=x"], "model=hf": ["model.path=x"]}
+NEEDED = {
+    "corpus=jsonl": ["corpus.path=x"],
+    "corpus=text": ["corpus.path=x"],
+    "corpus=redpajama_v2": ["corpus.snapshots=[2023-06]"],
+    "corpus=mixture": ["corpus.sources={books: {name: text, path: x}}", "corpus.weights={books: 1}"],
+    "model=hf": ["model.path=x"],
+}
 
 
 def composed(*overrides: str) -> Config:
@@ -54,10 +60,28 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "nothing": (["seed=null"], ["seed", "not Optional"]),
     "left out": (["model=hf"], ["model.path must be given"]),
 }
+V2 = ["corpus.name=redpajama_v2", "corpus.url=http://a.org"]
 CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "unknown corpus": (["corpus.name=web"], ["corpus.name", "stdlib, jsonl, text, redpajama_v1", "web"]),
     "no path": (["corpus.name=jsonl", "corpus.path=null"], ["corpus.path", "name the files", "jsonl"]),
     "no address": (["corpus.name=redpajama_v1", "corpus.url=null"], ["corpus.url", "urls.txt"]),
+    "no snapshots": (V2, ["corpus.snapshots", "2023-06"]),
+    "quality of the tail": (
+        [*V2, "corpus.snapshots=[a]", "corpus.buckets=[tail]", "corpus.quality.rps_doc_word_count=[1,2]"],
+        ["corpus.quality needs quality signals", "tail"],
+    ),
+    "no such language": ([*V2, "corpus.languages=[xx]"], ["corpus.languages", "en, de, fr, es, it", "xx"]),
+    "a rule of one bound": (
+        [*V2, "corpus.quality.rps_doc_word_count=[1]"],
+        ["corpus.quality.rps_doc_word_count", "the lowest and the highest", "[1"],
+    ),
+    "no sources": (["corpus.name=mixture"], ["corpus.sources must name", "found none"]),
+    "a mixture of mixtures": (
+        ["corpus.name=mixture", "corpus.sources.a.name=mixture"],
+        ["corpus.sources.a.name must be one of stdlib, jsonl", "mixture"],
+    ),
+    "negative weights": (["corpus.weights.a=-1"], ["corpus.weights", "negative", "-1"]),
+    "tokens of no mixture": (["corpus.mixture_tokens=5"], ["corpus.mixture_tokens needs corpus.weights"]),
     "no training documents": (
         ["corpus.test_share=0.9"],
         ["corpus.search_share and corpus.test_share", "below 1", "0.15, 0.9"],

@@ -40,7 +40,8 @@ _POSITIVE = (
     "finetune.gradient_clip walker.learning_rate"
 ).split()
 _SHARES = (
-    "corpus.largest_rejected_share corpus.near_duplicates search.mutation_probability finetune.recall_share walker.recall_share"
+    "corpus.largest_rejected_share corpus.near_duplicates search.mutation_probability finetune.recall_share "
+    "walker.recall_share"
 ).split()
 
 
@@ -97,9 +98,7 @@ def _check_corpus(config: "Config") -> None:
         not weights or (min(weights.values()) >= 0 and sum(weights.values()) > 0),
         f"corpus.weights must not be negative, nor all 0, found {weights}",
     )
-    _require(
-        corpus.mixture_tokens is None or bool(weights), "corpus.mixture_tokens needs corpus.weights, found none"
-    )
+    _require(corpus.mixture_tokens is None or bool(weights), "corpus.mixture_tokens needs corpus.weights, found none")
     shares = (corpus.search_share, corpus.test_share)
     _require(
         min(shares) > 0 and sum(shares) < 1,

@@ -133,10 +133,10 @@ def log_file(path: Path) -> None:
 
 
 def log_dataset(name: str, *, source: str, card: dict[str, Any]) -> None:
-    """The corpus of the active run as an MLflow dataset: each split with its counts, known by the hash of its tokens."""
+    """The corpus of the active run as MLflow datasets: each split with its counts, known by its tokens' hash."""
     for split in ("train", "search", "test"):
         profile = {key: card[split][key] for key in ("documents", "tokens", "longest", "hash")}
-        dataset = MetaDataset(
+        dataset = MetaDataset(  # type: ignore[abstract]
             CodeDatasetSource({"corpus": source}), name=f"{name} {split}", digest=card[split]["hash"][:16]
         )
         mlflow.log_input(dataset, context=split, tags={key: str(value) for key, value in profile.items()})

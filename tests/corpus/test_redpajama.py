@@ -5,6 +5,7 @@ import re
 import threading
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,6 @@ from published import Published
 from ropewalk.corpus import redpajama
 from ropewalk.corpus.documents import read_documents
 from ropewalk.corpus.fetch import Fetcher
-
-
 
 QUICK = Fetcher(attempts=3, wait=0.01, timeout=2)
 download_redpajama = partial(redpajama.download_redpajama, fetcher=QUICK)
@@ -126,7 +125,7 @@ def test_a_server_that_is_busy_is_asked_again_when_it_says(three: Published, tmp
     assert path.read_bytes() == three.files[ARXIV]
     times = [at for (own, _), at in zip(three.asked, three.at, strict=True) if own == ARXIV]
     assert len(times) == 3
-    assert min(later - sooner for sooner, later in zip(times, times[1:], strict=False)) >= 1
+    assert min(later - sooner for sooner, later in pairwise(times)) >= 1
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -203,7 +202,7 @@ def test_a_cap_leaves_out_what_comes_after_it(three: Published, tmp_path: Path) 
     with pytest.warns(UserWarning, match="1 of 3 files are fetched"):
         found = redpajama.download_redpajama(three.listing(), tmp_path, subsets=[], fetcher=cap)
     assert [path.name for path in found] == ["arxiv_1.jsonl"]
-    with pytest.raises(ValueError, match="more than corpus.largest_download_mib; raise that"):
+    with pytest.raises(ValueError, match=r"more than corpus\.largest_download_mib; raise that"):
         redpajama.download_redpajama(
             three.listing(), tmp_path / "other", subsets=[], fetcher=Fetcher(wait=0.01, largest_bytes=5)
         )

@@ -153,8 +153,8 @@ def _parse_long(line: bytes | bytearray, fields: Fields) -> Document | Refused:
     if text is None:
         return Refused.of(line, reason or "no text")
     row, refused = load(rest)
-    if refused is not None or not isinstance(row, dict):
-        return refused or Refused.of(line, "no text")
+    if refused is not None:
+        return Refused.of(line, refused.reason)
     return named(row, fields, long_text=text)
 
 
@@ -193,18 +193,12 @@ def numbered_lines(
     number = 0
     lines = lines or Lines(str(path), largest=LARGEST_ROW)
     try:
-        for number, line in enumerate(lines, start=1):  # noqa: B007 (used after the loop)
+        for number, line in enumerate(lines, start=1):
             if number >= first and (isinstance(line, TooLong) or not line.isspace()):
                 yield number, line
     except BROKEN as error:
-        raise ValueError(
-            f"{path} cannot be decompressed after row {number} ({error}); fetch the file again"
-        ) from None
-    if isinstance(line, TooLong):
-        cut = not line.ended
-    else:
-        cut = not line.endswith(b"\n") and not _is_json(line)
-    if cut:
+        raise ValueError(f"{path} cannot be decompressed after row {number} ({error}); fetch the file again") from None
+    if not (line.ended if isinstance(line, TooLong) else line.endswith(b"\n") or _is_json(line)):
         raise ValueError(f"{path} is cut off in row {number}; fetch the file again")
     if not number:
         raise ValueError(f"{path} holds no rows; fetch the file again")

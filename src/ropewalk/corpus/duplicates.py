@@ -6,6 +6,7 @@ the corpus beyond a byte a document: keys are compared in passes over a share of
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,8 +111,8 @@ def _groups(
 
 
 def _rows(
-    parts: Sequence[Part], values: Callable[[Part], NDArray[np.generic]], wanted: NDArray[np.int64]
-) -> Callable[[NDArray[np.int64]], NDArray[np.generic]]:
+    parts: Sequence[Part], values: Callable[[Part], NDArray[Any]], wanted: NDArray[np.int64]
+) -> Callable[[NDArray[np.int64]], NDArray[Any]]:
     """Rows of all parts' arrays by number of document, for the rising numbers ``wanted`` alone."""
     taken, start = [], 0
     for part in parts:

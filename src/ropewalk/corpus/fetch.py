@@ -72,17 +72,19 @@ class Fetcher:
         """
         files = self._within_cap(files)
         stop = threading.Event()
-        with Progress(desc="fetching", unit="B", unit_scale=True, disable=not files, leave=False) as bar:
-            with ThreadPoolExecutor(self.parallel) as pool:
-                pending = [pool.submit(self._fetch, remote, bar, stop) for remote in files]
-                try:
-                    found = [future.result() for future in pending]
-                except BaseException:
-                    # Those under way keep what they have and end soon.
-                    stop.set()
-                    for future in pending:
-                        future.cancel()
-                    raise
+        with (
+            Progress(desc="fetching", unit="B", unit_scale=True, disable=not files, leave=False) as bar,
+            ThreadPoolExecutor(self.parallel) as pool,
+        ):
+            pending = [pool.submit(self._fetch, remote, bar, stop) for remote in files]
+            try:
+                found = [future.result() for future in pending]
+            except BaseException:
+                # Those under way keep what they have and end soon.
+                stop.set()
+                for future in pending:
+                    future.cancel()
+                raise
         for remote, code in zip(files, found, strict=True):
             if code:
                 warnings.warn(f"{remote.url} is no longer published (HTTP {code}); passed over", stacklevel=2)
@@ -161,7 +163,7 @@ class Fetcher:
                 except requests.HTTPError as error:
                     if not out.seek(0, os.SEEK_END):
                         part.unlink(missing_ok=True)
-                    code = int(error.response.status_code)
+                    code = 0 if error.response is None else error.response.status_code
                     if remote.withdrawn and code in (403, 404):
                         return code
                     raise
@@ -177,7 +179,7 @@ class Fetcher:
             if remote.sha256 is None:
                 break
             out.seek(0)
-            found = hashlib.file_digest(out, "sha256").hexdigest()
+            found = hashlib.file_digest(out, "sha256").hexdigest()  # type: ignore[arg-type]
             if found == remote.sha256:
                 break
             out.truncate(0)
@@ -203,9 +205,7 @@ class Fetcher:
                 if not left or stop.wait(self.wait):
                     raise
 
-    def _append(
-        self, session: requests.Session, url: str, out: BinaryIO, bar: Progress, stop: threading.Event
-    ) -> None:
+    def _append(self, session: requests.Session, url: str, out: BinaryIO, bar: Progress, stop: threading.Event) -> None:
         have = out.seek(0, os.SEEK_END)
         headers = {"Range": f"bytes={have}-"} if have else {}
         with session.get(url, headers=headers, stream=True, timeout=self.timeout) as answer:
@@ -256,7 +256,8 @@ def _named(url: str, folder: Path | None = None) -> Iterator[None]:
         yield
     except requests.HTTPError as error:
         answer = error.response
-        raise OSError(f"{url} cannot be fetched: HTTP {answer.status_code} {answer.reason}") from None
+        told = str(error) if answer is None else f"{answer.status_code} {answer.reason}"
+        raise OSError(f"{url} cannot be fetched: HTTP {told}") from None
     except requests.TooManyRedirects:
         raise OSError(f"{url} cannot be fetched: it is redirected in a circle or more than 10 times") from None
     except OSError as error:  # requests' own are OSErrors too

@@ -39,6 +39,24 @@ def open_binary(path: str) -> BinaryIO:
     return cast(BinaryIO, fsspec.open(path, "rb").open())
 
 
+class _Source:
+    """A file whose faults, at an address elsewhere, are told in one line whatever library reads it."""
+
+    def __init__(self, path: str, source: BinaryIO) -> None:
+        self.path, self._source, self.read_so_far = path, source, 0
+
+    def read(self, size: int) -> bytes:
+        try:
+            data = self._source.read(size)
+        except Exception as error:
+            if not is_remote(self.path):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(f"{self.path} cannot be read: {reason}; run the same command again to go on") from None
+        self.read_so_far += len(data)
+        return data
+
+
 class Lines:
     """Iterates over a file's lines with their newline; a line of more than ``largest`` bytes comes as `TooLong`.
 
@@ -51,18 +69,19 @@ class Lines:
 
     def __iter__(self) -> Iterator[bytes | bytearray | TooLong]:
         with open_binary(self.path) as source:
-            yield from _split(self._chunks(source), self.largest)
+            yield from _split(self._chunks(_Source(self.path, source)), self.largest)
 
-    def _chunks(self, source: BinaryIO) -> Iterator[bytes]:
+    def _chunks(self, source: _Source) -> Iterator[bytes]:
         if self.path.endswith(".zst"):
             yield from self._zstd(source)
             return
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=source)) if self.path.endswith(".gz") else source
+        # GzipFile asks for nothing but read.
+        stream = gzip.GzipFile(fileobj=cast(BinaryIO, source)) if self.path.endswith(".gz") else source
         while chunk := stream.read(_CHUNK_BYTES):
-            self.read = source.tell()
+            self.read = source.read_so_far
             yield chunk
 
-    def _zstd(self, source: BinaryIO) -> Iterator[bytes]:
+    def _zstd(self, source: _Source) -> Iterator[bytes]:
         new_frame = zstandard.ZstdDecompressor().decompressobj
         frame, begun = new_frame(), False
         while chunk := source.read(_ZSTD_BYTES):

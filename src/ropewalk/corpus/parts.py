@@ -183,8 +183,10 @@ class _Part:
         pieces = (piece.encode() for piece in document.pieces())
         if end - start < self.reading.least(document.subset):
             reason = "too short"
-        elif self._overlap and SPLITS[split] == "train" and (
-            self._overlap.count_long(pieces) >= self.reading.evaluation_overlap
+        elif (
+            self._overlap
+            and SPLITS[split] == "train"
+            and (self._overlap.count_long(pieces) >= self.reading.evaluation_overlap)
         ):
             reason = "overlaps an evaluation set"
         else:

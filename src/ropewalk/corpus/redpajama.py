@@ -10,15 +10,11 @@ from ropewalk.corpus.fetch import Fetcher, Remote, check_url
 
 _VERSION = "v1.0.0"
 _WITHDRAWN = "book"
-SAMPLE = (
-    "arxiv book c4 cc_2019-30 cc_2020-05 cc_2021-04 cc_2022-05 cc_2023-06 github stackexchange wikipedia"
-).split()
+SAMPLE = ("arxiv book c4 cc_2019-30 cc_2020-05 cc_2021-04 cc_2022-05 cc_2023-06 github stackexchange wikipedia").split()
 """Of the files ``<name>_sample.jsonl``."""
 
 
-def download_redpajama(
-    listing_url: str, folder: Path, *, subsets: Sequence[str], fetcher: Fetcher = Fetcher()
-) -> list[Path]:
+def download_redpajama(listing_url: str, folder: Path, *, subsets: Sequence[str], fetcher: Fetcher) -> list[Path]:
     """Fetch the listed files of ``subsets`` to ``folder/<subset>/<name>`` and return their paths in listing order.
 
     A file that is there is whole and not fetched again; a part left by an earlier call is gone on from.
@@ -85,9 +81,7 @@ def _listed(listing_url: str, folder: Path, fetcher: Fetcher) -> list[tuple[str,
             names = names[names.index(_VERSION) + 1 :] if _VERSION in names else []
             target = safe_target(names, folder)
             if len(names) < 2 or target is None:
-                raise ValueError(
-                    f"{listing_url} lists {url}, which is not of the form .../{_VERSION}/<subset>/<name>"
-                )
+                raise ValueError(f"{listing_url} lists {url}, which is not of the form .../{_VERSION}/<subset>/<name>")
             found.setdefault(target, (url, names[0], target))
     if not found:
         raise ValueError(f"the listing {listing_url} names no files")
@@ -152,10 +146,8 @@ def download_v2(
     if not tags:
         raise ValueError(f"{base} lists no file of corpus.buckets {buckets} for {languages} in {snapshots}")
     tags = list(dict.fromkeys(tags))[:files]
-    wanted = [
-        (tag, {kind: folder / path for kind, path in redpajama_v2.paths_of(tag, signals=signals, duplicates=duplicates).items()})
-        for tag in tags
-    ]
+    kinds = [redpajama_v2.paths_of(tag, signals=signals, duplicates=duplicates) for tag in tags]
+    wanted = [(tag, {kind: folder / path for kind, path in own.items()}) for tag, own in zip(tags, kinds, strict=True)]
     # File by file of a tag, so that a cap leaves whole tags.
     remotes = [Remote(f"{base}/{path.relative_to(folder)}", path) for _, paths in wanted for path in paths.values()]
     there = set(fetcher.fetch_all(remotes))

@@ -39,9 +39,7 @@ class Shard:
         if self.kind == "text":
             found: Rows = _read_text(self.path) if first == 1 else iter(())
         elif self.kind == "redpajama_v2":
-            found = read_v2(
-                self.path, self.tag, self.signals, self.duplicates, self.quality, first=first, lines=lines
-            )
+            found = read_v2(self.path, self.tag, self.signals, self.duplicates, self.quality, first=first, lines=lines)
         else:
             found = read_rows(self.path, Fields(self.text_field, self.id_field), first=first, lines=lines)
         return self._labelled(found) if self.label else found

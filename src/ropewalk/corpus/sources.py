@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -223,4 +222,4 @@ def _write_stdlib(path: Path) -> Path:
 
 
 def downloads_folder(config: CorpusConfig, work: Path) -> Path:
-    return Path(os.path.expanduser(config.downloads)) if config.downloads else work / "downloads"
+    return Path(config.downloads).expanduser() if config.downloads else work / "downloads"
