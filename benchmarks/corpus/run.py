@@ -258,7 +258,9 @@ def main() -> None:
         found += whole(FOLDER / "input.jsonl.zst", size << 20, reference=reference)
     found.append(first_batch())
     every = "\n\n".join(texts)
-    long = (every * ((arguments.document_mib << 20) // len(every.encode()) + 1)).encode()[: arguments.document_mib << 20]
+    long = (every * ((arguments.document_mib << 20) // len(every.encode()) + 1)).encode()[
+        : arguments.document_mib << 20
+    ]
     with (FOLDER / "input.jsonl.zst").open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
         out.write(orjson.dumps({"text": long.decode(errors="ignore")}) + b"\n")
     size = len(long)

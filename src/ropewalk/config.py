@@ -37,13 +37,14 @@ class SourceConfig:
     """... and perplexity buckets, of head, middle, tail."""
     files: int | None = None
     """redpajama_v2: number of listed files to fetch; all by default."""
-    quality: dict[str, list[float | None]] = field(default_factory=dict)
-    """redpajama_v2: lowest and highest value of each quality signal that a document may have."""
+    quality: dict[str, list[Any]] = field(default_factory=dict)
+    """redpajama_v2: lowest and highest value of each quality signal that a document may have; null for none."""
     drop_listed_duplicates: bool = True
     """redpajama_v2: leave out what the published lists of duplicates name."""
     largest_download_mib: int | None = None
     """Cap on what is fetched; files beyond it are left out, in the order of the listing."""
     parallel_downloads: int = 8
+    """Files fetched at once."""
     download_timeout: float = 60.0
     """Seconds without a byte after which a connection counts as broken."""
 

@@ -132,7 +132,9 @@ def _check_source(source: "SourceConfig", key: str) -> None:
     _require(source.download_timeout > 0, f"{key}.download_timeout must be above 0, found {source.download_timeout}")
     for signal, bounds in source.quality.items():
         _require(
-            len(bounds) == 2 and (None in bounds or bounds[0] <= bounds[1]),  # type: ignore[operator]
+            len(bounds) == 2
+            and all(bound is None or isinstance(bound, int | float) for bound in bounds)
+            and (None in bounds or bounds[0] <= bounds[1]),
             f"{key}.quality.{signal} must be the lowest and the highest value (null for none), found {bounds}",
         )
     if name == "redpajama_v2":

@@ -426,9 +426,7 @@ def test_quotas_use_up_the_scarcest_and_round_to_the_whole() -> None:
     thirds = quotas({"a": 900, "b": 900, "c": 900}, {"a": 1, "b": 1, "c": 1}, tokens=100)
     assert sum(thirds.values()) == 100
     assert sorted(thirds.values()) == [33, 33, 34]
-    with pytest.raises(
-        ValueError, match=r"corpus\.weights names d, of which there is no training document"
-    ):
+    with pytest.raises(ValueError, match=r"corpus\.weights names d, of which there is no training document"):
         quotas({"a": 1}, {"a": 1, "d": 1}, tokens=None)
 
 
