@@ -1,6 +1,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-.PHONY: install demo test test-slow docs ui lint walker bench-demo bench-walker clean
+.PHONY: install demo test test-slow docs ui lint walker bench-demo bench-walker bench-corpus clean
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
@@ -22,5 +22,7 @@ bench-demo: install
 	python benchmarks/demo/run.py
 bench-walker: install
 	python benchmarks/walker/run.py
+bench-corpus: install
+	python benchmarks/corpus/run.py
 clean:
 	rm -rf .venv resolved.yaml results work outputs multirun site

@@ -1,27 +1,38 @@
 """Stage prepare: raw text to token stores of the splits train, search and test, with a data card."""
 
-from collections import Counter
+from pathlib import Path
 
 from ropewalk import tracking
-from ropewalk.corpus.prepare import prepare_stores
-from ropewalk.corpus.sources import check_fingerprint, read_corpus
+from ropewalk.corpus.prepare import prepare_shards
+from ropewalk.corpus.sources import check_fingerprint, downloads_folder, evaluation_shards, find_shards
+from ropewalk.corpus.split import SPLITS
+from ropewalk.files import locked
 from ropewalk.models.base import load_tokenizer
 from ropewalk.stage import Stage, run
 
 
 def prepare(stage: Stage) -> None:
     config = stage.config.corpus
-    check_fingerprint(config)
-    rejected: Counter[str] = Counter()
-    documents = read_corpus(config, folder=stage.state, rejected=rejected)
     folder = stage.output / "tokens"
-    tokenizer = load_tokenizer(stage.config.model.path)
-    card = prepare_stores(documents, config=config, tokenizer=tokenizer, rejected=rejected, folder=folder)
+    with locked(stage.output, "prepare"), locked(stage.state, "prepare"):
+        check_fingerprint(config)
+        downloads = downloads_folder(config, Path(stage.config.work))
+        card = prepare_shards(
+            find_shards(config, folder=stage.state, downloads=downloads),
+            evaluation=evaluation_shards(config),
+            config=config,
+            tokenizer=load_tokenizer(stage.config.model.path),
+            state=stage.state,
+            folder=folder,
+        )
     tracking.log_file(folder / "card.json")
+    tracking.log_file(folder / "card.png")
+    tracking.log_dataset(config.name, source=str(config.path or config.url or config.fingerprint), card=card)
     stage.write_metrics(
         {
-            "rejected": sum(rejected.values()),
-            **{split: {k: card[split][k] for k in ("documents", "tokens")} for split in ("train", "search", "test")},
+            "rejected": sum(card["rejected"].values()),
+            "dropped": sum(card["dropped"].values()),
+            **{split: {k: card[split][k] for k in ("documents", "tokens")} for split in SPLITS},
         }
     )
 

@@ -5,6 +5,7 @@ import inspect
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ CONF = ROOT / "conf"
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
 CHOICES = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-NEEDED = {"corpus=jsonl": ["corpus.path=x"], "corpus=text": ["corpus.path=x"], "model=hf": ["model.path=x"]}
+NEEDED = {
+    "corpus=jsonl": ["corpus.path=x"],
+    "corpus=text": ["corpus.path=x"],
+    "corpus=redpajama_v2": ["corpus.snapshots=[2023-06]"],
+    "corpus=mixture": ["+corpus.sources={books: {name: text, path: x}}", "+corpus.weights={books: 1}"],
+    "model=hf": ["model.path=x"],
+}
 
 
 def composed(*overrides: str) -> Config:
@@ -54,10 +61,15 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "nothing": (["seed=null"], ["seed", "not Optional"]),
     "left out": (["model=hf"], ["model.path must be given"]),
 }
+V2 = ["corpus.name=redpajama_v2", "corpus.url=http://a.org"]
 CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "unknown corpus": (["corpus.name=web"], ["corpus.name", "stdlib, jsonl, text, redpajama_v1", "web"]),
     "no path": (["corpus.name=jsonl", "corpus.path=null"], ["corpus.path", "name the files", "jsonl"]),
     "no address": (["corpus.name=redpajama_v1", "corpus.url=null"], ["corpus.url", "urls.txt"]),
+    "no snapshots": (V2, ["corpus.snapshots", "2023-06"]),
+    "no such language": ([*V2, "corpus.languages=[xx]"], ["corpus.languages", "en, de, fr, es, it", "xx"]),
+    "no sources": (["corpus.name=mixture"], ["corpus.sources must name", "found none"]),
+    "tokens of no mixture": (["corpus.mixture_tokens=5"], ["corpus.mixture_tokens needs corpus.weights"]),
     "no training documents": (
         ["corpus.test_share=0.9"],
         ["corpus.search_share and corpus.test_share", "below 1", "0.15, 0.9"],
@@ -203,6 +215,20 @@ def test_an_overrides_file_without_a_list_is_named(tmp_path: Path, text: str, pa
     one_line(str(raised.value), str(path))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["corpus.buckets=[tail]"], r"corpus\.quality needs quality signals, which the bucket tail"),
+        (["corpus.quality.rps_doc_word_count=[1]"], r"corpus\.quality\.rps_doc_word_count must be the lowest and the"),
+        (["+corpus.weights={a: -1}"], r"corpus\.weights must not be negative"),
+        (["corpus.name=mixture", "+corpus.sources={a: {name: mixture}}"], r"corpus\.sources\.a\.name must be one of"),
+    ],
+)
+def test_a_contradiction_inside_a_mapping_names_its_key(overrides: list[str], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        composed("corpus=redpajama_v2", "corpus.snapshots=[2023-06]", *overrides)
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_of_every_group_composes(choice: str) -> None:
     assert composed(choice, *NEEDED.get(choice, [])).seed == 0
@@ -250,9 +276,9 @@ OBVIOUS |= {"dtype", "warmup_steps", "gradient_clip", "weight_decay", "checkpoin
 
 def documented(kind: Any) -> set[str]:
     """Fields with a docstring under them, as `inspect` cannot see."""
-    body = ast.parse(inspect.getsource(kind)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    pairs = zip(body.body, body.body[1:], strict=False)
+    classes = [base for base in kind.__mro__ if is_dataclass(base)]
+    bodies = [body for base in classes for body in ast.parse(inspect.getsource(base)).body]
+    pairs = [pair for body in bodies if isinstance(body, ast.ClassDef) for pair in pairwise(body.body)]
     return {
         one.target.id
         for one, two in pairs

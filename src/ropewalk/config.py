@@ -14,17 +14,69 @@ from ropewalk.consistency import check
 
 
 @dataclass
-class CorpusConfig:
+class SourceConfig:
+    """Where text comes from."""
+
     name: str = MISSING
-    """stdlib, jsonl, text or redpajama_v1."""
+    """stdlib, jsonl, text, redpajama_v1, redpajama_sample or redpajama_v2; for a whole corpus also mixture."""
     path: str | None = None
-    """jsonl: a glob of RedPajama-style files (.jsonl, .jsonl.zst, .jsonl.gz). text: a folder of .txt files."""
+    """jsonl: a glob or fsspec URL of JSON lines (.jsonl, .jsonl.zst, .json.gz). text: a folder of .txt files."""
     url: str | None = None
-    """redpajama_v1: address of RedPajama's urls.txt."""
+    """redpajama_v1: address of urls.txt; redpajama_sample and redpajama_v2: address of the folder of all files."""
     subsets: list[str] = field(default_factory=list)
-    """redpajama_v1: the subsets to fetch; all by default."""
+    """redpajama_v1, redpajama_sample: the subsets to fetch; all by default."""
+    text_field: str = "text"
+    """jsonl: name of a row's text; dots lead into inner objects."""
+    id_field: str | None = None
+    """jsonl: name of a row's id; by default where RedPajama-V1 has it, else a hash of the text."""
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    """redpajama_v2: of en, de, fr, es, it ..."""
+    snapshots: list[str] = field(default_factory=list)
+    """... crawls such as 2023-06 ..."""
+    buckets: list[str] = field(default_factory=lambda: ["head", "middle"])
+    """... and perplexity buckets, of head, middle, tail."""
+    files: int | None = None
+    """redpajama_v2: number of listed files to fetch; all by default."""
+    quality: dict[str, list[Any]] = field(default_factory=dict)
+    """redpajama_v2: lowest and highest value of each quality signal that a document may have; null for none."""
+    drop_listed_duplicates: bool = True
+    """redpajama_v2: leave out what the published lists of duplicates name."""
+    largest_download_mib: int | None = None
+    """Cap on what is fetched; files beyond it are left out, in the order of the listing."""
+    parallel_downloads: int = 8
+    """Files fetched at once."""
+    download_timeout: float = 60.0
+    """Seconds without a byte after which a connection counts as broken."""
+
+
+@dataclass
+class CorpusConfig(SourceConfig):
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """mixture: its sources by a label of one's own; subsets are then called LABEL/SUBSET."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each subset, or of each source of a mixture, in the training tokens; as they come by default."""
+    mixture_tokens: int | None = None
+    """Training tokens under weights; as many as the scarcest share allows by default."""
+    downloads: str | None = None
+    """Folder that fetched files are kept in; downloads below work by default."""
     fingerprint: str | None = None
     """What the source looked like when the configuration was composed; set by the stage compose."""
+    least_tokens: int = 0
+    """Tokens of a document below which it is left out ..."""
+    least_tokens_by_subset: dict[str, int] = field(default_factory=dict)
+    """... and other such numbers by subset."""
+    exact_duplicates: bool = True
+    """Whether one of several documents of the same text is kept."""
+    near_duplicates: float = 0.0
+    """Estimated share of common 5-grams of words from which only one of two documents is kept; 0 for no search."""
+    evaluation_sets: list[str] = field(default_factory=list)
+    """Globs of JSON lines or .txt whose text must not be trained on."""
+    evaluation_field: str = "text"
+    """Name of the text in rows of evaluation_sets."""
+    evaluation_words: int = 13
+    """Words in a row that count as an overlap with evaluation_sets."""
+    evaluation_overlap: int = 1
+    """Number of such overlaps from which a training document is left out."""
     search_share: float = 0.15
     """Share of documents that the searches read ..."""
     test_share: float = 0.15
@@ -36,7 +88,9 @@ class CorpusConfig:
     long_tokens: int = 16_384
     """... with at least so many tokens."""
     largest_rejected_share: float = 0.1
-    """Rows without usable text, as a share of all, above which the stage fails."""
+    """Damaged rows, as a share of all, above which the stage fails."""
+    workers: int | None = None
+    """Processes that read and tokenise; one a core by default."""
 
 
 @dataclass

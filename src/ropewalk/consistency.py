@@ -6,14 +6,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ropewalk.config import Config, SearchTargetConfig
+    from ropewalk.config import Config, SearchTargetConfig, SourceConfig
 
 METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "longrope")
 """What evaluate compares; longrope stands for the searched factors."""
+SOURCES = ("stdlib", "jsonl", "text", "redpajama_v1", "redpajama_sample", "redpajama_v2")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "corpus.name": ("stdlib", "jsonl", "text", "redpajama_v1"),
+    "corpus.name": (*SOURCES, "mixture"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "finetune.first.decay": ("linear", "constant"),
     "finetune.second.decay": ("linear", "constant"),
@@ -24,10 +25,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _NOT_NEGATIVE = (
     "seed search.trials search.gradient_steps finetune.first.warmup_steps finetune.second.warmup_steps "
-    "finetune.weight_decay walker.weight_decay"
+    "finetune.weight_decay walker.weight_decay corpus.least_tokens"
 ).split()
 _AT_LEAST_ONE = (
-    "corpus.least_long_documents corpus.long_tokens model.original_length search.gradient_rows search.initial "
+    "corpus.least_long_documents corpus.long_tokens corpus.workers corpus.evaluation_words corpus.evaluation_overlap "
+    "corpus.mixture_tokens model.original_length search.gradient_rows search.initial "
     "search.children search.parents search.documents search.upper_ratio road.search_first.documents "
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
@@ -39,7 +41,8 @@ _POSITIVE = (
     "finetune.gradient_clip walker.learning_rate show.base"
 ).split()
 _SHARES = (
-    "corpus.largest_rejected_share search.mutation_probability finetune.recall_share walker.recall_share"
+    "corpus.largest_rejected_share corpus.near_duplicates search.mutation_probability finetune.recall_share "
+    "walker.recall_share"
 ).split()
 
 
@@ -84,10 +87,23 @@ def check_measured(config: "Config", window: int) -> None:
 
 def _check_corpus(config: "Config") -> None:
     corpus = config.corpus
-    if corpus.name in ("jsonl", "text"):
-        _require(bool(corpus.path), f"corpus.path must name the files to read when corpus is {corpus.name}, found none")
-    if corpus.name == "redpajama_v1":
-        _require(bool(corpus.url), "corpus.url must be the address of RedPajama's urls.txt, found none")
+    if corpus.name == "mixture":
+        _require(bool(corpus.sources), "corpus.sources must name the sources of a mixture, found none")
+        for label, source in corpus.sources.items():
+            _require(
+                source.name in SOURCES,
+                f"corpus.sources.{label}.name must be one of {', '.join(SOURCES)}, found {source.name}",
+            )
+            _require("/" not in label, f"corpus.sources must have labels without /, found {label}")
+            _check_source(source, f"corpus.sources.{label}")
+    else:
+        _check_source(corpus, "corpus")
+    weights = corpus.weights
+    _require(
+        not weights or (min(weights.values()) >= 0 and sum(weights.values()) > 0),
+        f"corpus.weights must not be negative, nor all 0, found {weights}",
+    )
+    _require(corpus.mixture_tokens is None or bool(weights), "corpus.mixture_tokens needs corpus.weights, found none")
     shares = (corpus.search_share, corpus.test_share)
     _require(
         min(shares) > 0 and sum(shares) < 1,
@@ -105,6 +121,38 @@ def _check_corpus(config: "Config") -> None:
             corpus.least_long_documents >= wanted,
             f"corpus.least_long_documents must not be below the {wanted} documents that {reader} reads, "
             f"found {corpus.least_long_documents}",
+        )
+
+
+def _check_source(source: "SourceConfig", key: str) -> None:
+    name = source.name
+    if name in ("jsonl", "text"):
+        _require(bool(source.path), f"{key}.path must name the files to read when {key} is {name}, found none")
+    if name.startswith("redpajama"):
+        what = "RedPajama's urls.txt" if name == "redpajama_v1" else "the folder that holds the files"
+        _require(bool(source.url), f"{key}.url must be the address of {what}, found none")
+    for part in ("parallel_downloads", "largest_download_mib", "files"):
+        value = getattr(source, part)
+        _require(value is None or value >= 1, f"{key}.{part} must be at least 1, found {value}")
+    _require(source.download_timeout > 0, f"{key}.download_timeout must be above 0, found {source.download_timeout}")
+    for signal, bounds in source.quality.items():
+        _require(
+            len(bounds) == 2
+            and all(bound is None or isinstance(bound, int | float) for bound in bounds)
+            and (None in bounds or bounds[0] <= bounds[1]),
+            f"{key}.quality.{signal} must be the lowest and the highest value (null for none), found {bounds}",
+        )
+    if name == "redpajama_v2":
+        for part, allowed in (("languages", ("en", "de", "fr", "es", "it")), ("buckets", ("head", "middle", "tail"))):
+            values = getattr(source, part)
+            _require(
+                bool(values) and set(values) <= set(allowed),
+                f"{key}.{part} must be some of {', '.join(allowed)}, found {values}",
+            )
+        _require(bool(source.snapshots), f"{key}.snapshots must name crawls such as 2023-06, found none")
+        _require(
+            not source.quality or "tail" not in source.buckets,
+            f"{key}.quality needs quality signals, which the bucket tail in {key}.buckets does not have",
         )
 
 

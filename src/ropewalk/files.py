@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -53,6 +54,27 @@ def writing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         _remove(aside)
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Keep a second process that also asks out of ``folder``, which is made where it is not there.
+
+    Raises:
+        ValueError: another one is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another {name} is at work in {folder}; wait until it has ended, or give this one another output"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_running(process: str) -> bool:

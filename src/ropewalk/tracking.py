@@ -18,6 +18,8 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow
 from hydra.experimental.callback import Callback
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, RunStatus
 from omegaconf import DictConfig
 
@@ -155,6 +157,16 @@ def register_model(folder: Path, name: str) -> str:
         pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "transformers")],
     )
     return f"models:/{name}/{logged.registered_model_version}"
+
+
+def log_dataset(name: str, *, source: str, card: dict[str, Any]) -> None:
+    """The corpus of the active run as MLflow datasets: each split with its counts, known by its tokens' hash."""
+    for split in ("train", "search", "test"):
+        profile = {key: card[split][key] for key in ("documents", "tokens", "longest", "hash")}
+        dataset = MetaDataset(  # type: ignore[abstract]
+            CodeDatasetSource({"corpus": source}), name=f"{name} {split}", digest=card[split]["hash"][:16]
+        )
+        mlflow.log_input(dataset, context=split, tags={key: str(value) for key, value in profile.items()})
 
 
 def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> None:

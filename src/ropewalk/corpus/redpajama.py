@@ -1,27 +1,20 @@
-"""Fetching RedPajama-V1: the files that its listing ``urls.txt`` names, over HTTP, resumable and whole or absent."""
+"""RedPajama's three publications as files to fetch: V1 by its ``urls.txt``, the 1T sample, and V2 by its listings."""
 
-import errno
-import fcntl
-import http.client
-import os
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
 
-from ropewalk.progress import Progress
+from ropewalk.corpus import redpajama_v2
+from ropewalk.corpus.fetch import Fetcher, Remote, check_url
 
-TIMEOUT_SECONDS = 60
 _VERSION = "v1.0.0"
-_CHUNK_BYTES = 1 << 20
 _WITHDRAWN = "book"
-_PART_SUFFIX = ".part"
+SAMPLE = ("arxiv book c4 cc_2019-30 cc_2020-05 cc_2021-04 cc_2022-05 cc_2023-06 github stackexchange wikipedia").split()
+"""Of the files ``<name>_sample.jsonl``."""
 
 
-def download_redpajama(listing_url: str, folder: Path, *, subsets: Sequence[str]) -> list[Path]:
+def download_redpajama(listing_url: str, folder: Path, *, subsets: Sequence[str], fetcher: Fetcher) -> list[Path]:
     """Fetch the listed files of ``subsets`` to ``folder/<subset>/<name>`` and return their paths in listing order.
 
     A file that is there is whole and not fetched again; a part left by an earlier call is gone on from.
@@ -33,129 +26,129 @@ def download_redpajama(listing_url: str, folder: Path, *, subsets: Sequence[str]
 
     Raises:
         ValueError: the listing does not name files of RedPajama-V1 or of the subsets.
-        OSError: a file cannot be fetched or written; names the URL or folder.
+        OSError: a file cannot be fetched or written, or is not what was published; names the URL or folder.
     """
-    found = _listed(listing_url, folder)
+    found = _listed(listing_url, folder, fetcher)
     known = sorted({subset for _, subset, _ in found})
     if unknown := sorted(set(subsets) - set(known)):
         raise ValueError(f"{listing_url} lists no subset {', '.join(unknown)}; it has {', '.join(known)}")
-    paths = []
-    for url, subset, target in found:
-        if subsets and subset not in subsets:
-            continue
+    chosen = [(url, subset, target) for url, subset, target in found if not subsets or subset in subsets]
+    missing = [(url, subset) for url, subset, target in chosen if not target.is_file()]
+    sums = _published_sums(missing, fetcher)
+    files = [Remote(url, target, sums.get(url), subset == _WITHDRAWN) for url, subset, target in chosen]
+    return fetcher.fetch_all(files)
+
+
+def _published_sums(files: Sequence[tuple[str, str]], fetcher: Fetcher) -> dict[str, str]:
+    """sha256 by URL, from ``v1.0.0/sha256/<subset>_SHA256SUMS.txt`` beside the files."""
+    sums: dict[str, str] = {}
+    for subset in dict.fromkeys(subset for _, subset in files):
+        own = [url for url, of in files if of == subset]
+        address = own[0][: own[0].index(f"{_VERSION}/")] + f"{_VERSION}/sha256/{subset}_SHA256SUMS.txt"
         try:
-            _fetch(url, target)
-        except urllib.error.HTTPError as error:
-            if subset != _WITHDRAWN or error.code not in (403, 404):
-                raise OSError(f"{url} cannot be fetched: HTTP {error.code} {error.reason}") from None
-            warnings.warn(f"{url} is no longer published (HTTP {error.code}); passed over", stacklevel=2)
-            continue
+            text = fetcher.text(address)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                message = f"no space left on the disk of {target.parent}; free some and run the same command again"
-                raise OSError(message) from None
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise OSError(f"{url} cannot be fetched: {reason}; run the same command again to go on") from None
-        except http.client.HTTPException as error:
-            raise OSError(f"{url} cannot be fetched: {error!r}; run the same command again to go on") from None
-        paths.append(target)
-    return paths
+            if subset != _WITHDRAWN:
+                warnings.warn(f"the files of {subset} are not checked: {error}", stacklevel=3)
+            continue
+        by_name = {}
+        for line in text.splitlines():
+            digest, _, name = line.strip().partition(" ")
+            if len(digest) == 64:
+                by_name[name.strip().lstrip("*").rpartition("/")[2]] = digest.lower()
+        for url in own:
+            name = unquote(urlsplit(url).path).rpartition("/")[2]
+            if name in by_name:
+                sums[url] = by_name[name]
+        if unlisted := [url for url in own if url not in sums]:
+            warnings.warn(f"{len(unlisted)} files of {subset} are not checked: {address} lacks them", stacklevel=3)
+    return sums
 
 
-def _listed(listing_url: str, folder: Path) -> list[tuple[str, str, Path]]:
+def _listed(listing_url: str, folder: Path, fetcher: Fetcher) -> list[tuple[str, str, Path]]:
     """(url, subset, target) of every file of the listing, once each."""
-    base = ""
+    base, text = "", ""
     if urlsplit(listing_url).scheme in ("http", "https"):
-        base = listing_url
-        try:
-            with urllib.request.urlopen(listing_url, timeout=TIMEOUT_SECONDS) as answer:
-                data = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise OSError(f"the listing {listing_url} cannot be fetched: {error}") from None
+        base, text = listing_url, _listing(listing_url, fetcher)
     else:
-        data = Path(listing_url).read_bytes()
-    lines = [line.strip() for line in data.decode("utf-8", errors="replace").splitlines()]
+        text = Path(listing_url).read_text(encoding="utf-8", errors="replace")
     found: dict[Path, tuple[str, str, Path]] = {}
-    for line in lines:
+    for line in map(str.strip, text.splitlines()):
         if line and not line.startswith("#"):
             url = urljoin(base, line)
-            subset, target = _place(url, folder, listing_url)
-            found.setdefault(target, (url, subset, target))
+            check_url(url, listing_url)
+            names = [unquote(name) for name in urlsplit(url).path.split("/")]
+            names = names[names.index(_VERSION) + 1 :] if _VERSION in names else []
+            target = safe_target(names, folder)
+            if len(names) < 2 or target is None:
+                raise ValueError(f"{listing_url} lists {url}, which is not of the form .../{_VERSION}/<subset>/<name>")
+            found.setdefault(target, (url, names[0], target))
     if not found:
         raise ValueError(f"the listing {listing_url} names no files")
     return list(found.values())
 
 
-def _place(url: str, folder: Path, listing_url: str) -> tuple[str, Path]:
-    """Subset and target of a listed URL; names from outside must not lead out of ``folder``."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"{listing_url} lists {url}, which is not an http(s) URL")
-    names = [unquote(name) for name in parts.path.split("/")]
-    names = names[names.index(_VERSION) + 1 :] if _VERSION in names else []
-    # A leading dot covers "." and ".." as well as our own parts; separators can come out of percent escapes.
-    unsafe = any(not name or name.startswith(".") or set(name) & set("/\\\0") for name in names)
-    target = folder.joinpath(*names) if not unsafe else folder
-    if len(names) < 2 or unsafe or not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{listing_url} lists {url}, which is not of the form .../{_VERSION}/<subset>/<name>")
-    return names[0], target
-
-
-def _fetch(url: str, target: Path) -> None:
-    """Download to a part beside ``target``, then rename it; a second process waits for the first."""
-    if target.is_file():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}{_PART_SUFFIX}")
-    with part.open("ab") as out:
-        fcntl.flock(out, fcntl.LOCK_EX)
-        if target.is_file():
-            part.unlink(missing_ok=True)
-            return
-        try:
-            _complete(url, out, target.name)
-        except urllib.error.HTTPError:
-            if not out.tell():
-                part.unlink()
-            raise
-        part.replace(target)
-
-
-def _complete(url: str, out: BinaryIO, name: str) -> None:
-    """Append to ``out`` what it lacks of ``url``; from the start where the server does not take up at a byte."""
-    have = out.seek(0, 2)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+def _listing(url: str, fetcher: Fetcher) -> str:
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
-            raise
-        # Nothing lies beyond the part: it is whole if it has the size that the server tells, else worthless.
-        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
-            return
-        out.truncate(0)
-        _complete(url, out, name)
-        return
-    with answer:
-        if answer.status != 206:
-            out.truncate(0)
-            have = 0
-        elif _start(answer.headers) != have:
-            raise OSError(f"the server did not answer from byte {have} on")
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with Progress(total=total, initial=have, desc=name, unit="B", unit_scale=True, leave=False) as bar:
-            while chunk := answer.read(_CHUNK_BYTES):
-                out.write(chunk)
-                have += len(chunk)
-                bar.update(len(chunk))
-        out.flush()
-        os.fsync(out.fileno())
-    if total is not None and have != total:
-        raise OSError(f"the connection ended after {have} of {total} bytes")
+        return fetcher.text(url)
+    except OSError as error:
+        raise OSError(f"the listing {error}") from None
 
 
-def _start(headers: Any) -> int | None:
-    """First byte of ``Content-Range: bytes START-END/TOTAL``."""
-    first = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(first) if first.isdigit() else None
+def safe_target(names: Sequence[str], folder: Path) -> Path | None:
+    """``folder/<names>``, None where names from outside would lead out of it."""
+    # A leading dot covers "." and ".." as well as our own parts; separators can come out of percent escapes.
+    if not names or any(not name or name.startswith(".") or set(name) & set("/\\\0") for name in names):
+        return None
+    target = folder.joinpath(*names)
+    return target if target.resolve().is_relative_to(folder.resolve()) else None
+
+
+def download_sample(base_url: str, folder: Path, *, subsets: Sequence[str], fetcher: Fetcher) -> list[Path]:
+    """Fetch the 1T sample's files ``<subset>_sample.jsonl`` from an address that has them all."""
+    names = [f"{subset}_sample.jsonl" for subset in subsets or SAMPLE]
+    return fetcher.fetch_all(
+        [Remote(f"{base_url.rstrip('/')}/{name}", folder / name, withdrawn=name.startswith("book")) for name in names]
+    )
+
+
+def download_v2(
+    base_url: str,
+    folder: Path,
+    *,
+    languages: list[str],
+    snapshots: list[str],
+    buckets: list[str],
+    files: int | None,
+    signals: bool,
+    duplicates: bool,
+    fetcher: Fetcher,
+) -> list[tuple[str, dict[str, Path]]]:
+    """(tag, its files by kind) for RedPajama-V2's tags of these languages, snapshots and buckets, in listing order.
+
+    Args:
+        files: tags to fetch at most.
+
+    Raises:
+        ValueError: a listing names none of them, or something that is no tag.
+        OSError: a file cannot be fetched; names it.
+    """
+    base = base_url.rstrip("/")
+    tags: list[str] = []
+    for listing in redpajama_v2.listings(languages, snapshots, buckets):
+        for tag in map(str.strip, _listing(f"{base}/{listing}", fetcher).splitlines()):
+            if not tag:
+                continue
+            if safe_target([*tag.split("/")], folder) is None or tag.count("/") != 2:
+                raise ValueError(f"{base}/{listing} lists {tag}, which is not of the form SNAPSHOT/NUMBER/NAME")
+            if tag.rpartition("_")[2] in buckets:
+                tags.append(tag)
+    if not tags:
+        raise ValueError(f"{base} lists no file of corpus.buckets {buckets} for {languages} in {snapshots}")
+    tags = list(dict.fromkeys(tags))[:files]
+    kinds = [redpajama_v2.paths_of(tag, signals=signals, duplicates=duplicates) for tag in tags]
+    wanted = [(tag, {kind: folder / path for kind, path in own.items()}) for tag, own in zip(tags, kinds, strict=True)]
+    # File by file of a tag, so that a cap leaves whole tags.
+    remotes = [Remote(f"{base}/{path.relative_to(folder)}", path) for _, paths in wanted for path in paths.values()]
+    there = set(fetcher.fetch_all(remotes))
+    return [(tag, paths) for tag, paths in wanted if there.issuperset(paths.values())]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ropewalk.corpus.practice import practice_row
 from ropewalk.corpus.recall import recall_row
@@ -45,12 +45,11 @@ class Segments(IterableDataset[torch.Tensor]):
         self.practice_steps = practice_steps
         self._documents = store.long_documents(length - 2)
         if not len(self._documents):
-            longest = int(store.lengths.max()) if len(store) else 0
             raise ValueError(
-                f"no document of {store.path} has {length - 2} tokens (the longest has {longest}); "
+                f"no document of {store.path} has {length - 2} tokens (the longest has {store.longest}); "
                 "lower the length or add longer documents"
             )
-        choices = store.lengths[self._documents] - (length - 2) + 1
+        choices = store.lengths_of(self._documents) - (length - 2) + 1
         self._cumulative = np.cumsum(choices)
 
     def __len__(self) -> int:
@@ -84,5 +83,8 @@ class Segments(IterableDataset[torch.Tensor]):
         )
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for step in range(self.first_step, self.steps):
+        # A DataLoader takes one item of each of its workers in turn, so the order is the same whatever their number.
+        worker = get_worker_info()
+        own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in range(self.first_step + own, self.steps, workers):
             yield self.step(step)

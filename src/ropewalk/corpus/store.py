@@ -1,14 +1,22 @@
 """Token store: the documents of one split as one memory-mapped array with an index of documents.
 
 A store is a folder of ``tokens.bin`` (16 or 32 bits a token), ``ends.npy`` (each document's end in
-tokens) and ``store.json`` (names, subsets, hash, tokenizer); any segment is one read.
+tokens), ``by_length.npy`` (the documents, longest first), ``documents.jsonl`` (name and subset of each) and
+``store.json`` (hash, tokenizer); any segment is one read. Nothing is loaded whole before it is asked for, so a store
+of any size opens at once. One file serves all sizes: a mapping costs nothing, and shards would cut documents.
 """
 
 import hashlib
+from array import array
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 
 from ropewalk.corpus.documents import Document
 from ropewalk.files import read_json, write_json, writing
@@ -26,32 +34,72 @@ class TokenStore:
         self.path = Path(path)
         if not (self.path / "store.json").is_file():
             raise FileNotFoundError(f"no token store at {self.path}; run the stage prepare first")
-        about = read_json(self.path / "store.json")
-        self.names: list[str] = about["names"]
-        self.subsets: list[str] = about["subsets"]
-        self.bos: int = about["bos"]
-        self.eos: int = about["eos"]
-        self.vocab_size: int = about["vocab_size"]
-        self.hash: str = about["hash"]
-        self.ends = np.load(self.path / "ends.npy")
-        self.starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
-        self.lengths = self.ends - self.starts
+        self._about: dict[str, Any] = read_json(self.path / "store.json")
+        self.bos: int = self._about["bos"]
+        self.eos: int = self._about["eos"]
+        self.vocab_size: int = self._about["vocab_size"]
+        self.hash: str = self._about["hash"]
+        # An empty array cannot be mapped.
+        documents, dtype = self._about["documents"], self._about["dtype"]
+        self.ends = np.load(self.path / "ends.npy", mmap_mode="r" if documents else None)
         total = int(self.ends[-1]) if len(self.ends) else 0
-        self.tokens = (
-            np.memmap(self.path / "tokens.bin", about["dtype"], mode="r") if total else np.zeros(0, about["dtype"])
-        )
-        if len(self.tokens) != total or len(self.ends) != len(self.names):
+        self.tokens = np.memmap(self.path / "tokens.bin", dtype, mode="r") if total else np.zeros(0, dtype)
+        if len(self.tokens) != total or len(self.ends) != documents:
             raise ValueError(f"the token store at {self.path} is damaged; remove it and run the stage prepare again")
 
     def __len__(self) -> int:
         return len(self.ends)
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        return np.concatenate([[0], self.ends[:-1]]).astype(np.int64)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.asarray(self.ends - self.starts)
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [name for name, _ in self._documents]
+
+    @cached_property
+    def subsets(self) -> list[str]:
+        return [subset for _, subset in self._documents]
+
+    @cached_property
+    def _documents(self) -> list[tuple[str, str]]:
+        if "names" in self._about:  # stores made before these had a file of their own
+            return list(zip(self._about["names"], self._about["subsets"], strict=True))
+        with (self.path / "documents.jsonl").open("rb") as lines:
+            return [tuple(orjson.loads(line)) for line in lines]
+
+    @cached_property
+    def _by_length(self) -> np.ndarray:
+        path = self.path / "by_length.npy"
+        if len(self) and path.is_file():
+            return np.asarray(np.load(path, mmap_mode="r"))
+        return longest_first(self.ends)
+
+    def length(self, index: int) -> int:
+        return int(self.ends[index]) - (int(self.ends[index - 1]) if index else 0)
+
     def document(self, index: int) -> np.ndarray:
-        return self.tokens[self.starts[index] : self.ends[index]]
+        end = int(self.ends[index])
+        return self.tokens[end - self.length(index) : end]
 
     def long_documents(self, tokens: int) -> np.ndarray:
         """Indices, in store order, of the documents of at least ``tokens`` tokens."""
-        return np.flatnonzero(self.lengths >= tokens)
+        count = bisect_right(self._by_length, -tokens, key=lambda index: -self.length(int(index)))
+        return np.sort(self._by_length[:count])
+
+    def lengths_of(self, documents: np.ndarray) -> np.ndarray:
+        """Lengths in tokens of the documents of these indices."""
+        before = np.where(documents > 0, self.ends[np.maximum(documents - 1, 0)], 0)
+        return np.asarray(self.ends[documents] - before)
+
+    @property
+    def longest(self) -> int:
+        return self.length(int(self._by_length[0])) if len(self) else 0
 
     def first_tokens(self, tokens: int, *, documents: int | None = None, at_least: int | None = None) -> np.ndarray:
         """BOS and the first ``tokens - 1`` tokens of each long enough document: (documents, tokens), int64.
@@ -64,16 +112,70 @@ class TokenStore:
         enough = self.long_documents(max(tokens - 1, at_least or 0))
         wanted = documents if documents is not None else len(enough)
         if len(enough) < max(wanted, 1):
-            longest = int(self.lengths.max()) if len(self) else 0
             raise ValueError(
                 f"{self.path} holds {len(enough)} documents of at least {max(tokens - 1, at_least or 0)} tokens, "
-                f"{max(wanted, 1)} are needed (the longest has {longest}); lower the length or add longer documents"
+                f"{max(wanted, 1)} are needed (the longest has {self.longest}); lower the length or add longer "
+                "documents"
             )
         rows = np.empty((wanted, tokens), np.int64)
         rows[:, 0] = self.bos
         for row, index in enumerate(enough[:wanted]):
             rows[row, 1:] = self.document(int(index))[: tokens - 1]
         return rows
+
+
+def longest_first(ends: np.ndarray) -> np.ndarray:
+    """Indices of the documents with these ends, the longest first, equal ones in order."""
+    return np.argsort(-np.diff(ends, prepend=0), kind="stable")
+
+
+def token_type(vocab_size: int) -> "np.dtype[Any]":
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+class StoreWriter:
+    """Writes a store's files to a folder that is there, document by document."""
+
+    def __init__(self, folder: Path, *, bos: int, eos: int, vocab_size: int) -> None:
+        self.folder, self.dtype = folder, token_type(vocab_size)
+        self._about = {"bos": bos, "eos": eos, "vocab_size": vocab_size, "dtype": self.dtype.name}
+        self._digest = hashlib.sha256()
+        self._ends = array("q")
+        self.total = 0
+        self.lengths_by_subset: dict[str, Counter[int]] = defaultdict(Counter)
+        """Documents by the power of two that their length in tokens lies above."""
+        self.tokens_by_subset: Counter[str] = Counter()
+        self._tokens = (folder / "tokens.bin").open("wb")
+        self._documents = (folder / "documents.jsonl").open("wb")
+
+    def add(self, name: str, subset: str, pieces: Iterable[bytes]) -> None:
+        """One document, its tokens as bytes of the store's type in any number of pieces."""
+        size = 0
+        for piece in pieces:
+            self._digest.update(piece)
+            self._tokens.write(piece)
+            size += len(piece)
+        length = size // self.dtype.itemsize
+        self.total += length
+        self._ends.append(self.total)
+        self._documents.write(orjson.dumps([name, subset]) + b"\n")
+        self.tokens_by_subset[subset] += length
+        self.lengths_by_subset[subset][length.bit_length()] += 1
+
+    def abandon(self) -> None:
+        self._tokens.close()
+        self._documents.close()
+
+    def close(self) -> str:
+        """Finish the store and return its hash."""
+        self.abandon()
+        ends = np.frombuffer(self._ends, np.int64) if self._ends else np.zeros(0, np.int64)
+        np.save(self.folder / "ends.npy", ends)
+        np.save(self.folder / "by_length.npy", longest_first(ends))
+        digest = self._digest.hexdigest()
+        index = {"hash": digest, "documents": len(ends), "tokens": self.total}
+        write_json(self.folder / "store.json", {**self._about, **index})
+        return digest
 
 
 def write_store(
@@ -85,21 +187,12 @@ def write_store(
     vocab_size: int,
 ) -> None:
     """Write tokenised documents to a new store at ``path``, whole or not at all."""
-    dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    digest = hashlib.sha256()
-    names, subsets, ends, total = [], [], [], 0
     with writing(path) as aside:
         aside.mkdir()
-        with (aside / "tokens.bin").open("wb") as out:
+        writer = StoreWriter(aside, bos=bos, eos=eos, vocab_size=vocab_size)
+        try:
             for document, ids in documents:
-                data = np.asarray(ids, dtype).tobytes()
-                digest.update(data)
-                out.write(data)
-                total += len(ids)
-                names.append(document.name)
-                subsets.append(document.subset)
-                ends.append(total)
-        np.save(aside / "ends.npy", np.asarray(ends, np.int64))
-        about = {"bos": bos, "eos": eos, "vocab_size": vocab_size, "dtype": dtype.name, "hash": digest.hexdigest()}
-        index = {"documents": len(names), "tokens": total, "names": names, "subsets": subsets}
-        write_json(aside / "store.json", {**about, **index})
+                writer.add(document.name, document.subset, [np.asarray(ids, writer.dtype).tobytes()])
+            writer.close()
+        finally:
+            writer.abandon()

@@ -225,11 +225,14 @@ def run_sentences(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[st
     sentences = [f"Model: {name}{size}" + (f", trained with a window of {int(window):,} tokens." if window else ".")]
     if corpus := get("corpus.name"):
         where = (
-            "the standard library's sources of the Python that ran this" if corpus == "stdlib" else get("corpus.path")
+            "the standard library's sources of the Python that ran this"
+            if corpus == "stdlib"
+            else get("corpus.path") or get("corpus.url") or ", ".join(get("corpus.sources") or {})
         )
         sentences.append(
             f"Corpus: {corpus} ({where}); split by document into training, {_share(get('corpus.search_share'))} for "
-            f"searching and {_share(get('corpus.test_share'))} for tests."
+            f"searching and {_share(get('corpus.test_share'))} for tests. Its data card is tokens/card.json and "
+            "tokens/card.png beside this page."
         )
     if first := get("road.first_target"):
         sentences.append(f"Lengths: first target {first:,} tokens, second target {get('road.second_target'):,} tokens.")

@@ -1,0 +1,162 @@
+"""Worker processes of prepare: each takes one task after the other from its standard input.
+
+multiprocessing would import the main module again in every process, which brings in torch and MLflow (half a
+gigabyte each), or fork one that has threads; a worker here is 80 MB and ends with the process that started it.
+"""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ropewalk.corpus.parts import Reading, ReadTask, Report, read_shard
+from ropewalk.corpus.shards import Shard
+from ropewalk.corpus.tokenise import TokenTask, tokenise_part
+
+Task = ReadTask | TokenTask
+_ERRORS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (ValueError, FileNotFoundError, PermissionError, OSError)
+}
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def work(task: Task, report: Report) -> None:
+    if isinstance(task, ReadTask):
+        read_shard(task, report)
+    else:
+        tokenise_part(task, report)
+
+
+def work_all(tasks: Sequence[Task], report: Report, *, workers: int) -> None:
+    """Do all tasks, in this process where ``workers`` is 1; ``report`` is called from one thread at a time.
+
+    Raises:
+        ValueError, OSError: what a task raised first; the others are stopped.
+        RuntimeError: a worker was killed, or failed in a way that is no fault of the data.
+    """
+    if workers <= 1 or len(tasks) <= 1:
+        for task in tasks:
+            work(task, report)
+        return
+    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+    lock, failures = threading.Lock(), []  # type: tuple[threading.Lock, list[Exception]]
+    processes = [_start() for _ in range(min(workers, len(tasks)))]
+
+    def feed(process: subprocess.Popen[str]) -> None:
+        try:
+            _feed(process, waiting, lock, report)
+        except Exception as error:
+            with lock:
+                failures.append(error)
+            for other in processes:
+                other.kill()
+
+    threads = [threading.Thread(target=feed, args=(process,), daemon=True) for process in processes]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+    if failures:
+        raise failures[0]
+
+
+def _start() -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ropewalk.corpus.worker"],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # So that Ctrl-C reaches the parent alone, which ends the workers.
+        start_new_session=True,
+    )
+
+
+def _feed(
+    process: "subprocess.Popen[str]",
+    waiting: "queue.SimpleQueue[Task]",
+    lock: threading.Lock,
+    report: Callable[[dict[str, Any]], None],
+) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    while True:
+        try:
+            task = waiting.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            process.stdin.write(json.dumps({"kind": type(task).__name__, **asdict(task)}) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        for line in process.stdout:
+            message = json.loads(line)
+            if "report" in message:
+                with lock:
+                    report(message["report"])
+            elif "error" in message:
+                raise _ERRORS.get(message["error"], RuntimeError)(message["message"])
+            else:
+                break
+        else:
+            raise RuntimeError(
+                f"a worker process of prepare ended with code {process.wait()}; was it out of memory? "
+                "Run the same command again to go on"
+            )
+
+
+def _task(message: dict[str, Any]) -> Task:
+    kind = message.pop("kind")
+    if kind == "TokenTask":
+        return TokenTask(**message)
+    return ReadTask(**{**message, "shard": Shard(**message["shard"]), "reading": Reading(**message["reading"])})
+
+
+def main() -> None:
+    tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            tasks.put(line)
+        # The parent has gone, or needs no more.
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+    def tell(message: dict[str, Any]) -> None:
+        print(json.dumps(message), flush=True)
+
+    while True:
+        try:
+            work(_task(json.loads(tasks.get())), lambda about: tell({"report": about}))
+        except Exception as error:
+            kind = next((name for name in _ERRORS if type(error).__name__ == name), None)
+            kind = kind or next((name for name, own in _ERRORS.items() if isinstance(error, own)), "RuntimeError")
+            tell({"error": kind, "message": " ".join(str(error).split()) or repr(error)})
+        else:
+            tell({"done": True})
+
+
+if __name__ == "__main__":
+    main()
