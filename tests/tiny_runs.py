@@ -14,9 +14,10 @@ from ropewalk.corpus.store import TokenStore, write_store
 from ropewalk.finetune.train import finetune
 from ropewalk.models.loss import token_losses
 from ropewalk.rope import RopeScaling
-from ropewalk.search.fitness import Fitness
+from ropewalk.search.fitness import Evaluation, Fitness, Part
+from ropewalk.search.history import SearchResult
 from ropewalk.search.space import SearchSpace
-from ropewalk.search.study import SearchResult, run_search
+from ropewalk.search.study import Search
 from tiny_models import VOCABULARY, WINDOW, byte_tokenizer, tiny_llama
 
 BOS, EOS = 0, 1
@@ -60,10 +61,10 @@ def search(folder: Path, *, kill_at: str = "", space: SearchSpace = SPACE, confi
             kill_self()
 
     class Logged(Fitness):
-        def __call__(self, candidate: RopeScaling) -> float:
-            loss = super().__call__(candidate)
+        def evaluate(self, candidate: RopeScaling, **more: Any) -> Evaluation:
+            found = super().evaluate(candidate, **more)
             paid("read")
-            return loss
+            return found
 
     segments = Segments(store, length=space.target_length, rows=1, steps=config.gradient_steps, seed=5)
 
@@ -73,15 +74,14 @@ def search(folder: Path, *, kill_at: str = "", space: SearchSpace = SPACE, confi
 
     model = tiny_llama()
     rows = torch.from_numpy(store.first_tokens(space.target_length, documents=2))
-    result: SearchResult = run_search(
-        model,
-        fitness=Logged(model, rows),
+    result: SearchResult = Search(
+        fitness=Logged(model, (Part(rows),), blocks=config.race.blocks, shorter=tuple(config.race.shorter)),
         batch=batch,
         space=space,
         config=config,
         seed=3,
         state_folder=folder / "state",
-    )
+    ).run()
     return result, log.read_text().splitlines()
 
 

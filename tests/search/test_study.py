@@ -11,8 +11,9 @@ import torch
 
 from processes import run_until_killed
 from ropewalk.rope import extend
-from ropewalk.search.fitness import Fitness, RememberedLosses
-from ropewalk.search.study import SearchResult, run_search
+from ropewalk.search.fitness import Fitness, Part
+from ropewalk.search.history import SearchResult
+from ropewalk.search.study import Search
 from tiny_models import WINDOW, tiny_llama, token_rows
 from tiny_runs import SAVE_EVERY, SEARCH, SPACE, search, token_store
 
@@ -66,7 +67,7 @@ def test_the_best_is_the_lowest_loss_of_all_that_was_read(
     read = [row for row in result.rows if row["phase"] != "gradient"]
     assert result.loss == min(row["loss"] for row in read)
     rows = torch.from_numpy(token_store(tmp_path / "store").first_tokens(SPACE.target_length, documents=2))
-    assert Fitness(tiny_llama(), rows)(result.best) == pytest.approx(result.loss, abs=1e-6)
+    assert Fitness(tiny_llama(), (Part(rows),))(result.best) == pytest.approx(result.loss, abs=1e-6)
 
 
 def test_a_second_call_reads_nothing_and_says_the_same(tmp_path: Path) -> None:
@@ -98,15 +99,14 @@ def test_a_model_that_emits_nan_gives_one_line(tmp_path: Path, gradient_steps: i
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="every candidate made the model emit NaN") as raised:
-        run_search(
-            model,
-            fitness=Fitness(model, token_rows(SPACE.target_length)),
+        Search(
+            fitness=Fitness(model, (Part(token_rows(SPACE.target_length)),)),
             batch=lambda step: token_rows(SPACE.target_length),
             space=SPACE,
             config=replace(SEARCH, gradient_steps=gradient_steps),
             seed=0,
             state_folder=tmp_path,
-        )
+        ).run()
     assert "\n" not in str(raised.value)
 
 
@@ -119,24 +119,9 @@ def test_without_trials_the_gradients_result_is_taken(tmp_path: Path) -> None:
 def test_fitness_is_transformers_own_loss() -> None:
     model, rows = tiny_llama(), token_rows(4 * WINDOW, rows=3)
     point = SPACE.published()[2]
-    fitness = Fitness(model, rows, batch_tokens=4 * WINDOW)
-    found = fitness(point)
-    assert fitness.forward_tokens == rows.numel()
+    fitness = Fitness(model, (Part(rows),), batch_tokens=4 * WINDOW)
+    found = fitness.evaluate(point)
+    assert found.forward_tokens == fitness.forward_tokens == rows.numel()
     with torch.no_grad():
         expected = extend(tiny_llama(), point)(rows, labels=rows).loss.item()
-    assert found == pytest.approx(expected, abs=1e-5)
-
-
-def test_losses_are_remembered_across_processes(tmp_path: Path) -> None:
-    asked = []
-
-    def fitness(point: Any) -> float:
-        asked.append(point)
-        return math.inf if point.attention_factor == 1.0 else 1 / 3
-
-    points = SPACE.published()
-    first = [RememberedLosses(fitness, tmp_path / "losses.json")(point) for point in points]
-    known = RememberedLosses(fitness, tmp_path / "losses.json")
-    assert [known(point) for point in points] == first
-    assert len(asked) == len(set(points))
-    assert points[0] in known
+    assert found.loss == pytest.approx(expected, abs=1e-5)
