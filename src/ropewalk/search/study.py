@@ -265,7 +265,7 @@ class Search:
                 best = min((trial.values[0] for trial in _whole(done)), default=math.inf)
                 tokens = spent + sum(map(_tokens, done.values()))
                 left = {} if config.budget_tokens is None else {"left": f"{max(config.budget_tokens - tokens, 0):,}"}
-                bar.set_postfix(best_loss=f"{best:.4f}", tokens=f"{tokens:,}", **left, refresh=False)
+                bar.set_postfix({"best_loss": f"{best:.4f}", "tokens": f"{tokens:,}", **left}, refresh=False)
                 bar.update(len(done) - bar.n)
 
             def enough(done: dict[int, FrozenTrial]) -> bool:
