@@ -25,8 +25,6 @@ SPACE = SearchSpace(
     rotary_dim=16, base=10_000.0, original_length=WINDOW, target_length=4 * WINDOW, upper=5.0, n_hats=(0, 1, 2, 4)
 )
 SEARCH = SearchConfig(name="tiny", gradient_steps=8, gradient_rows=1, trials=14, initial=6, children=4, parents=4)
-SAVE_EVERY = 5
-"""Gradient steps between two saves of their state."""
 
 
 def token_store(folder: Path, *, documents: int = 4, tokens: int = 600) -> TokenStore:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from ropewalk.config import Config, SearchTargetConfig
@@ -155,11 +156,20 @@ def _check_search(config: "Config") -> None:
             all(0 < share <= 1 for share in lengths),
             f"search.{key} must be shares of the target length above 0 and up to 1, found {lengths}",
         )
+    _require(
+        1.0 in search.fitness.lengths,
+        f"search.fitness.lengths must hold 1.0, the target length itself, found {search.fitness.lengths}",
+    )
     weights = search.fitness.weights
     _require(
         len(weights) == len(search.fitness.lengths) >= 1 and min(weights) > 0,
         f"search.fitness.weights must hold a positive weight for each of search.fitness.lengths "
         f"{search.fitness.lengths}, found {weights}",
+    )
+    _require(
+        search.storage is None or "://" not in search.storage or urlsplit(search.storage).password is None,
+        "search.storage must not hold a password, which would be recorded with the run; put it into PGPASSWORD or "
+        "~/.pgpass",
     )
     _require(0 < search.race.p_value < 1, f"search.race.p_value must lie between 0 and 1, found {search.race.p_value}")
     pairs = search.race.blocks * search.documents

@@ -29,7 +29,7 @@ from ropewalk.consistency import check_window
 from ropewalk.files import file_hash, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OSError)
+EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OSError, MemoryError)
 """What a user can put right: reported in one line, without a traceback (ROPEWALK_TRACEBACK=1 shows it)."""
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ropewalk.rope import RopeScaling, RotaryEmbedding, current_scaling, find_rotary
-from ropewalk.search.fitness import Fitness
+from ropewalk.search.fitness import Fitness, Part
 from ropewalk.search.gradient import Step, learn_scaling
 from ropewalk.search.space import SearchSpace
 from search.test_space import is_feasible
@@ -33,7 +33,7 @@ def learn(model: Any, folder: Path, *, steps: int = 12, space: SearchSpace = SPA
 
 
 def test_it_lowers_the_loss_on_rows_it_did_not_learn_from(trained: Any, tmp_path: Path) -> None:
-    fitness = Fitness(trained, tunes(8, SPACE.target_length, seed=9999))
+    fitness = Fitness(trained, (Part(tunes(8, SPACE.target_length, seed=9999)),))
     before = fitness(NTK)
     path = learn(trained, tmp_path, steps=24, learning_rate=0.4)
     assert fitness(path[-1][1]) < before - 1
@@ -99,7 +99,7 @@ def test_what_is_learned_goes_on_top_of_the_first_scaling(trained: Any, tmp_path
     assert current_scaling(trained) == first.then(start)
     increments = torch.tensor(start.factors).log().diff(prepend=torch.zeros(1)).clamp(min=0.02)
     begun = replace(start, factors=tuple(increments.cumsum(0).exp().tolist()))
-    own = Fitness(trained, batch(0)[:, :-1], first)(begun)
+    own = Fitness(trained, (Part(batch(0)[:, :-1]),), first)(begun)
     assert path[0][0] == pytest.approx(own, abs=1e-5)
 
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from ropewalk.rope import RopeScaling
 from ropewalk.search.space import SearchSpace
 
 Params = dict[str, Any]
-Distribution = FloatDistribution | CategoricalDistribution
+Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 
 
 class Coding(Protocol):
@@ -30,17 +30,19 @@ class Coding(Protocol):
 
 def ask(trial: Trial, coding: Coding) -> Params:
     """The trial's parameters."""
-    return {
-        name: trial.suggest_categorical(name, wanted.choices)
-        if isinstance(wanted, CategoricalDistribution)
-        else trial.suggest_float(name, wanted.low, wanted.high)
-        for name, wanted in coding.distributions().items()
-    }
+    return {name: _suggest(trial, name, wanted) for name, wanted in coding.distributions().items()}
 
 
-def _others(space: SearchSpace) -> dict[str, Distribution]:
-    low, high = space.attention_factors
-    return {"n_hat": CategoricalDistribution(space.n_hats), "attention_factor": FloatDistribution(low, high)}
+def _suggest(trial: Trial, name: str, wanted: Distribution) -> Any:
+    if isinstance(wanted, CategoricalDistribution):
+        return trial.suggest_categorical(name, wanted.choices)
+    if isinstance(wanted, IntDistribution):
+        return trial.suggest_int(name, wanted.low, wanted.high)
+    return trial.suggest_float(name, wanted.low, wanted.high)
+
+
+def _attention_factor(space: SearchSpace) -> FloatDistribution:
+    return FloatDistribution(*space.attention_factors)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,11 @@ class FactorCoding:
 
     def distributions(self) -> dict[str, Distribution]:
         factors = {f"lambda_{pair:02d}": FloatDistribution(1.0, self.space.upper) for pair in range(self.space.pairs)}
-        return {**factors, **_others(self.space)}
+        return {
+            **factors,
+            "n_hat": CategoricalDistribution(self.space.n_hats),
+            "attention_factor": _attention_factor(self.space),
+        }
 
     def point(self, params: Params) -> RopeScaling:
         factors = tuple(params[f"lambda_{pair:02d}"] for pair in range(self.space.pairs))
@@ -72,7 +78,8 @@ class FactorCoding:
 class KnotCoding:
     """rise_0, rise_1, … are how far log lambda rises up to each of a few pairs, with straight lines between.
 
-    Never falling whatever the values, so that samplers which know nothing of order can be used.
+    Never falling whatever the values, so that samplers which know nothing of order can be used; n_hat is its place
+    among the choices, which is a number to them.
     """
 
     space: SearchSpace
@@ -86,13 +93,14 @@ class KnotCoding:
         highest = math.log(self.space.upper)
         return {
             **{f"rise_{knot}": FloatDistribution(0.0, highest) for knot in range(self.knots)},
-            **_others(self.space),
+            "n_hat_place": IntDistribution(0, len(self.space.n_hats) - 1),
+            "attention_factor": _attention_factor(self.space),
         }
 
     def point(self, params: Params) -> RopeScaling:
         logs = np.cumsum([params[f"rise_{knot}"] for knot in range(self.knots)])
         factors = np.exp(np.interp(np.arange(self.space.pairs), self._places, logs))
-        return self.space.point(factors, int(params["n_hat"]), params["attention_factor"])
+        return self.space.point(factors, self.space.n_hats[int(params["n_hat_place"])], params["attention_factor"])
 
     def params(self, scaling: RopeScaling) -> Params:
         logs = np.interp(self._places, np.arange(self.space.pairs), np.log(scaling.factors))
@@ -100,6 +108,6 @@ class KnotCoding:
         nearest = self.space.nearest(scaling)
         return {
             **{f"rise_{knot}": float(rise) for knot, rise in enumerate(rises)},
-            "n_hat": nearest.n_hat,
+            "n_hat_place": self.space.n_hats.index(nearest.n_hat),
             "attention_factor": nearest.attention_factor,
         }

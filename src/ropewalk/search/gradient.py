@@ -40,7 +40,7 @@ def learn_scaling(
     state: Path,
     first: RopeScaling | None = None,
     checkpointing: bool = False,
-    save_every: int = 5,
+    save_every: int = 1,
 ) -> Iterator[Step]:
     """Yield each step, the ones found in ``state`` (a file) first; the model's weights do not change.
 

@@ -23,6 +23,8 @@ class SearchResult:
     """Tokens read, a backward counted as two more forwards."""
     saved_tokens: int
     """Tokens that stopping hopeless trials early spared."""
+    seconds: float
+    """Worked at it, by all workers together."""
     record: dict[str, Any]
     """What the study is of: model, data, protocol, space, sampler and seed."""
 

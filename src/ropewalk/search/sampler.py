@@ -99,8 +99,11 @@ class EvolutionSampler(BaseGASampler):
         self._raise_error_if_multi_objective(study)
         generation = self.get_trial_generation(study, trial)
         trials = study.get_trials(deepcopy=False)
-        position = positions(trials)[trial.number]
-        seen = {self._coding.point(t.params) for t in trials if self._names.keys() <= t.params.keys()}
+        place = positions(trials)
+        position = place[trial.number]
+        # Without what a worker that died drew for this very position.
+        others = [t for t in trials if place[t.number] != position and self._names.keys() <= t.params.keys()]
+        seen = {self._coding.point(t.params) for t in others}
         rng = np.random.default_rng((self._seed, position))
         parents = self.parents_of(study, generation) if position >= self._initial else []
         for attempt in range(200):

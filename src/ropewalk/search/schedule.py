@@ -1,7 +1,7 @@
 """A study's schedule: positions 0, 1, 2, …, each worked off once, by one worker or many, here or elsewhere.
 
 Workers know of each other only through the study's storage. A worker's heartbeat is recorded while it reads; one
-that fell silent has its trial taken over by another, under the same position and with the same parameters.
+that fell silent has its trial taken over by another, under the same position.
 """
 
 import time
@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import fail_stale_trials
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError
 
-from ropewalk.search.sampler import positions
+from ropewalk.search.sampler import RETRY_OF, positions
 
 _STORAGE_ERRORS = (StorageInternalError, DBAPIError)
+_RETRIES = "retry_history"
+"""System attribute in which Optuna's own retry callback keeps the numbers of the trials that a retry stands for."""
 REASON = "reason"
 """User attribute of a trial that failed by itself: it is not tried again."""
 
@@ -26,8 +28,8 @@ class FailedTrial(Exception):
     """A candidate that cannot be read, with the reason; its position is done."""
 
 
-class _BeyondSchedule(Exception):
-    """A trial drawn by one worker while another drew the last one."""
+class _NotNeeded(Exception):
+    """A trial drawn by one worker while another drew the last one, or did the same position."""
 
 
 @contextmanager
@@ -38,12 +40,23 @@ def _quiet() -> Iterator[None]:
 
 
 def give_back(study: Study, trial: FrozenTrial) -> None:
-    """Queue ``trial``, whose worker is gone, for whoever comes next: same position, same parameters."""
+    """Queue ``trial``, whose worker is gone, for whoever comes next under the same position.
+
+    As Optuna's RetryHeartbeatStaleTrialCallback, but the point is drawn again: a worker can die when half of the
+    parameters are set, and what the next one draws for the others need not fit them.
+    """
     if trial.state == TrialState.RUNNING:
         with suppress(UpdateFinishedTrialError):
             study.tell(trial.number, state=TrialState.FAIL)
-    with _quiet():
-        RetryHeartbeatStaleTrialCallback()(study, trial)
+    first = trial.system_attrs.get(RETRY_OF, trial.number)
+    history = [*trial.system_attrs.get(_RETRIES, []), trial.number]
+    study.add_trial(
+        create_trial(
+            state=TrialState.WAITING,
+            user_attrs=trial.user_attrs,
+            system_attrs={RETRY_OF: first, _RETRIES: history},
+        )
+    )
 
 
 def is_done(trial: FrozenTrial) -> bool:
@@ -67,30 +80,34 @@ def work_off(
     objective: Callable[[Trial, int], float],
     *,
     length: int,
-    enough: Callable[[dict[int, FrozenTrial]], bool] = lambda done: False,
+    end: Callable[[Sequence[FrozenTrial]], int | None] = lambda trials: None,
     on_done: Callable[[dict[int, FrozenTrial]], None] = lambda done: None,
+    alone: bool = False,
     storage_timeout: float = 0.0,
     poll: float = 0.5,
-) -> dict[int, FrozenTrial]:
-    """Work at the study until positions 0 … length-1 are done or ``enough`` says so of what is done.
+) -> list[FrozenTrial]:
+    """Work at the study until positions 0 … length-1 are done or ``end`` says that fewer are enough.
 
     Args:
         objective: (trial, position) -> loss; raises FailedTrial where a candidate cannot be read.
+        end: of trials in order of position, how many of the first make the whole schedule; None to go on.
         on_done: called with what is done whenever more may be.
-        storage_timeout: seconds that a storage may be away before its error is raised.
+        alone: no other worker is at the study, so that what is running there was left by one that was killed.
+        storage_timeout: seconds that a storage may go on failing before its error is raised.
         poll: seconds between looks at what other workers do.
 
     Returns:
-        The trial that counts for each position.
+        The trial that counts for each position up to the end. It follows from the storage alone, so it is the same
+        for every worker, whenever it looks: what others did beyond the end counts for none of them.
     """
     own: list[int] = []
 
     def numbered(trial: Trial) -> float:
         own.append(trial.number)
-        position = positions(study.get_trials(deepcopy=False))[trial.number]
-        if position >= length:
-            trial.set_user_attr(REASON, "drawn beyond the end of the schedule")
-            raise _BeyondSchedule
+        trials = study.get_trials(deepcopy=False)
+        position = positions(trials)[trial.number]
+        if position >= length or position in done_by_position(trials):
+            raise _NotNeeded
         try:
             return objective(trial, position)
         except FailedTrial as failure:
@@ -101,8 +118,8 @@ def work_off(
         """Ask, read and tell; a trial that is left for another reason than its own goes back to the queue."""
         begun = len(own)
         try:
-            study.optimize(numbered, n_trials=1, catch=(FailedTrial, _BeyondSchedule))
-        except _STORAGE_ERRORS:
+            study.optimize(numbered, n_trials=1, catch=(FailedTrial, _NotNeeded))
+        except (*_STORAGE_ERRORS, ConnectionError):
             raise
         except BaseException:
             for trial in study.get_trials(deepcopy=False):
@@ -110,70 +127,56 @@ def work_off(
                     give_back(study, trial)
             raise
 
-    def step() -> bool:
-        """Whether all is done."""
+    def step() -> list[FrozenTrial] | None:
+        """One trial, or one look at what others do; the whole schedule when it is done."""
         trials = study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.number in own and trial.state == TrialState.RUNNING:
                 give_back(study, trial)  # the storage went away while this worker had it
-                return False
+                return None
         done = {place: trial for place, trial in done_by_position(trials).items() if place < length}
         on_done(done)
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        stop = enough(done)
-        if len(done) >= length or (stop and not running):
-            return True
+        leading = [trial for place, (position, trial) in enumerate(done.items()) if place == position]
+        enough = end(leading)
+        if enough is not None or len(leading) == length:
+            return leading[:enough]
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        started = len(set(positions(trials).values()))
-        if not stop and (waiting or started < length):
+        unbegun = len(set(positions(trials).values())) < length
+        # What is drawn now comes after all that is done, also where a position before is still being read.
+        if waiting or (unbegun and end(list(done.values())) is None):
             one_trial()
-            return False
+            return None
         time.sleep(poll)
         with _quiet():
             fail_stale_trials(study)
-        if not stop:
-            _give_back_lost(study)
-        return False
+        _give_back_lost(study, length)
+        return None
 
-    away_since: float | None = None
+    if alone:
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            give_back(study, trial)
+        _give_back_lost(study, length)
+    failing_since: float | None = None
     while True:
         try:
-            if step():
-                return {
-                    place: trial
-                    for place, trial in done_by_position(study.get_trials(deepcopy=False)).items()
-                    if place < length
-                }
-            away_since = None
+            if (finished := step()) is not None:
+                return finished
+            failing_since = None
         except UpdateFinishedTrialError:
-            continue  # this worker was taken for dead, and another has done its trial
-        except _STORAGE_ERRORS as error:
-            now = time.monotonic()
-            away_since = now if away_since is None else away_since
-            if now - away_since >= storage_timeout:
-                if storage_timeout:
-                    raise ConnectionError(
-                        f"search.storage has been away for {storage_timeout:.0f} s ({_first_line(error)}); nothing is "
-                        "lost: start it and run the same command again"
-                    ) from error
+            continue  # this worker was taken for dead, and another has its trial
+        except _STORAGE_ERRORS:
+            failing_since = failing_since or time.monotonic()
+            if time.monotonic() - failing_since >= storage_timeout:
                 raise
-            time.sleep(min(poll * 4, storage_timeout))
+            time.sleep(poll)
 
 
-def _give_back_lost(study: Study) -> None:
+def _give_back_lost(study: Study, length: int) -> None:
     """Queue positions whose trial failed when nobody was left to queue it again."""
     trials = study.get_trials(deepcopy=False)
     place = positions(trials)
     alive = {place[t.number] for t in trials if is_done(t) or t.state in (TrialState.RUNNING, TrialState.WAITING)}
-    for number in {place[t.number]: t.number for t in trials if place[t.number] not in alive}.values():
-        give_back(study, next(trial for trial in trials if trial.number == number))
-
-
-def fail_left_running(study: Study) -> None:
-    """Queue every running trial again; only for a study that no other process works at."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        give_back(study, trial)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    last = {place[trial.number]: trial for trial in trials}
+    for position, trial in last.items():
+        if position < length and position not in alive:
+            give_back(study, trial)

@@ -2,20 +2,32 @@
 
 import json
 import sqlite3
+import time
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from optuna.study import Study
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy import event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
+
+from ropewalk.search.schedule import give_back
 
 IDENTITY = "identity"
 """Study attribute: what the study is of; another study under the same name is refused."""
+_LOST_LINE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+"""libpq's: a machine that is gone without a word is noticed after a minute."""
+_SILENT = text(
+    "SELECT trial_id FROM trials WHERE study_id = :study AND state = 'RUNNING' "
+    "AND trial_id NOT IN (SELECT trial_id FROM trial_heartbeats)"
+)
 
 
 class _QuickConnection(sqlite3.Connection):
@@ -26,46 +38,113 @@ class _QuickConnection(sqlite3.Connection):
         self.execute("PRAGMA synchronous = OFF")
 
 
-def open_storage(url: str | None, *, folder: Path, heartbeat_seconds: int) -> RDBStorage:
+class SharedStorage(RDBStorage):
+    """Optuna's database storage, which waits for a database that is away and loses sight of no worker.
+
+    A trial whose worker died before its first heartbeat is taken over too, and after the database was away every
+    worker gets the time to beat again. Connections that the database closed are opened again.
+
+    Args:
+        timeout: seconds that the database may be away; then ConnectionError is raised.
+    """
+
+    def __init__(self, url: str, *, timeout: float, heartbeat_seconds: int, engine_kwargs: dict[str, Any]) -> None:
+        self._timeout, self._seen_silent = timeout, dict[int, float]()
+        self._patience = 3.0 * heartbeat_seconds
+        self._judges_from, self._given_up = 0.0, False
+        super().__init__(
+            url,
+            engine_kwargs=engine_kwargs,
+            heartbeat_interval=heartbeat_seconds,
+            grace_period=3 * heartbeat_seconds,
+            heartbeat_stale_trial_callback=give_back,
+        )
+        event.listen(self.engine, "do_connect", self._connect)
+
+    def _connect(self, dialect: Any, record: Any, args: Any, kwargs: Any) -> Any:
+        begun = time.monotonic()
+        while True:
+            try:
+                connection = dialect.connect(*args, **kwargs)
+            except dialect.loaded_dbapi.OperationalError as error:
+                self._judges_from = time.monotonic() + self._patience
+                if self._given_up or time.monotonic() - begun >= self._timeout:
+                    self._given_up = True
+                    raise ConnectionError(
+                        f"search.storage has been away for {self._timeout:.0f} s ({_first_line(error)}); nothing is "
+                        "lost: start it and run the same command again"
+                    ) from None
+                time.sleep(min(1.0, self._timeout))
+            else:
+                return connection
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        # It runs in a thread of its own, which must outlive a moment without the database.
+        with suppress(ConnectionError, StorageInternalError, DBAPIError):
+            super().record_heartbeat(trial_id)
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        with self.engine.connect() as connection:
+            silent = list(connection.scalars(_SILENT, {"study": study_id}))
+        now = time.monotonic()
+        self._seen_silent = {trial: self._seen_silent.get(trial, now) for trial in silent}
+        stale = super()._get_stale_trial_ids(study_id)
+        if now < self._judges_from:
+            return []
+        return [*stale, *(trial for trial, since in self._seen_silent.items() if now - since > self._patience)]
+
+
+def open_storage(url: str | None, *, folder: Path, heartbeat_seconds: int, timeout: float = 0.0) -> SharedStorage:
     """The database at ``url``, or ``folder``/study.db.
 
     Raises:
         ValueError: the address is not one, or its driver is not installed.
         ConnectionError: nothing answers there.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    engine: dict[str, Any] = {"pool_pre_ping": True}
+    # Optuna warns of every trial that failed; the schedule keeps the reason.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     if url is None:
-        url = f"sqlite:///{(folder / 'study.db').resolve()}"
         # Other workers of this machine write too.
-        engine = {"connect_args": {"factory": _QuickConnection, "timeout": 60}}
+        options: dict[str, Any] = {"connect_args": {"factory": _QuickConnection, "timeout": 60}}
+        address = f"sqlite:///{(folder / 'study.db').resolve()}"
+        return _made(
+            lambda: SharedStorage(address, timeout=0, heartbeat_seconds=heartbeat_seconds, engine_kwargs=options)
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return RDBStorage(
-                url,
-                engine_kwargs=engine,
-                heartbeat_interval=heartbeat_seconds,
-                grace_period=3 * heartbeat_seconds,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            )
+        driver = make_url(url).get_driver_name()
+        options = {"pool_pre_ping": True, "connect_args": _LOST_LINE if driver.startswith("psycopg") else {}}
+        return _made(
+            lambda: SharedStorage(url, timeout=timeout, heartbeat_seconds=heartbeat_seconds, engine_kwargs=options)
+        )
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise ValueError(
-            f"search.storage must be a database address such as postgresql+psycopg://user@host/name with its driver "
-            f"installed (extra `postgres`), found {_without_password(url)}: {error}"
+            "search.storage must be a database address such as postgresql+psycopg://user@host/name whose driver is "
+            f"installed (extra `postgres`), found {url}: {_first_line(error)}"
         ) from None
     except DBAPIError as error:
-        if url.startswith("sqlite"):
-            raise
         raise ConnectionError(
-            f"search.storage does not answer at {_without_password(url)}; start it and run the same command again "
-            f"({str(error.orig).strip().splitlines()[0]})"
+            f"search.storage does not answer at {url}; start it and run the same command again "
+            f"({_first_line(error.orig)})"
         ) from None
 
 
-def _without_password(url: str) -> str:
-    before, at, after = url.rpartition("@")
-    return f"{before.rpartition(':')[0] if before.count(':') > 1 else before}{at}{after}"
+def _made(make: Callable[[], SharedStorage]) -> SharedStorage:
+    """Several workers that come first make the same tables at once, and all but one of them fail."""
+    for _ in range(5):
+        with warnings.catch_warnings(), suppress(ProgrammingError, IntegrityError):
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            try:
+                return make()
+            except DBAPIError as error:
+                if "already exists" not in str(error):
+                    raise
+        time.sleep(0.5)
+    return make()
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def open_study(

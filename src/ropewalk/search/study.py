@@ -7,8 +7,9 @@ wait for. It is kept in the storage, so it is paid once however many workers the
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ropewalk.config import SearchConfig
 from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
+from ropewalk.search.beginning import NOT_A_NUMBER, Beginning, begin, read_beginning
 from ropewalk.search.coding import Coding, FactorCoding, KnotCoding, ask
 from ropewalk.search.fitness import Evaluation, Fitness
 from ropewalk.search.gradient import learn_scaling
 from ropewalk.search.history import History, SearchResult
+from ropewalk.search.memory import within_memory
 from ropewalk.search.sampler import EvolutionSampler, PaperSampler, StartTokenSampler
-from ropewalk.search.schedule import FailedTrial, fail_left_running, work_off
+from ropewalk.search.schedule import FailedTrial, work_off
 from ropewalk.search.space import SearchSpace
 from ropewalk.search.storage import open_storage, open_study
 from ropewalk.search.yardsticks import YARDSTICKS, KnotSampler
@@ -40,41 +43,6 @@ _SAMPLERS: dict[str, type[EvolutionSampler]] = {
 _TOKENS, _SECONDS = "forward_tokens", "seconds"
 _LEAST_PAIRS = 8
 """Blocks that a candidate is read on before it may be stopped."""
-_NOT_A_NUMBER = "every candidate made the model emit NaN or infinite losses; check the model and its dtype"
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """What was read before the first trial."""
-
-    published: tuple[tuple[RopeScaling, float], ...] = ()
-    """Starts and published methods with their loss."""
-    path: tuple[tuple[float, RopeScaling], ...] = ()
-    """Loss and point of every gradient step."""
-    known: dict[RopeScaling, Evaluation] = field(default_factory=dict)
-    """Points that are read already."""
-
-    def to_attr(self) -> dict[str, Any]:
-        return {
-            "published": [(point.to_json(), loss) for point, loss in self.published],
-            "path": [(loss, point.to_json()) for loss, point in self.path],
-            "known": [
-                (point.to_json(), found.loss, found.forward_tokens, list(found.blocks.items()))
-                for point, found in self.known.items()
-            ],
-        }
-
-    @classmethod
-    def from_attr(cls, attr: dict[str, Any]) -> "Beginning":
-        read = RopeScaling.from_json
-        return cls(
-            tuple((read(point), math.inf if loss is None else loss) for point, loss in attr["published"]),
-            tuple((loss, read(point)) for loss, point in attr["path"]),
-            {
-                read(point): Evaluation(loss, tokens, {int(block): value for block, value in blocks})
-                for point, loss, tokens, blocks in attr["known"]
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -111,12 +79,15 @@ class Search:
         """
         self.state_folder.mkdir(parents=True, exist_ok=True)
         storage = open_storage(
-            self.config.storage, folder=self.state_folder, heartbeat_seconds=self.config.heartbeat_seconds
+            self.config.storage,
+            folder=self.state_folder,
+            heartbeat_seconds=self.config.heartbeat_seconds,
+            timeout=self.config.storage_timeout,
         )
         try:
             first = self.config.gradient_steps or not self.config.trials
             beginning = self._begin(storage) if first else Beginning()
-            done: dict[int, FrozenTrial] = {}
+            done: list[FrozenTrial] = []
             if self.config.trials:
                 study = self._open(storage, self.name, self._sampler(self._seeds(beginning)))
                 done = self._trials(study, beginning)
@@ -142,43 +113,38 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             pruner = WilcoxonPruner(p_threshold=self.config.race.p_value, n_startup_steps=_LEAST_PAIRS)
-        study = open_study(storage, name, sampler=sampler, pruner=pruner, identity=self.record)
-        if self.config.storage is None and self.worker == 0:
-            fail_left_running(study)
-        return study
+        return open_study(storage, name, sampler=sampler, pruner=pruner, identity=self.record)
 
-    def _work_off(self, study: Study, objective: Callable[[Trial, int], float], **more: Any) -> dict[int, FrozenTrial]:
-        timeout = 0.0 if self.config.storage is None else self.config.storage_timeout
-        return work_off(study, objective, storage_timeout=timeout, **more)
+    def _work_off(self, study: Study, objective: Callable[[Trial, int], float], **more: Any) -> list[FrozenTrial]:
+        local = self.config.storage is None
+        timeout = 0.0 if local else self.config.storage_timeout
+        alone = local and self.config.workers == 1
+        return work_off(study, objective, alone=alone, storage_timeout=timeout, **more)
 
     def _begin(self, storage: RDBStorage) -> Beginning:
         """The published methods and the gradient, by whichever worker comes first."""
 
-        def begin(trial: Trial, position: int) -> float:
-            known: dict[RopeScaling, Evaluation] = {}
-            candidates = list(dict.fromkeys([*map(self.space.nearest, self.starts), *self.space.published()]))
-            for candidate in candidates:
-                known[candidate] = self._read(candidate)
-            losses = {point: math.inf if found.loss is None else found.loss for point, found in known.items()}
-            start = min(candidates, key=losses.__getitem__)
-            if not math.isfinite(losses[start]):
-                raise ValueError(_NOT_A_NUMBER)
-            path = self._gradient(start) if self.config.gradient_steps else []
-            if path and path[-1][1] not in known:
-                known[path[-1][1]] = self._read(path[-1][1])
-            published = tuple((point, losses[point]) for point in candidates)
-            trial.set_user_attr("beginning", Beginning(published, tuple(path), known).to_attr())
-            return losses[start]
+        candidates = list(dict.fromkeys([*map(self.space.nearest, self.starts), *self.space.published()]))
+
+        def work(trial: Trial, position: int) -> float:
+            return begin(trial, candidates, read=self._read, learn=self._gradient)
 
         study = self._open(storage, f"{self.name}, beginning", RandomSampler())
-        done = self._work_off(study, begin, length=1)
-        return Beginning.from_attr(done[0].user_attrs["beginning"])
+        return read_beginning(self._work_off(study, work, length=1)[0].user_attrs)
 
-    def _read(self, point: RopeScaling) -> Evaluation:
-        # In a race also those that are read whole anyway, for the blocks that others are compared with.
-        return self.fitness.evaluate(point, hopeless=(lambda blocks: False) if self.config.race.blocks else None)
+    def _read(self, point: RopeScaling, hopeless: Callable[[dict[int, float]], bool] | None = None) -> Evaluation:
+        if self.config.race.blocks and hopeless is None:
+            # For the blocks that others are compared with.
+            return self._read(point, lambda blocks: False)
+        with within_memory(
+            f"lower search.batch_tokens, found {self.fitness.batch_tokens} (a pass holds one document at least), or "
+            f"search.workers, found {self.config.workers}, or take model.dtype=bfloat16"
+        ):
+            return self.fitness.evaluate(point, hopeless=hopeless)
 
     def _gradient(self, start: RopeScaling) -> list[tuple[float, RopeScaling]]:
+        if not self.config.gradient_steps:
+            return []
         learning = learn_scaling(
             self.fitness.model,
             self.space,
@@ -191,10 +157,17 @@ class Search:
             first=self.fitness.first,
         )
         path = []
-        hidden = self.worker > 0
-        with Progress(
-            total=self.config.gradient_steps, desc=f"{self.label}, gradient", unit="step", disable=hidden
-        ) as bar:
+        rows = f"lower search.gradient_rows, found {self.config.gradient_rows}"
+        checkpointing = "" if self.config.gradient_checkpointing else ", or set search.gradient_checkpointing=true"
+        with (
+            within_memory(f"{rows}{checkpointing}, or take model.dtype=bfloat16"),
+            Progress(
+                total=self.config.gradient_steps,
+                desc=f"{self.label}, gradient",
+                unit="step",
+                disable=self.worker > 0,
+            ) as bar,
+        ):
             for loss, scaling in learning:
                 path.append((loss, scaling))
                 bar.set_postfix(loss=f"{loss:.4f}", t=f"{scaling.attention_factor:.3f}", refresh=False)
@@ -227,7 +200,7 @@ class Search:
             seeds=seeds,
         )
 
-    def _trials(self, study: Study, beginning: Beginning) -> dict[int, FrozenTrial]:
+    def _trials(self, study: Study, beginning: Beginning) -> list[FrozenTrial]:
         config, coding = self.config, self._coding
 
         def read(trial: Trial, position: int) -> float:
@@ -243,7 +216,7 @@ class Search:
 
             known = beginning.known.get(point)
             if known is None:
-                found = self.fitness.evaluate(point, hopeless=hopeless if config.race.blocks else None)
+                found = self._read(point, hopeless if config.race.blocks else None)
             else:
                 found = replace(known, forward_tokens=0)
                 for block, value in known.blocks.items():
@@ -262,25 +235,30 @@ class Search:
         ) as bar:
 
             def show(done: dict[int, FrozenTrial]) -> None:
-                best = min((trial.values[0] for trial in _whole(done)), default=math.inf)
+                best = min((trial.values[0] for trial in _whole(done.values())), default=math.inf)
                 tokens = spent + sum(map(_tokens, done.values()))
                 left = {} if config.budget_tokens is None else {"left": f"{max(config.budget_tokens - tokens, 0):,}"}
                 bar.set_postfix({"best_loss": f"{best:.4f}", "tokens": f"{tokens:,}", **left}, refresh=False)
                 bar.update(len(done) - bar.n)
 
-            def enough(done: dict[int, FrozenTrial]) -> bool:
-                tokens = spent + sum(map(_tokens, done.values()))
-                if config.budget_tokens is not None and tokens >= config.budget_tokens:
-                    return True
-                return config.patience is not None and _stalled(done, config.patience, config.least_gain)
+            return self._work_off(study, read, length=config.trials, end=partial(self._end, spent), on_done=show)
 
-            done = self._work_off(study, read, length=config.trials, enough=enough, on_done=show)
-            show(done)
-        return done
+    def _end(self, spent: int, trials: Sequence[FrozenTrial]) -> int | None:
+        """How many of the first trials use the budget up or end a stretch without gain; None where all are needed."""
+        budget, patience = self.config.budget_tokens, self.config.patience
+        best, last_gain = math.inf, 0
+        if budget is not None and spent >= budget:
+            return 0
+        for count, trial in enumerate(trials, start=1):
+            spent += _tokens(trial)
+            if trial.state == TrialState.COMPLETE and trial.values[0] < best - self.config.least_gain:
+                best, last_gain = trial.values[0], count
+            if (budget is not None and spent >= budget) or (patience is not None and count - last_gain >= patience):
+                return count
+        return None
 
     def _tokens(self, beginning: Beginning) -> int:
-        read = sum(found.forward_tokens for found in beginning.known.values())
-        return self._step_tokens * len(beginning.path) + read
+        return self._step_tokens * len(beginning.path) + beginning.read_tokens
 
     @property
     def _step_tokens(self) -> int:
@@ -292,15 +270,17 @@ class Search:
         """Tokens in a row of a gradient step."""
         return max(part.rows.shape[1] for part in self.fitness.parts)
 
-    def _result(self, beginning: Beginning, done: dict[int, FrozenTrial]) -> SearchResult:
+    def _result(self, beginning: Beginning, done: list[FrozenTrial]) -> SearchResult:
         history = History(length=self.row_length)
-        for number, (point, loss) in enumerate(beginning.published):
-            history.add("published", number, point, loss=loss, tokens=beginning.known[point].forward_tokens)
+        for number, point in enumerate(beginning.published):
+            known = beginning.known[point]
+            state = "FAIL" if known.loss is None else "COMPLETE"
+            history.add("published", number, point, loss=known.loss, tokens=known.forward_tokens, state=state)
         for number, (loss, point) in enumerate(beginning.path):
             history.add("gradient", number, point, loss=loss, tokens=self._step_tokens)
         history.tokens = self._tokens(beginning)
         generation, saved = EvolutionSampler._get_generation_key(), 0
-        for position, trial in done.items():
+        for position, trial in enumerate(done):
             if trial.state == TrialState.PRUNED:
                 saved += self.fitness.forward_tokens - _tokens(trial)
             history.add(
@@ -315,7 +295,7 @@ class Search:
         found = [(known.loss, point) for point, known in beginning.known.items() if known.loss is not None]
         found += [(trial.values[0], self._coding.point(trial.params)) for trial in _whole(done)]
         if not found:
-            raise ValueError(_NOT_A_NUMBER)
+            raise ValueError(NOT_A_NUMBER)
         loss, best = min(found, key=lambda entry: entry[0])
         seed = beginning.path[-1][1] if beginning.path else None
         return SearchResult(
@@ -326,22 +306,14 @@ class Search:
             rows=history.rows,
             forward_tokens=history.tokens,
             saved_tokens=saved,
+            seconds=beginning.seconds + sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in done),
             record=self.record,
         )
 
 
-def _whole(done: dict[int, FrozenTrial]) -> Sequence[FrozenTrial]:
-    return [trial for trial in done.values() if trial.state == TrialState.COMPLETE]
+def _whole(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE]
 
 
 def _tokens(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get(_TOKENS, 0))
-
-
-def _stalled(done: dict[int, FrozenTrial], patience: int, least_gain: float) -> bool:
-    """Whether the last ``patience`` positions lowered the best loss by less than ``least_gain`` nats."""
-    best, last_gain = math.inf, -1
-    for position, trial in done.items():
-        if trial.state == TrialState.COMPLETE and trial.values[0] < best - least_gain:
-            best, last_gain = trial.values[0], position
-    return bool(done) and max(done) - last_gain >= patience

@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from ropewalk.search.history import SearchResult
 from ropewalk.search.needles import needle_rows
 from ropewalk.search.space import N_HATS, CriticalSpace, SearchSpace
 from ropewalk.search.study import Search
-from ropewalk.search.workers import device_of, others, set_threads
+from ropewalk.search.workers import device_of, finished, others, set_threads
 
 Results = dict[int, SearchResult]
 """By length."""
@@ -54,7 +56,10 @@ class TargetSearch:
 
     @cached_property
     def model(self) -> Any:
-        return self.load().to(device_of(self.worker))
+        device = device_of(self.worker)
+        # What loads to "the" accelerator takes this worker's own.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self.load().to(device)
 
     @cached_property
     def model_hash(self) -> str:
@@ -83,10 +88,19 @@ class TargetSearch:
     def _together(self, part: str, *scalings: RopeScaling) -> Results:
         """Worker 0's part, while the other workers of this machine do theirs."""
         count = self.config.workers
-        with others(count - 1, partial(_join, self, part, scalings)):
+        # A copy, which has not loaded the model.
+        with others(count - 1, partial(_join, replace(self), part, scalings)) as company:
             set_threads(count)
-            results: Results = getattr(self, part)(*scalings)
-        return results
+            work: Callable[..., Results] = getattr(self, part)
+            try:
+                return work(*scalings)
+            except MemoryError as error:
+                if not company:
+                    raise
+                print(f"worker 0: {error}; the others go on", file=sys.stderr)
+                if not finished(company):
+                    raise
+                return work(*scalings)  # what the others found
 
     def _first(self) -> Results:
         return self._lengthen(self.shape.original_length, None)
@@ -150,11 +164,12 @@ class TargetSearch:
                 self.config.gradient_steps if of_target.gradient_steps is None else of_target.gradient_steps[position]
             ),
         )
+        fitness = self._fitness(length, first)
         segments = Segments(
             self.store, length=length, rows=config.gradient_rows, steps=config.gradient_steps, seed=self.seed
         )
         search = Search(
-            fitness=self._fitness(length, first),
+            fitness=fitness,
             batch=segments.step,
             space=space,
             config=config,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -25,19 +26,19 @@ def set_threads(workers: int) -> None:
 
 
 @contextmanager
-def others(count: int, work: Callable[[int], object]) -> Iterator[None]:
+def others(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
     """``work(1)`` … ``work(count)`` in processes of their own while the body does worker 0's part.
 
     One that fails says why in a line and leaves its part to the others. None outlives this process.
     """
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_work, args=(work, number, os.getpid())) for number in range(1, count + 1)]
-    for process in processes:
-        process.start()
-    try:
-        yield
+    with _deaf_to_interrupts():
         for process in processes:
-            process.join()
+            process.start()
+    try:
+        yield processes
+        finished(processes)
     finally:
         for process in processes:
             if process.is_alive():
@@ -45,13 +46,31 @@ def others(count: int, work: Callable[[int], object]) -> Iterator[None]:
             process.join()
 
 
+def finished(processes: list[Any]) -> bool:
+    """Wait for the processes; whether one of them did its work to the end."""
+    for process in processes:
+        process.join()
+    return any(process.exitcode == 0 for process in processes)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal; what is started here leaves it to the first, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _work(work: Callable[[int], object], number: int, parent: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the first worker ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         work(number)
-    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         sys.exit(f"worker {number}: {' '.join(str(error).split())}")
 
 

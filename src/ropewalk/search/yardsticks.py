@@ -1,5 +1,6 @@
 """Optuna's own samplers on a few monotone knots, as yardsticks: CMA-ES, TPE and random search."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,21 +12,22 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from ropewalk.search.coding import KnotCoding
+from ropewalk.search.coding import KnotCoding, Params
 from ropewalk.search.sampler import positions
 
-YARDSTICKS: dict[str, Callable[[int], BaseSampler]] = {
-    "cmaes": lambda seed: CmaEsSampler(seed=seed, warn_independent_sampling=False),
-    "tpe": lambda seed: TPESampler(seed=seed),
-    "random": lambda seed: RandomSampler(seed=seed),
+YARDSTICKS: dict[str, Callable[[int, Params], BaseSampler]] = {
+    "cmaes": lambda seed, start: CmaEsSampler(x0=start, seed=seed, warn_independent_sampling=False),
+    "tpe": lambda seed, start: TPESampler(seed=seed),
+    "random": lambda seed, start: RandomSampler(seed=seed),
 }
+"""From a seed and the parameters of YaRN, around which CMA-ES begins."""
 
 
 class KnotSampler(BaseSampler):
     """The published methods as near as the knots allow, then what one of Optuna's samplers draws.
 
-    That sampler is made anew from (seed, position) for every trial, so that a killed study goes on as if
-    undisturbed; CMA-ES keeps its state in the study and counts trials, so there a kill may change what follows.
+    That sampler is made anew from (seed, position) for every trial and sees the position as the trial's number,
+    so that a killed study goes on as if undisturbed.
     """
 
     def __init__(self, coding: KnotCoding, *, kind: str, seed: int) -> None:
@@ -41,7 +43,8 @@ class KnotSampler(BaseSampler):
             rng = np.random.default_rng((self._seed, self._position(study, trial)))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self._own = (trial.number, YARDSTICKS[self._kind](int(rng.integers(2**31))))
+                start = self._coding.params(self._firsts[-1])
+                self._own = (trial.number, YARDSTICKS[self._kind](int(rng.integers(2**31)), start))
         return self._own[1]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -55,7 +58,9 @@ class KnotSampler(BaseSampler):
         position = self._position(study, trial)
         if position < len(self._firsts):
             return dict(self._coding.params(self._firsts[position]))
-        return self._sampler(study, trial).sample_relative(study, trial, search_space)
+        numbered = copy.copy(trial)
+        numbered.number = position  # CMA-ES draws by it
+        return self._sampler(study, trial).sample_relative(study, numbered, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
