@@ -129,6 +129,10 @@ class SearchConfig:
     """Seconds that a shared storage may be away."""
 
 
+PLACEMENT = ("workers", "storage", "study_name", "heartbeat_seconds", "storage_timeout")
+"""What of `SearchConfig` says where a search runs, not what it finds: it goes on as the same when these change."""
+
+
 @dataclass
 class SearchTargetConfig:
     lengths: list[int] = MISSING

@@ -172,10 +172,13 @@ def _check_search(config: "Config") -> None:
         "~/.pgpass",
     )
     _require(0 < search.race.p_value < 1, f"search.race.p_value must lie between 0 and 1, found {search.race.p_value}")
-    pairs = search.race.blocks * search.documents
+    road = config.road
+    own = [target.documents for target in (road.search_first, road.search_second, road.recover)]
+    pairs = search.race.blocks * min(documents or search.documents for documents in own)
     _require(
         search.race.blocks == 0 or pairs >= 32,
-        f"search.race.blocks times search.documents must be at least 32, or the test cannot fire early, found {pairs}",
+        "search.race.blocks times the documents of each search must be at least 32, or the test cannot fire early, "
+        f"found {pairs}",
     )
 
 

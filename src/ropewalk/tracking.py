@@ -65,7 +65,8 @@ def _alone_on(uri: str) -> Iterator[None]:
         yield
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of the project's repository; "unknown" outside of one."""
     found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
 
@@ -78,7 +79,7 @@ def stage_run(stage: "Stage") -> Iterator[None]:
     run_id = remembered.read_text() if remembered.is_file() else None
     if run_id and not _exists(run_id):
         run_id = None
-    tags = {"commit": _commit(), "stage": stage.name, "config_hash": stage.config_hash}
+    tags = {"commit": commit(), "stage": stage.name, "config_hash": stage.config_hash}
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent
     with mlflow.start_run(
@@ -180,7 +181,7 @@ class SweepParent(Callback):
         tracking = TrackingConfig(**{key: config.tracking[key] for key in ("experiment", "uri")})
         experiment = _experiment(tracking)
         overrides = " ".join(map(str, config.hydra.overrides.task)) or "no overrides"
-        tags = {"commit": _commit(), "overrides": overrides[:_LONGEST_VALUE]}
+        tags = {"commit": commit(), "overrides": overrides[:_LONGEST_VALUE]}
         run = mlflow.MlflowClient().create_run(experiment, run_name=f"{Path(sys.argv[0]).stem} sweep", tags=tags)
         os.environ[PARENT] = run.info.run_id
         # Hydra calls on_multirun_end only where every job succeeded.

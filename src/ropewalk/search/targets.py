@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from optuna.trial import Trial
 
 from ropewalk.config import SearchConfig, SearchTargetConfig
 from ropewalk.corpus.segments import Segments
@@ -21,7 +22,9 @@ from ropewalk.rope.scaling import su_attention_factor
 from ropewalk.search.fitness import Fitness, Part
 from ropewalk.search.history import SearchResult
 from ropewalk.search.needles import needle_rows
+from ropewalk.search.schedule import work_off
 from ropewalk.search.space import N_HATS, CriticalSpace, SearchSpace
+from ropewalk.search.storage import open_storage, open_study
 from ropewalk.search.study import Search
 from ropewalk.search.workers import device_of, finished, others, set_threads
 
@@ -84,6 +87,40 @@ class TargetSearch:
     def recover(self, extended: RopeScaling) -> Results:
         """Factors for inputs that are short again, none above the extended model's largest (paper §3.3)."""
         return self._together("_recover", extended)
+
+    def publish(self, write: Callable[[], None], track: Callable[[], None], results: Sequence[Path]) -> None:
+        """``write`` and ``track`` what was found, once for all machines that share the search.
+
+        Where another machine did, ``write`` is called only if its ``results`` cannot be seen here.
+        """
+        if self.config.storage is None:
+            write()
+            track()
+            return
+        own = False
+
+        def work(trial: Trial, position: int) -> float:
+            nonlocal own
+            write()
+            track()
+            own = True
+            return 0.0
+
+        timeout = self.config.storage_timeout
+        storage = open_storage(
+            self.config.storage,
+            folder=self.state_folder,
+            heartbeat_seconds=self.config.heartbeat_seconds,
+            timeout=timeout,
+        )
+        try:
+            name = f"{self.name}, result"
+            study = open_study(storage, name, sampler=None, pruner=None, identity={"model_hash": self.model_hash})
+            work_off(study, work, length=1, storage_timeout=timeout)
+        finally:
+            storage.engine.dispose()
+        if not own and not all(path.exists() for path in results):
+            write()
 
     def _together(self, part: str, *scalings: RopeScaling) -> Results:
         """Worker 0's part, while the other workers of this machine do theirs."""
