@@ -1,6 +1,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-.PHONY: install demo test test-slow ui lint walker bench-demo bench-walker clean
+.PHONY: install demo test test-slow ui lint walker bench-demo bench-walker bench-search clean
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
@@ -20,5 +20,7 @@ bench-demo: install
 	python benchmarks/demo/run.py
 bench-walker: install
 	python benchmarks/walker/run.py
+bench-search: install
+	python benchmarks/search/run.py
 clean:
 	rm -rf .venv resolved.yaml results work outputs multirun

@@ -1,5 +1,6 @@
 """A store of random tokens, and the small search and training that a test and the process it kills both run."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,21 @@ def token_store(folder: Path, *, documents: int = 4, tokens: int = 600) -> Token
     return TokenStore(folder)
 
 
-def search(folder: Path, *, kill_at: str = "", space: SearchSpace = SPACE, config: SearchConfig = SEARCH) -> Any:
+def search(
+    folder: Path,
+    *,
+    kill_at: str = "",
+    space: SearchSpace = SPACE,
+    config: SearchConfig = SEARCH,
+    model: Any = None,
+    documents: int = 2,
+    pause: float = 0.0,
+    **more: Any,
+) -> Any:
     """(result, reads): a search with its state in ``folder``/state that logs all it pays for in ``folder``/reads.
 
-    ``kill_at`` is the line of the log after which the process kills itself: "trial 7", "step 6".
+    ``kill_at`` is the line of the log after which the process kills itself: "read 7", "step 6"; ``pause`` the
+    seconds that each read takes longer.
     """
     store = token_store(folder / "store")
     log = folder / "reads"
@@ -61,6 +73,7 @@ def search(folder: Path, *, kill_at: str = "", space: SearchSpace = SPACE, confi
     class Logged(Fitness):
         def evaluate(self, candidate: RopeScaling, **more: Any) -> Evaluation:
             found = super().evaluate(candidate, **more)
+            time.sleep(pause)
             paid("read")
             return found
 
@@ -70,15 +83,16 @@ def search(folder: Path, *, kill_at: str = "", space: SearchSpace = SPACE, confi
         paid("step")
         return segments.step(step)
 
-    model = tiny_llama()
-    rows = torch.from_numpy(store.first_tokens(space.target_length, documents=2))
+    rows = torch.from_numpy(store.first_tokens(space.target_length, documents=documents))
     result: SearchResult = Search(
-        fitness=Logged(model, (Part(rows),), blocks=config.race.blocks, shorter=tuple(config.race.shorter)),
+        fitness=Logged(
+            model or tiny_llama(), (Part(rows),), blocks=config.race.blocks, shorter=tuple(config.race.shorter)
+        ),
         batch=batch,
         space=space,
         config=config,
-        seed=3,
         state_folder=folder / "state",
+        **{"seed": 3, **more},
     ).run()
     return result, log.read_text().splitlines()
 

@@ -95,7 +95,7 @@ class CriticalSpace(SearchSpace):
     def point(self, factors: np.ndarray, n_hat: int, attention_factor: float) -> RopeScaling:
         ratio = self.target_length / self.original_length
         low, high = self.critical_pairs
-        reached = np.flatnonzero(factors >= ratio)
+        reached = np.flatnonzero(factors >= ratio - self.step / 2)
         critical = int(min(max(reached[0] if len(reached) else high, low), high))
         upper = np.maximum.accumulate(np.clip(factors[critical:], ratio, 2 * ratio))
         lower = upper[0] ** (np.arange(critical) / critical)
