@@ -90,7 +90,7 @@ class SearchConfig:
     gradient_learning_rate: float = 0.2
     """Of log lambda's increments (before softplus); log t learns at a sixteenth of it."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass in place of keeping them."""
     trials: int = 1344
     """Optuna trials, the initial population included; those stopped early count."""
     initial: int = 64

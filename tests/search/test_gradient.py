@@ -68,6 +68,18 @@ def test_a_search_stopped_in_the_middle_goes_on_exactly(trained: Any, tmp_path: 
     assert asked == [*range(8), *range(5, 12)]
 
 
+def test_recomputed_activations_give_the_same_losses(trained: Any, tmp_path: Path) -> None:
+    plain = learn(trained, tmp_path / "plain", steps=4)
+    model, passes = copy.deepcopy(trained), []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(0))
+    recomputed = learn(model, tmp_path / "recomputed", steps=4, checkpointing=True)
+    assert len(passes) == 2 * 4
+    assert [loss for loss, _ in recomputed] == pytest.approx([loss for loss, _ in plain], abs=1e-6)
+    assert [point for _, point in recomputed] == [point for _, point in plain]
+    assert not model.training
+    assert not model.is_gradient_checkpointing
+
+
 def test_a_fixed_attention_factor_is_not_learned(trained: Any, tmp_path: Path) -> None:
     fixed = 1.17324091
     space = replace(SPACE, attention_factors=(fixed, fixed))
