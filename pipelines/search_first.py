@@ -33,7 +33,7 @@ def search_first(stage: Stage) -> None:
 
     def write() -> None:
         write_text(factors, factors_json(found.best, origin))
-        write_text(factors.with_name("first_seed.json"), factors_json(found.seed or found.best, origin))
+        write_text(stage.output / "factors" / "first_seed.json", factors_json(found.seed or found.best, origin))
         write_table(plot, table(results))
         stage.write_metrics(search_metrics(results))
 

@@ -33,7 +33,7 @@ def search_second(stage: Stage) -> None:
     factors, plot = stage.output / "factors" / "second_by_length.json", stage.output / "plots" / "search_second.csv"
 
     def write() -> None:
-        write_text(factors.with_name("second.json"), factors_json(*by_length[-1][1:]))
+        write_text(stage.output / "factors" / "second.json", factors_json(*by_length[-1][1:]))
         write_text(factors, switch_json(by_length))
         write_table(plot, table(results))
         stage.write_metrics(search_metrics(results))

@@ -82,7 +82,9 @@ class SearchConfig:
     critical: bool = False
     """LongRoPE2's space: lambda in [s, 2s] from the critical dimension up, which is searched too."""
     fitness: FitnessConfig = field(default_factory=FitnessConfig)
+    """What a candidate is judged by ..."""
     race: RaceConfig = field(default_factory=RaceConfig)
+    """... and when it is given up before all is read."""
     gradient_steps: int = 0
     """Gradient steps on (lambda, t) whose path seeds the population; 0 for none."""
     gradient_rows: int = 2
