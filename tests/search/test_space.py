@@ -112,6 +112,8 @@ def test_longrope2s_points_lie_in_s_to_2s_from_the_critical_pair_on(space: Criti
 
 
 def test_longrope2s_critical_pair_is_its_formula() -> None:
-    space = CriticalSpace(rotary_dim=128, base=10_000.0, original_length=4096, target_length=131_072, upper=64.0)
-    # 2 * ceil(64 * log_base(4096 / 2 pi)) = 90 dimensions, for LLaMA-2-7B (LongRoPE2 §3.2).
-    assert space.critical_pairs == (22, 45)
+    sizes = {"rotary_dim": 128, "target_length": 131_072, "upper": 64.0}
+    # 2 * ceil(64 * log_base(L0 / 2 pi)) dimensions: 70 with LLaMA-3's base and window, 92 with LLaMA-2's.
+    llama3 = CriticalSpace(base=500_000.0, original_length=8192, **sizes)  # type: ignore[arg-type]
+    llama2 = CriticalSpace(base=10_000.0, original_length=4096, **sizes)  # type: ignore[arg-type]
+    assert (llama3.critical_pairs, llama2.critical_pairs) == ((17, 35), (23, 46))
