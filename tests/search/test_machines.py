@@ -55,11 +55,12 @@ def trials(address: str) -> list[Any]:
 
 def test_one_machine_dies_one_comes_late_and_all_say_the_same(tmp_path: Path, address: str) -> None:
     config = replace(CONFIG, storage=address)
-    dying = fork(machine(tmp_path / "dying", config, kill_at="read 6", pause=0.1))
-    steady = fork(machine(tmp_path / "steady", config, pause=0.3))
+    dying = fork(machine(tmp_path / "dying", config, kill_at="read 5", pause=0.3))
+    wait_for(lambda: reads(tmp_path / "dying") >= 4)
+    steady = fork(machine(tmp_path / "steady", config, pause=0.5))
     dying.join(240)
     assert dying.exitcode == -9
-    late = fork(machine(tmp_path / "late", config, pause=0.3))
+    late = fork(machine(tmp_path / "late", config, pause=0.1))
     for process in (steady, late):
         process.join(240)
         assert process.exitcode == 0

@@ -1,6 +1,7 @@
 """Workers that know of each other only through a storage do each position once and agree on the end."""
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,15 @@ def open_at(folder: Path) -> tuple[SharedStorage, optuna.Study]:
     return storage, optuna.create_study(storage=storage, study_name="numbers", load_if_exists=True)
 
 
-def worker(folder: Path, *, length: int, pause: float = 0.0, kill_at: int = -1, alone: bool = False) -> list[float]:
+def worker(
+    folder: Path,
+    *,
+    length: int,
+    pause: float = 0.0,
+    kill_at: int = -1,
+    stop_at: int = -1,
+    alone: bool = False,
+) -> list[float]:
     """Values of a schedule whose position p is worth p; each one read is a line in ``folder``/reads."""
 
     def read(trial: Trial, position: int) -> float:
@@ -28,6 +37,8 @@ def worker(folder: Path, *, length: int, pause: float = 0.0, kill_at: int = -1, 
             out.write(f"{position} {os.getpid()}\n")
         if position == kill_at:
             kill_self()
+        if position == stop_at:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return float(position)
 
     _, study = open_at(folder)
@@ -52,6 +63,21 @@ def test_the_trial_of_a_dead_worker_is_done_by_another(tmp_path: Path) -> None:
     fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
     assert worker(tmp_path, length=6) == list(map(float, range(6)))
     assert reads(tmp_path) == [0, 1, 2, 3, 4, 5, 3]
+
+
+def test_a_worker_that_slept_for_long_finds_its_trial_done_and_goes_on(tmp_path: Path) -> None:
+    def sleeper() -> None:
+        found = worker(tmp_path, length=6, stop_at=3)
+        (tmp_path / "found").write_text(repr(found))
+
+    process = fork(sleeper)
+    assert process.pid is not None
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    assert worker(tmp_path, length=6) == list(map(float, range(6)))
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "found").read_text() == repr(list(map(float, range(6))))
 
 
 def test_alone_a_left_trial_is_done_first(tmp_path: Path) -> None:

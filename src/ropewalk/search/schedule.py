@@ -9,15 +9,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from sqlalchemy.exc import DBAPIError
 
 from ropewalk.search.sampler import RETRY_OF, positions
 
-_STORAGE_ERRORS = (StorageInternalError, DBAPIError)
 _RETRIES = "retry_history"
 """System attribute in which Optuna's own retry callback keeps the numbers of the trials that a retry stands for."""
 REASON = "reason"
@@ -83,7 +81,6 @@ def work_off(
     end: Callable[[Sequence[FrozenTrial]], int | None] = lambda trials: None,
     on_done: Callable[[dict[int, FrozenTrial]], None] = lambda done: None,
     alone: bool = False,
-    storage_timeout: float = 0.0,
     poll: float = 0.5,
 ) -> list[FrozenTrial]:
     """Work at the study until positions 0 … length-1 are done or ``end`` says that fewer are enough.
@@ -93,7 +90,6 @@ def work_off(
         end: of trials in order of position, how many of the first make the whole schedule; None to go on.
         on_done: called with what is done whenever more may be.
         alone: no other worker is at the study, so that what is running there was left by one that was killed.
-        storage_timeout: seconds that a storage may go on failing before its error is raised.
         poll: seconds between looks at what other workers do.
 
     Returns:
@@ -101,6 +97,7 @@ def work_off(
         for every worker, whenever it looks: what others did beyond the end counts for none of them.
     """
     own: list[int] = []
+    left: list[BaseException] = []
 
     def numbered(trial: Trial) -> float:
         own.append(trial.number)
@@ -113,27 +110,38 @@ def work_off(
         except FailedTrial as failure:
             trial.set_user_attr(REASON, str(failure))
             raise
+        except TrialPruned:
+            raise
+        except BaseException as error:
+            left.append(error)
+            raise
 
     def one_trial() -> None:
         """Ask, read and tell; a trial that is left for another reason than its own goes back to the queue."""
-        begun = len(own)
+        own.clear()
+        left.clear()
         try:
             study.optimize(numbered, n_trials=1, catch=(FailedTrial, _NotNeeded))
-        except (*_STORAGE_ERRORS, ConnectionError):
+        except ConnectionError:
             raise
-        except BaseException:
-            for trial in study.get_trials(deepcopy=False):
-                if trial.number in own[begun:] and not is_done(trial):
+        except BaseException as error:
+            mine = [trial for trial in study.get_trials(deepcopy=False) if trial.number in own]
+            reason = left[-1] if left else None
+            if isinstance(reason, UpdateFinishedTrialError) or (
+                reason is None and mine and mine[-1].state.is_finished()
+            ):
+                return  # this worker was silent for so long that another has its trial
+            for trial in mine:
+                if not is_done(trial):
                     give_back(study, trial)
+            if isinstance(error, AssertionError) and error.__context__:
+                # Where the storage fails in the end, Optuna hides its error behind one of its own.
+                raise error.__context__ from None
             raise
 
     def step() -> list[FrozenTrial] | None:
         """One trial, or one look at what others do; the whole schedule when it is done."""
         trials = study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.number in own and trial.state == TrialState.RUNNING:
-                give_back(study, trial)  # the storage went away while this worker had it
-                return None
         done = {place: trial for place, trial in done_by_position(trials).items() if place < length}
         on_done(done)
         leading = [trial for place, (position, trial) in enumerate(done.items()) if place == position]
@@ -156,19 +164,9 @@ def work_off(
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             give_back(study, trial)
         _give_back_lost(study, length)
-    failing_since: float | None = None
-    while True:
-        try:
-            if (finished := step()) is not None:
-                return finished
-            failing_since = None
-        except UpdateFinishedTrialError:
-            continue  # this worker was taken for dead, and another has its trial
-        except _STORAGE_ERRORS:
-            failing_since = failing_since or time.monotonic()
-            if time.monotonic() - failing_since >= storage_timeout:
-                raise
-            time.sleep(poll)
+    while (finished := step()) is None:
+        pass
+    return finished
 
 
 def _give_back_lost(study: Study, length: int) -> None:

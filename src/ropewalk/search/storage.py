@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import Study
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
@@ -42,7 +43,7 @@ class SharedStorage(RDBStorage):
     """Optuna's database storage, which waits for a database that is away and loses sight of no worker.
 
     A trial whose worker died before its first heartbeat is taken over too, and after the database was away every
-    worker gets the time to beat again. Connections that the database closed are opened again.
+    worker gets the time to beat again.
 
     Args:
         timeout: seconds that the database may be away; then ConnectionError is raised.
@@ -60,6 +61,19 @@ class SharedStorage(RDBStorage):
             heartbeat_stale_trial_callback=give_back,
         )
         event.listen(self.engine, "do_connect", self._connect)
+
+    def _again(self, method: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        """Call once more what lost its connection on the way: reconnecting waits for the database."""
+        begun = time.monotonic()
+        while True:
+            try:
+                return method(self, *args, **more)
+            except (StorageInternalError, DBAPIError) as error:
+                cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+                lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
+                if not lost or time.monotonic() - begun > self._timeout:
+                    raise
+                time.sleep(0.2)
 
     def _connect(self, dialect: Any, record: Any, args: Any, kwargs: Any) -> Any:
         begun = time.monotonic()
@@ -79,7 +93,7 @@ class SharedStorage(RDBStorage):
                 return connection
 
     def record_heartbeat(self, trial_id: int) -> None:
-        # It runs in a thread of its own, which must outlive a moment without the database.
+        # In a thread of its own; the trial's own thread tells what is wrong.
         with suppress(ConnectionError, StorageInternalError, DBAPIError):
             super().record_heartbeat(trial_id)
 
@@ -92,6 +106,20 @@ class SharedStorage(RDBStorage):
         if now < self._judges_from:
             return []
         return [*stale, *(trial for trial, since in self._seen_silent.items() if now - since > self._patience)]
+
+
+def _persistent(name: str) -> Callable[..., Any]:
+    method = getattr(SharedStorage, name)
+
+    @wraps(method)
+    def call(storage: SharedStorage, *args: Any, **more: Any) -> Any:
+        return storage._again(method, *args, **more)
+
+    return call
+
+
+for _name in (*sorted(BaseStorage.__abstractmethods__), "get_best_trial", "_get_trials", "_get_stale_trial_ids"):
+    setattr(SharedStorage, _name, _persistent(_name))
 
 
 def open_storage(url: str | None, *, folder: Path, heartbeat_seconds: int, timeout: float = 0.0) -> SharedStorage:

@@ -116,10 +116,8 @@ class Search:
         return open_study(storage, name, sampler=sampler, pruner=pruner, identity=self.record)
 
     def _work_off(self, study: Study, objective: Callable[[Trial, int], float], **more: Any) -> list[FrozenTrial]:
-        local = self.config.storage is None
-        timeout = 0.0 if local else self.config.storage_timeout
-        alone = local and self.config.workers == 1
-        return work_off(study, objective, alone=alone, storage_timeout=timeout, **more)
+        alone = self.config.storage is None and self.config.workers == 1
+        return work_off(study, objective, alone=alone, **more)
 
     def _begin(self, storage: RDBStorage) -> Beginning:
         """The published methods and the gradient, by whichever worker comes first."""

@@ -106,17 +106,16 @@ class TargetSearch:
             own = True
             return 0.0
 
-        timeout = self.config.storage_timeout
         storage = open_storage(
             self.config.storage,
             folder=self.state_folder,
             heartbeat_seconds=self.config.heartbeat_seconds,
-            timeout=timeout,
+            timeout=self.config.storage_timeout,
         )
         try:
             name = f"{self.name}, result"
             study = open_study(storage, name, sampler=None, pruner=None, identity={"model_hash": self.model_hash})
-            work_off(study, work, length=1, storage_timeout=timeout)
+            work_off(study, work, length=1)
         finally:
             storage.engine.dispose()
         if not own and not all(path.exists() for path in results):
