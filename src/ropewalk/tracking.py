@@ -157,6 +157,12 @@ def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: 
             steps = {(row["generation"] if phase == "evolution" else row["trial"]): row["best"] for row in own}
             log_series(f"{phase}_best_loss_{length}", list(steps.items()))
         trials = [r for r in rows if r["length"] == length and r["phase"] == "evolution" and r["loss"] is not None]
+        generations: dict[int, list[float]] = {}
+        for row in trials:
+            generations.setdefault(row["generation"], []).append(row["loss"])
+        log_series(
+            f"evolution_mean_loss_{length}", [(number, sum(own) / len(own)) for number, own in generations.items()]
+        )
         for rank, row in enumerate(sorted(trials, key=lambda row: row["loss"])[:best], start=1):
             tags = {"length": str(length), "trial": str(row["trial"]), "generation": str(row["generation"])}
             numbers = {k: v for k, v in row.items() if k.startswith(("lambda_", "loss", "n_hat", "attention_factor"))}

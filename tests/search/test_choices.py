@@ -64,6 +64,7 @@ def test_a_choice_gives_factors_with_their_provenance(tmp_path: Path, choice: st
     assert origin["forward_tokens"] == result.forward_tokens
     assert origin["model_hash"] == made.model_hash
     assert {"data_hash", "protocol", "commit"} <= origin.keys()
+    assert (origin["documents"], origin["evaluation_tokens"]) == (["0", "1"], 2 * 256)
     assert len(table({4 * WINDOW: result})) == len(result.rows)
     assert search_metrics({4 * WINDOW: result})[f"at_{4 * WINDOW}"]["trials"] == 7
 

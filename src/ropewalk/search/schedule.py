@@ -18,6 +18,8 @@ from ropewalk.search.sampler import RETRY_OF, positions
 
 _RETRIES = "retry_history"
 """System attribute in which Optuna's own retry callback keeps the numbers of the trials that a retry stands for."""
+_LOST_SECONDS = 3.0
+"""Longer than a worker takes from failing a trial to queueing it again."""
 REASON = "reason"
 """User attribute of a trial that failed by itself: it is not tried again."""
 
@@ -27,7 +29,7 @@ class FailedTrial(Exception):
 
 
 class _NotNeeded(Exception):
-    """A trial drawn by one worker while another drew the last one, or did the same position."""
+    """A trial drawn by one worker while another drew the last one, or has the same position."""
 
 
 @contextmanager
@@ -102,8 +104,10 @@ def work_off(
     def numbered(trial: Trial) -> float:
         own.append(trial.number)
         trials = study.get_trials(deepcopy=False)
-        position = positions(trials)[trial.number]
-        if position >= length or position in done_by_position(trials):
+        place = positions(trials)
+        position = place[trial.number]
+        same = [one for one in trials if place[one.number] == position and one.number != trial.number]
+        if position >= length or any(is_done(one) or one.state == TrialState.RUNNING for one in same):
             raise _NotNeeded
         try:
             return objective(trial, position)
@@ -157,24 +161,29 @@ def work_off(
         time.sleep(poll)
         with _quiet():
             fail_stale_trials(study)
-        _give_back_lost(study, length)
+        lost, now = _lost(study, length), time.monotonic()
+        for position in missed.keys() - lost.keys():
+            del missed[position]
+        for position, trial in lost.items():
+            if now - missed.setdefault(position, now) > _LOST_SECONDS:
+                give_back(study, trial)
         return None
 
+    missed: dict[int, float] = {}
     if alone:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             give_back(study, trial)
-        _give_back_lost(study, length)
+        for trial in _lost(study, length).values():
+            give_back(study, trial)
     while (finished := step()) is None:
         pass
     return finished
 
 
-def _give_back_lost(study: Study, length: int) -> None:
-    """Queue positions whose trial failed when nobody was left to queue it again."""
+def _lost(study: Study, length: int) -> dict[int, FrozenTrial]:
+    """Positions whose trial failed when nobody was left to queue it again, with that trial."""
     trials = study.get_trials(deepcopy=False)
     place = positions(trials)
     alive = {place[t.number] for t in trials if is_done(t) or t.state in (TrialState.RUNNING, TrialState.WAITING)}
     last = {place[trial.number]: trial for trial in trials}
-    for position, trial in last.items():
-        if position < length and position not in alive:
-            give_back(study, trial)
+    return {position: trial for position, trial in last.items() if position < length and position not in alive}

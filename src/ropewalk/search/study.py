@@ -102,6 +102,7 @@ class Search:
             **self.identity,
             "data_hash": self.fitness.data_hash,
             "protocol": self.fitness.protocol,
+            "evaluation_tokens": self.fitness.forward_tokens,
             "space": f"{type(space).__name__} {space.rotary_dim} {space.original_length} {space.target_length} "
             f"{space.upper} {space.attention_factors} {space.n_hats}",
             "sampler": f"{config.sampler} {config.gradient_steps} {config.initial} {config.children} "

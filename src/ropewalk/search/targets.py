@@ -213,11 +213,16 @@ class TargetSearch:
             state_folder=self.state_folder / str(length),
             starts=tuple(starts),
             name=f"{self.name} {length}",
-            identity={"model_hash": self.model_hash},
+            identity={"model_hash": self.model_hash, "documents": self._names(length)},
             worker=self.worker,
             label=f"{self.label} for {length:,} tokens",
         )
         return search.run()
+
+    def _names(self, length: int) -> list[str]:
+        """Of the documents that the fitness reads."""
+        wanted = self.target.documents or self.config.documents
+        return [self.store.names[index] for index in self.store.long_documents(length - 1)[:wanted]]
 
     def _fitness(self, length: int, first: RopeScaling | None) -> Fitness:
         config, fitness = self.config, self.config.fitness
