@@ -185,7 +185,9 @@ def config_of(case: Case) -> SearchConfig:
     """The choice as it is, on the same documents and fitness as all others."""
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = checked(compose("config", [f"search={case.choice}", "search/fitness=perplexity"])).search
+        config = checked(
+            compose("config", [f"search={case.choice}", "search/fitness=perplexity", f"output={WORK}"])
+        ).search
     config.documents, config.workers = DOCUMENTS, case.workers
     if case.evaluations is not None:
         # No trial is begun once it is spent, so that one evaluation is kept back.
