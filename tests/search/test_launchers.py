@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -19,9 +20,9 @@ from workspace import ROOT, copy_project, run
 @pytest.mark.parametrize(("name", "schema"), [("submitit_local", LocalQueueConf), ("submitit_slurm", SlurmQueueConf)])
 def test_a_launcher_has_only_what_the_plugin_knows(name: str, schema: type) -> None:
     values = yaml.safe_load((ROOT / "conf" / "hydra" / "launcher" / f"{name}.yaml").read_text())
-    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values))
-    assert merged._target_ == schema()._target_
-    assert merged.submitit_folder == schema().submitit_folder
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values)))
+    assert merged == {**merged, **values}
+    assert merged["_target_"] == schema()._target_
 
 
 @pytest.mark.slow
