@@ -23,7 +23,7 @@ def search_first(stage: Stage) -> None:
         seed=config.seed,
         state_folder=stage.state,
         load_tokenizer=partial(load_tokenizer, base["path"]),
-        name=config.search.study_name or f"{stage.name} {stage.state.name}",
+        name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="factors",
     )
     results = search.first()

@@ -124,7 +124,7 @@ class SearchConfig:
     storage: str | None = None
     """Address of a database for Optuna that several machines share; a file beside the search's state by default."""
     study_name: str | None = None
-    """In a shared storage; by default the stage's name and a hash of what it reads."""
+    """In a shared storage, after the stage's name; by default a hash of what the stage reads."""
     heartbeat_seconds: int = 10
     """A worker silent for three times as long has its trial taken over."""
     storage_timeout: int = 300

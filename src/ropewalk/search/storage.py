@@ -60,7 +60,8 @@ class SharedStorage(RDBStorage):
             grace_period=3 * heartbeat_seconds,
             heartbeat_stale_trial_callback=give_back,
         )
-        event.listen(self.engine, "do_connect", self._connect)
+        if self.engine.dialect.name != "sqlite":
+            event.listen(self.engine, "do_connect", self._connect)
 
     def _again(self, method: Callable[..., Any], *args: Any, **more: Any) -> Any:
         """Call once more what lost its connection on the way: reconnecting waits for the database."""
