@@ -141,6 +141,7 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
             "generation": trial // 2,
             "loss": loss,
             "best": min(losses[: trial + 1]),
+            "tokens": 1000 * trial,
             "lambda_00": 1.0,
             "n_hat": 0,
             "attention_factor": 1.1,
@@ -160,6 +161,10 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     series = client.get_metric_history(parent.info.run_id, "evolution_best_loss_2048")
     assert [(metric.step, metric.value) for metric in series] == [(0, 1.5), (1, 1.2)]
+    mean = client.get_metric_history(parent.info.run_id, "evolution_mean_loss_2048")
+    assert [(metric.step, metric.value) for metric in mean] == [(0, 1.75), (1, pytest.approx(1.55))]
+    paid = client.get_metric_history(parent.info.run_id, "best_loss_by_tokens_2048")
+    assert [(metric.step, metric.value) for metric in paid] == [(0, 2.0), (1, 1.5), (2, 1.5), (3, 1.2)]
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["search_first.csv"]
 
 

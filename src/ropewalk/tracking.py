@@ -3,6 +3,7 @@
 import atexit
 import fcntl
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -177,17 +178,30 @@ def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> 
         mlflow.log_metrics(metrics)
 
 
-def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: int = 3) -> None:
-    """A search in the active run: best loss by generation, all trials as one table, the few best as child runs."""
+def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: int = 10) -> None:
+    """A search in the active run: best loss by tokens paid and by generation, a table of all, the best as child runs.
+
+    The step of ``best_loss_by_tokens`` is the count of forward tokens in thousands.
+    """
     for length in dict.fromkeys(row["length"] for row in rows):
+        paid, lowest = dict[int, float](), math.inf
+        for row in rows:
+            if row["length"] == length and row["phase"] != "gradient" and row["loss"] is not None:
+                lowest = min(lowest, row["loss"])
+                paid[row["tokens"] // 1000] = lowest
+        log_series(f"best_loss_by_tokens_{length}", list(paid.items()))
         for phase in ("gradient", "evolution"):
-            own = [row for row in rows if row["length"] == length and row["phase"] == phase]
+            own = [row for row in rows if row["length"] == length and row["phase"] == phase and row["best"] is not None]
             steps = {(row["generation"] if phase == "evolution" else row["trial"]): row["best"] for row in own}
             log_series(f"{phase}_best_loss_{length}", list(steps.items()))
-        trials = sorted(
-            (r for r in rows if r["length"] == length and r["phase"] == "evolution"), key=lambda r: r["loss"]
+        trials = [r for r in rows if r["length"] == length and r["phase"] == "evolution" and r["loss"] is not None]
+        generations: dict[int, list[float]] = {}
+        for row in trials:
+            generations.setdefault(row["generation"], []).append(row["loss"])
+        log_series(
+            f"evolution_mean_loss_{length}", [(number, sum(own) / len(own)) for number, own in generations.items()]
         )
-        for rank, row in enumerate(trials[:best], start=1):
+        for rank, row in enumerate(sorted(trials, key=lambda row: row["loss"])[:best], start=1):
             tags = {"length": str(length), "trial": str(row["trial"]), "generation": str(row["generation"])}
             numbers = {k: v for k, v in row.items() if k.startswith(("lambda_", "loss", "n_hat", "attention_factor"))}
             log_child(f"{name} {length} best {rank}", tags=tags, metrics=numbers)

@@ -136,13 +136,15 @@ def search_sentence(length: int, rows: Sequence[Row], measured: Mapping[str, Any
     if gradient:
         text += f"{gradient} gradient steps seeded the population; "
     generations = sorted({int(row["generation"]) for row in trials})
+    whole = [row for row in trials if row["loss"] not in (None, "")]
     start, whence = measured.get("seed_search_perplexity"), "with the gradient's own result"
     if start is None:
-        start = math.exp(min(_nats(row) for row in trials if int(row["generation"]) == generations[0]))
+        start = math.exp(min(_nats(row) for row in whole if int(row["generation"]) == generations[0]))
         whence = "in the first generation"
-    end = math.exp(min(_nats(row) for row in trials))
+    end = math.exp(min(_nats(row) for row in whole))
+    stopped = f", {len(trials) - len(whole)} of them stopped early," if len(whole) < len(trials) else ""
     return (
-        f"{text}{len(trials)} Optuna trials in {len(generations)} generations; perplexity on search documents "
+        f"{text}{len(trials)} Optuna trials{stopped} in {len(generations)} generations; perplexity on search documents "
         f"{number(start)} {whence}, {number(end)} at the end, {_change(start, end)}."
     )
 

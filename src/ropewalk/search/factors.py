@@ -1,76 +1,53 @@
-"""A search on a model and a list of documents, without the pipeline."""
+"""Factors files: rescale factors with where they come from."""
 
+import json
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from ropewalk.rope import RopeScaling, switch_from_json
+from ropewalk.search.history import SearchResult
 
-from ropewalk.config import SearchConfig
-from ropewalk.rope import RopeScaling, rotary_shape
-from ropewalk.search.fitness import Fitness
-from ropewalk.search.space import N_HATS, SearchSpace
-from ropewalk.search.study import run_search
+Provenance = dict[str, Any]
+Entry = tuple[int, RopeScaling, Provenance | None]
+"""The length up to which a scaling is for, the scaling, and where it comes from if the file says so."""
 
 
-def search_factors(
-    model: Any,
-    tokenizer: Any,
-    documents: Sequence[str],
-    *,
-    target_length: int,
-    config: SearchConfig | None = None,
-    seed: int = 0,
-) -> RopeScaling:
-    """The scaling under which ``model`` reads the documents best, for inputs of ``target_length`` tokens.
+def provenance(result: SearchResult, *, search: str, commit: str) -> Provenance:
+    """Method, model, data, protocol, seed, budget and commit of a search; ``search`` is its name in conf/search."""
+    trials = [row for row in result.rows if row["phase"] == "evolution"]
+    return {
+        "method": search,
+        **result.record,
+        "trials": len(trials),
+        "gradient_steps": sum(row["phase"] == "gradient" for row in result.rows),
+        "forward_tokens": result.forward_tokens,
+        "search_loss": result.loss,
+        "commit": commit,
+    }
 
-    Args:
-        documents: texts; those of fewer than ``target_length`` tokens are left out, `ropewalk.config.SearchConfig`'s
-            ``documents`` are read.
-        config: budget of the search; by default 24 gradient steps without evolution.
 
-    Raises:
-        ValueError: no document is long enough, the target is not above the model's window, or the model has no
-            rotary table that can be extended.
-    """
-    config = config or SearchConfig(name="gradient", gradient_steps=24, trials=0)
-    shape = rotary_shape(model)
-    if target_length <= shape.original_length:
-        raise ValueError(f"target_length must be above the model's window of {shape.original_length} tokens")
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    tokens = [[*begin, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in documents]
-    long = [torch.tensor(ids) for ids in tokens if len(ids) >= target_length]
-    if not long:
-        longest = max(map(len, tokens), default=0)
-        raise ValueError(f"no document has {target_length} tokens; the longest has {longest}")
-    space = SearchSpace(
-        rotary_dim=shape.rotary_dim,
-        base=shape.base,
-        original_length=shape.original_length,
-        target_length=target_length,
-        upper=config.upper_ratio * target_length / shape.original_length,
-        attention_factors=(config.attention_factor[0], config.attention_factor[1]),
-        n_hats=tuple(n for n in N_HATS if n <= shape.original_length),
-    )
+def factors_json(scaling: RopeScaling, origin: Provenance) -> str:
+    """Text that `RopeScaling.from_json` reads."""
+    return json.dumps({**asdict(scaling), "provenance": origin}, indent=2) + "\n"
 
-    def segments(step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step))
-        chosen = [long[rng.integers(len(long))] for _ in range(config.gradient_rows)]
-        starts = [int(rng.integers(len(ids) - target_length + 1)) for ids in chosen]
-        return torch.stack([ids[start : start + target_length] for ids, start in zip(chosen, starts, strict=True)])
 
-    rows = torch.stack([ids[:target_length] for ids in long[: config.documents]])
-    with TemporaryDirectory() as folder:
-        found = run_search(
-            model,
-            fitness=Fitness(model, rows),
-            batch=segments,
-            space=space,
-            config=config,
-            seed=seed,
-            state_folder=Path(folder),
-        )
-    return found.best
+def factors_entry(text: str) -> Entry:
+    """What `factors_json`'s text holds; raises ValueError as `RopeScaling.from_json`."""
+    scaling = RopeScaling.from_json(text)
+    return scaling.target_length, scaling, json.loads(text).get("provenance")
+
+
+def switch_json(entries: Sequence[Entry]) -> str:
+    """Text that `ropewalk.rope.switch_from_json` reads; the lengths must rise."""
+    made = [
+        {"up_to_length": up_to, "scaling": asdict(scaling), "provenance": origin} for up_to, scaling, origin in entries
+    ]
+    return json.dumps({"switch": made}, indent=2) + "\n"
+
+
+def switch_entries(text: str) -> list[Entry]:
+    """What `switch_json`'s text holds; raises ValueError as `ropewalk.rope.switch_from_json`."""
+    found = switch_from_json(text)
+    origins = [entry.get("provenance") for entry in json.loads(text)["switch"]]
+    return [(up_to, scaling, origin) for (up_to, scaling), origin in zip(found, origins, strict=True)]
