@@ -195,13 +195,16 @@ def _placed(
 ) -> list[_Numbered]:
     """Statements and questions with their places in ``room`` tokens of filler, no question before its statement.
 
-    A fifth of the statements stand at the very start or end, where a model fails first.
+    A fifth of the statements stand at the very start or end, where a model fails first. In some rows all stand in
+    the first quarter and are asked for at the end: what is far apart is rare otherwise.
     """
-    at_the_end = rng.random() < 0.5
+    layout = rng.random()
+    far, at_the_end = layout < 0.35, layout < 0.65
     stated = {}
     for which in statements:
         edge = rng.random()
-        stated[which] = 0 if edge < 0.1 else room if edge < 0.2 else int(rng.integers(0, room + 1))
+        latest = room // 4 if far else room
+        stated[which] = 0 if edge < 0.1 else latest if edge < 0.2 else int(rng.integers(0, latest + 1))
     parts = [(stated[which], tokens) for which, tokens in statements.items()]
     for which, question in questions:
         late = at_the_end or rng.random() < 0.5
