@@ -191,7 +191,7 @@ def test_two_sweeps_at_once_do_not_meet(project: Path) -> None:
         )
         for _ in range(2)
     ]
-    outputs = [sweep.communicate(timeout=120)[0] for sweep in sweeps]
+    outputs = [sweep.communicate(timeout=300)[0] for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
     found = runs(project)
     parents = {one.info.run_id: one for one in found if one.info.run_name == "base sweep"}
