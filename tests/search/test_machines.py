@@ -129,7 +129,10 @@ def test_a_database_that_never_comes_back_gives_one_line_and_nothing_is_lost(
     finally:
         cluster.start()
     resumed, _ = search(folder, config=config)
-    assert (resumed.best, resumed.loss, resumed.rows) == (undisturbed.best, undisturbed.loss, undisturbed.rows)
+    # The trial that was begun last may be another machine's until its heartbeat is missed, so later ones may differ.
+    begun = len([row for row in undisturbed.rows if row["phase"] != "evolution"])
+    assert resumed.rows[:begun] == undisturbed.rows[:begun]
+    assert [row["trial"] for row in resumed.rows[begun:]] == list(range(config.trials))
     assert reads(folder) <= reads(tmp_path / "undisturbed") + 1
 
 
