@@ -17,7 +17,14 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import Study
 from sqlalchemy import event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    PendingRollbackError,
+    ProgrammingError,
+)
 
 from ropewalk.search.schedule import give_back
 
@@ -69,9 +76,12 @@ class SharedStorage(RDBStorage):
         while True:
             try:
                 return method(self, *args, **more)
-            except (StorageInternalError, DBAPIError) as error:
+            except (StorageInternalError, DBAPIError, PendingRollbackError) as error:
                 cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-                lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
+                # Where Optuna asks again over the lost connection, SQLAlchemy wants a rollback first.
+                lost = isinstance(cause, PendingRollbackError) or (
+                    isinstance(cause, DBAPIError) and cause.connection_invalidated
+                )
                 if not lost or time.monotonic() - begun > self._timeout:
                     raise
                 time.sleep(0.2)
@@ -95,7 +105,7 @@ class SharedStorage(RDBStorage):
 
     def record_heartbeat(self, trial_id: int) -> None:
         # In a thread of its own; the trial's own thread tells what is wrong.
-        with suppress(ConnectionError, StorageInternalError, DBAPIError):
+        with suppress(ConnectionError, StorageInternalError, DBAPIError, PendingRollbackError):
             super().record_heartbeat(trial_id)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
