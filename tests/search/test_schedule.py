@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -45,6 +47,16 @@ def worker(
     return [trial.values[0] for trial in work_off(study, read, length=length, alone=alone, poll=0.05)]
 
 
+def is_locked(database: Path) -> bool:
+    with closing(sqlite3.connect(database, timeout=0.5)) as connection:
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return True
+        connection.rollback()
+    return False
+
+
 def reads(folder: Path) -> list[int]:
     return [int(line.split()[0]) for line in (folder / "reads").read_text().splitlines()]
 
@@ -73,6 +85,12 @@ def test_a_worker_that_slept_for_long_finds_its_trial_done_and_goes_on(tmp_path:
     process = fork(sleeper)
     assert process.pid is not None
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    while is_locked(tmp_path / "study.db"):
+        # Its heartbeat was being written.
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.1)
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     assert worker(tmp_path, length=6) == list(map(float, range(6)))
     os.kill(process.pid, signal.SIGCONT)
     process.join(60)

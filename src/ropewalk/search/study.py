@@ -30,7 +30,7 @@ from ropewalk.search.gradient import learn_scaling
 from ropewalk.search.history import History, SearchResult
 from ropewalk.search.memory import within_memory
 from ropewalk.search.sampler import EvolutionSampler, PaperSampler, StartTokenSampler
-from ropewalk.search.schedule import FailedTrial, work_off
+from ropewalk.search.schedule import FailedTrial, done_by_position, work_off
 from ropewalk.search.space import SearchSpace
 from ropewalk.search.storage import open_storage, open_study
 from ropewalk.search.yardsticks import YARDSTICKS, KnotSampler
@@ -230,7 +230,11 @@ class Search:
 
         spent = self._tokens(beginning)
         with Progress(
-            total=config.trials, desc=f"{self.label}, {config.sampler}", unit="trial", disable=self.worker > 0
+            total=config.trials,
+            initial=len(done_by_position(study.get_trials(deepcopy=False))),
+            desc=f"{self.label}, {config.sampler}",
+            unit="trial",
+            disable=self.worker > 0,
         ) as bar:
 
             def show(done: dict[int, FrozenTrial]) -> None:
