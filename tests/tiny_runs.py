@@ -10,7 +10,7 @@ import torch
 from processes import kill_self
 from ropewalk.config import FinetuneConfig, FinetuneStepConfig, SearchConfig
 from ropewalk.corpus.documents import Document
-from ropewalk.corpus.segments import Segments
+from ropewalk.corpus.segments import Rows, Segments
 from ropewalk.corpus.store import TokenStore, write_store
 from ropewalk.finetune.train import finetune
 from ropewalk.models.loss import token_losses
@@ -81,7 +81,7 @@ def search(
 
     def batch(step: int) -> torch.Tensor:
         paid("step")
-        return segments.step(step)
+        return segments.step(step).ids
 
     rows = torch.from_numpy(store.first_tokens(space.target_length, documents=documents))
     result: SearchResult = Search(
@@ -118,7 +118,7 @@ def train(
     store = token_store(folder / "store")
     original = Segments.step
 
-    def watched(segments: Segments, number: int) -> torch.Tensor:
+    def watched(segments: Segments, number: int) -> Rows:
         before_step(number)
         return original(segments, number)
 

@@ -236,6 +236,9 @@ class FinetuneConfig:
     second: FinetuneStepConfig = field(default_factory=FinetuneStepConfig)
     recall_share: float = 0.0
     """Share of rows that are recall documents (declared in the report)."""
+    answer_weight: float = 0.1
+    """The mean loss of each recall document's answers is added this many times to the mean loss of all tokens, in
+    which a few answers among thousands of tokens of filler count for nothing."""
     rows_at_once: int | None = None
     """Rows in a forward pass; the rest of a step is gradient accumulation. By default from tokens_at_once."""
     tokens_at_once: int = 8192

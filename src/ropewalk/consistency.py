@@ -29,7 +29,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _NOT_NEGATIVE = (
     "seed search.trials search.gradient_steps search.fitness.needles search.race.blocks search.least_gain "
     "search.storage_timeout finetune.first.warmup_steps finetune.second.warmup_steps "
-    "finetune.weight_decay walker.weight_decay corpus.least_tokens"
+    "finetune.weight_decay finetune.answer_weight walker.weight_decay corpus.least_tokens"
 ).split()
 _AT_LEAST_ONE = (
     "corpus.least_long_documents corpus.long_tokens corpus.workers corpus.evaluation_words corpus.evaluation_overlap "

@@ -1,5 +1,6 @@
 """Recall rows: exact length, values asked for were stated before, nothing of the passkey task in them."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +20,18 @@ ROWS = 1500
 
 @dataclass(frozen=True)
 class Row:
-    """A recall row as text, the facts drawn for it and the statement of each."""
+    """A recall row as text, the facts drawn for it, the statement of each and what is marked as answers."""
 
     text: str
     facts: list[dict[str, str]]
     statements: list[str]
+    answers: list[str]
+
+
+def marked(tokenizer: Any, row: list[int], answers: list[bool]) -> list[str]:
+    """The text of every stretch of answers."""
+    stretches = itertools.groupby(zip(answers, row, strict=True), key=lambda pair: pair[0])
+    return [tokenizer.decode([token for _, token in pairs]) for answer, pairs in stretches if answer]
 
 
 def watched_row(seed: int, *, length: int, tokenizer: Any, code: str = CODE) -> Row:
@@ -45,8 +53,8 @@ def watched_row(seed: int, *, length: int, tokenizer: Any, code: str = CODE) -> 
     ids = np.asarray(tokenizer(code * (length // len(code) + 1), add_special_tokens=False)["input_ids"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recall, "draw_facts", watched_facts)
-        row = recall_row(np.random.default_rng(seed), code=ids, length=length, tokenizer=Watched())
-    return Row(tokenizer.decode(row), facts, lines[: len(facts)])
+        row, answers = recall_row(np.random.default_rng(seed), code=ids, length=length, tokenizer=Watched())
+    return Row(tokenizer.decode(row), facts, lines[: len(facts)], marked(tokenizer, row, answers))
 
 
 def questions(fact: dict[str, str]) -> set[str]:
@@ -63,7 +71,7 @@ def tokenizer() -> Any:
 def rows(tokenizer: Any) -> list[list[int]]:
     code = np.asarray(tokenizer(CODE * 40, add_special_tokens=False)["input_ids"])
     rng = np.random.default_rng(0)
-    return [recall_row(rng, code=code, length=700, tokenizer=tokenizer) for _ in range(ROWS)]
+    return [recall_row(rng, code=code, length=700, tokenizer=tokenizer)[0] for _ in range(ROWS)]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +84,8 @@ def test_a_row_has_exactly_its_length(tokenizer: Any, length: int) -> None:
     code = np.asarray(tokenizer(CODE * 40, add_special_tokens=False)["input_ids"])
     rng = np.random.default_rng(length)
     for _ in range(200):
-        assert len(recall_row(rng, code=code, length=length, tokenizer=tokenizer)) == length
+        row, answers = recall_row(rng, code=code, length=length, tokenizer=tokenizer)
+        assert len(row) == len(answers) == length
 
 
 def test_held_out_keys_never_occur(texts: list[str]) -> None:
@@ -110,6 +119,17 @@ def test_what_is_asked_was_stated_before(tokenizer: Any, length: int) -> None:
             assert fact["value"] in statement
         assert stated
     assert asked_apart > 200
+
+
+@pytest.mark.parametrize("length", [300, 2046])
+def test_the_values_at_the_ends_of_questions_are_marked_as_answers(tokenizer: Any, length: int) -> None:
+    for seed in range(100):
+        row = watched_row(seed, length=length, tokenizer=tokenizer)
+        values = {fact["value"] for fact in row.facts}
+        assert row.answers
+        assert {answer[1:] for answer in row.answers} <= values
+        # Each stands at the end of a line, behind what stands before a value in a question.
+        assert all(f"{answer}\n" in row.text and answer[0] in " (" for answer in row.answers)
 
 
 def test_long_rows_hold_more_facts(tokenizer: Any) -> None:

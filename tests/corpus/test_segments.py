@@ -27,12 +27,17 @@ def store(tmp_path: Path) -> TokenStore:
     return TokenStore(tmp_path / "store")
 
 
+def ids(rows: Segments) -> torch.Tensor:
+    return torch.cat([step.ids for step in rows])
+
+
 def segments(store: TokenStore, *, seed: int = 7, steps: int = 40, first_step: int = 0) -> Segments:
     return Segments(store, length=LENGTH, rows=4, steps=steps, seed=seed, first_step=first_step)
 
 
 def test_a_step_is_rows_of_the_length_with_bos_and_eos_at_the_ends(store: TokenStore) -> None:
-    for batch in segments(store):
+    for batch, answers in segments(store):
+        assert not answers.any()
         assert batch.shape == (4, LENGTH)
         assert batch.dtype == torch.int64
         assert (batch[:, 0] == BOS).all()
@@ -40,19 +45,19 @@ def test_a_step_is_rows_of_the_length_with_bos_and_eos_at_the_ends(store: TokenS
 
 
 def test_no_row_crosses_a_document(store: TokenStore) -> None:
-    for batch in segments(store):
+    for batch, _ in segments(store):
         inner = batch[:, 1:-1]
         assert (inner.diff(dim=1) == 1).all()
         assert (inner[:, 0] // 1000 == inner[:, -1] // 1000).all()
 
 
 def test_every_long_enough_document_is_used_and_no_other(store: TokenStore) -> None:
-    rows = torch.cat(list(segments(store, steps=400)))
+    rows = ids(segments(store, steps=400))
     assert set((rows[:, 1] // 1000).tolist()) == {0, 2, 4}
 
 
 def test_every_start_is_as_likely(store: TokenStore) -> None:
-    starts = torch.cat(list(segments(store, steps=1000)))[:, 1]
+    starts = ids(segments(store, steps=1000))[:, 1]
     share = (starts < 1000).float().mean().item()
     assert share == pytest.approx((400 - 61) / (400 - 61 + 1 + 900 - 61), abs=0.03)
     assert {0, 338} <= set(starts[starts < 1000].tolist())
@@ -61,16 +66,16 @@ def test_every_start_is_as_likely(store: TokenStore) -> None:
 def test_a_step_depends_on_seed_and_step_only(store: TokenStore) -> None:
     one, other = segments(store), segments(store, steps=100, first_step=5)
     one.step(3)
-    assert torch.equal(one.step(17), other.step(17))
-    assert not torch.equal(one.step(17), one.step(18))
-    assert not torch.equal(one.step(17), segments(store, seed=8).step(17))
+    assert torch.equal(one.step(17).ids, other.step(17).ids)
+    assert not torch.equal(one.step(17).ids, one.step(18).ids)
+    assert not torch.equal(one.step(17).ids, segments(store, seed=8).step(17).ids)
 
 
 def test_a_resumed_run_gets_the_rows_of_one_that_never_stopped(store: TokenStore) -> None:
     whole = list(segments(store, steps=12))
     resumed = segments(store, steps=12, first_step=5)
     assert len(resumed) == 12  # counts from step 0, as Lightning's loop does
-    assert all(torch.equal(a, b) for a, b in zip(whole[5:], resumed, strict=True))
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(whole[5:], resumed, strict=True))
 
 
 def test_documents_that_are_all_too_short_are_refused(store: TokenStore) -> None:
@@ -80,16 +85,18 @@ def test_documents_that_are_all_too_short_are_refused(store: TokenStore) -> None
 
 def test_recall_rows_come_at_their_share_with_bos_and_eos(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
-    ids = [tokenizer("a", add_special_tokens=False)["input_ids"][0]] * 5000
+    token = tokenizer("a", add_special_tokens=False)["input_ids"][0]
     document = Document("a", "c4", "", "a")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    write_store(tmp_path / "store", [(document, ids)], bos=bos, eos=eos, vocab_size=len(tokenizer))
+    write_store(tmp_path / "store", [(document, [token] * 5000)], bos=bos, eos=eos, vocab_size=len(tokenizer))
     rows = Segments(
         TokenStore(tmp_path / "store"), length=512, rows=8, steps=20, seed=0, tokenizer=tokenizer, recall_share=0.25
     )
-    batches = torch.cat(list(rows))
+    batches = ids(rows)
+    answers = torch.cat([step.answers for step in rows])
     assert (batches[:, 0] == bos).all()
     assert (batches[:, -1] == eos).all()
-    plain = (batches[:, 1:-1] == ids[0]).all(dim=1)
+    plain = (batches[:, 1:-1] == token).all(dim=1)
     assert np.mean(~plain.numpy()) == pytest.approx(0.25, abs=0.1)
-    assert torch.equal(rows.step(11), rows.step(11))
+    assert torch.equal(answers.any(dim=1), ~plain)
+    assert all(map(torch.equal, rows.step(11), rows.step(11)))

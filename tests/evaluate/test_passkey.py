@@ -58,7 +58,7 @@ def test_keys_are_held_out_of_recall_documents_and_so_is_the_wording(monkeypatch
     assert all(is_held_out_key(key) and len(str(key)) == 5 for key in keys)
     rng = np.random.default_rng(0)
     code = np.full(400, TOKENIZER("x")["input_ids"][0])
-    text = "".join(TOKENIZER.decode(recall_row(rng, code=code, length=400, tokenizer=TOKENIZER)) for _ in range(300))
+    text = "".join(TOKENIZER.decode(recall_row(rng, code=code, length=400, tokenizer=TOKENIZER)[0]) for _ in range(300))
     values = {int(number) for number in re.findall(r"(?<!\d)\d{5}(?!\d)", text)}
     assert len(values) > 100
     assert not any(is_held_out_key(value) for value in values)

@@ -27,23 +27,26 @@ def data(folder: Path, *, rows_at_once: int = 2, recall_share: float = 0.0, firs
 def test_microbatches_of_a_step_are_its_rows_in_order(tmp_path: Path, rows_at_once: int) -> None:
     own = data(tmp_path, rows_at_once=rows_at_once)
     found = list(own.train_dataloader())
-    assert {batch.shape[0] for batch in found} == {min(rows_at_once, STEP.rows)}
-    assert own.accumulate * found[0].shape[0] == STEP.rows
+    assert {len(batch.ids) for batch in found} == {min(rows_at_once, STEP.rows)}
+    assert own.accumulate * len(found[0].ids) == STEP.rows
     assert len(own.train_dataloader()) == len(found) == STEP.steps * own.accumulate
-    assert torch.equal(torch.cat(found), torch.cat(list(own.segments)))
+    for part in (0, 1):
+        assert torch.equal(torch.cat([rows[part] for rows in found]), torch.cat([rows[part] for rows in own.segments]))
 
 
 def test_data_from_a_later_step_are_the_rest_of_the_same_rows(tmp_path: Path) -> None:
     whole, rest = list(data(tmp_path).train_dataloader()), list(data(tmp_path, first_step=6).train_dataloader())
     assert len(rest) == 6
-    assert all(torch.equal(a, b) for a, b in zip(rest, whole[12:], strict=True))
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(rest, whole[12:], strict=True))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_recall_documents_come_at_their_share(tmp_path: Path, share: float) -> None:
     """The store's tokens are below 96; the space of a recall document's text is not."""
-    rows = torch.cat(list(data(tmp_path, recall_share=share).train_dataloader()))
+    batches = list(data(tmp_path, recall_share=share).train_dataloader())
+    rows = torch.cat([batch.ids for batch in batches])
     assert (rows[:, 0] == BOS).all()
     assert (rows[:, -1] == EOS).all()
     recalled = (rows >= VOCABULARY).any(1).float().mean().item()
+    assert torch.equal(torch.cat([batch.answers for batch in batches]).any(1), (rows >= VOCABULARY).any(1))
     assert abs(recalled - share) < (0.25 if share == 0.5 else 1e-9)

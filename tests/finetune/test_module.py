@@ -7,14 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from ropewalk.config import FinetuneStepConfig
+from ropewalk.corpus.segments import Rows
 from ropewalk.finetune.module import FinetuneModule
 from tiny_models import tiny_llama, token_rows
 from tiny_runs import EOS
 
 
-def module(model: Any = None, **changes: Any) -> FinetuneModule:
+def module(model: Any = None, *, answer_weight: float = 0.0, **changes: Any) -> FinetuneModule:
     values = {"length": 64, "steps": 10, "rows": 2, "learning_rate": 2e-5, "warmup_steps": 4, **changes}
-    return FinetuneModule(model or tiny_llama(), FinetuneStepConfig(**values), weight_decay=0.0)
+    return FinetuneModule(
+        model or tiny_llama(), FinetuneStepConfig(**values), weight_decay=0.0, answer_weight=answer_weight
+    )
 
 
 def rates(own: FinetuneModule, steps: int) -> list[float]:
@@ -48,6 +51,23 @@ def test_a_warm_up_longer_than_the_training_ends_at_the_full_rate() -> None:
     assert rates(module(warmup_steps=100, steps=4), 4) == pytest.approx([2e-5 * n / 4 for n in (1, 2, 3, 4)])
 
 
+def of(ids: torch.Tensor, answers: torch.Tensor | None = None) -> Rows:
+    return Rows(ids, torch.zeros_like(ids, dtype=torch.bool) if answers is None else answers)
+
+
+def test_answers_count_by_their_weight_row_by_row() -> None:
+    model, ids = tiny_llama(), token_rows(64, rows=3)
+    ids[:, -1] = EOS
+    answers = torch.zeros_like(ids, dtype=torch.bool)
+    answers[0, 20:22] = answers[2, 40:50] = True
+    with torch.no_grad():
+        logits = model(ids).logits[:, :-1]
+        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        expected = losses[:, :-1].mean() + 0.3 * (losses[0, 19:21].mean() + losses[2, 39:49].mean()) / 2
+        found = module(model, answer_weight=0.3).training_step(of(ids, answers), 0)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_the_loss_is_transformers_own_without_the_last_place() -> None:
     model, rows = tiny_llama(), token_rows(64, rows=3)
     rows[:, -1] = EOS
@@ -55,7 +75,7 @@ def test_the_loss_is_transformers_own_without_the_last_place() -> None:
     labels[:, -1] = -100
     with torch.no_grad():
         expected = model(rows, labels=labels).loss
-    torch.testing.assert_close(module(model).training_step(rows, 0), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(module(model).training_step(of(rows), 0), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("eos", [None, [50, 51], 95])
@@ -63,15 +83,15 @@ def test_the_last_place_is_left_out_whatever_the_models_config_says(eos: Any) ->
     model, rows = tiny_llama(), token_rows(64, rows=3)
     rows[:, -1] = EOS
     model.config.eos_token_id = EOS
-    expected = module(model).training_step(rows, 0)
+    expected = module(model).training_step(of(rows), 0)
     model.config.eos_token_id = eos
-    assert module(model).training_step(rows, 0) == expected
+    assert module(model).training_step(of(rows), 0) == expected
 
 
 def test_the_gradient_is_that_of_plain_cross_entropy() -> None:
     model, rows = tiny_llama(), token_rows(64, rows=3)
     rows[:, -1] = EOS
-    module(model).training_step(rows, 0).backward()
+    module(model).training_step(of(rows), 0).backward()
     found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     logits = model(rows).logits[:, :-2]

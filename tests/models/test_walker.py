@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from processes import run_until_killed, start
 from ropewalk.config import Config, CorpusConfig, WalkerConfig
-from ropewalk.corpus.segments import Segments
+from ropewalk.corpus.segments import Rows, Segments
 from ropewalk.files import read_json
 from ropewalk.models import walker as walker_module
 from ropewalk.models.base import describe, load_model, load_tokenizer, window_of
@@ -65,7 +65,7 @@ def walker(folder: Path, *, steps: int = 10, before_step: Callable[[int], None] 
     )
     original = Segments.step
 
-    def watched(segments: Segments, step: int) -> torch.Tensor:
+    def watched(segments: Segments, step: int) -> Rows:
         before_step(step)
         return original(segments, step)
 

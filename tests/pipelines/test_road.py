@@ -185,7 +185,7 @@ def disturb(project: Path, ready: Callable[[str], bool], how: signal.Signals) ->
             ("dvc", "repro"), cwd=project, env=environment(project), stdout=out, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not ready(log.read_text()):
             assert process.poll() is None, f"ended too early: {log.read_text()}"
             assert time.monotonic() < deadline, log.read_text()

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 _T = TypeVar("_T")
-_Numbered = tuple[int, list[int]]
-"""Token ids with the number of the fact that they ask for, or with their place in the filler."""
+_Tokens = list[tuple[int, bool]]
+"""Token ids, each with whether it belongs to an answer."""
+_Numbered = tuple[int, _Tokens]
+"""Tokens with the number of the fact that they ask for, or with their place in the filler."""
 
 _NOUNS = (
     "access|account|alarm|answer|apple|badge|barn|batch|bell|boat|book|bottle|box|branch|bread|bridge|buffer|cabin|"
@@ -135,8 +137,11 @@ def _sentences(rng: np.random.Generator, words: Sequence[str]) -> str:
     return " ".join(made) + (" " if rng.random() < 0.7 else "\n")
 
 
-def recall_row(rng: np.random.Generator, *, code: np.ndarray, length: int, tokenizer: Any) -> list[int]:
-    """A row of ``length`` token ids: filler with facts stated at random depths, and questions with their answers.
+def recall_row(
+    rng: np.random.Generator, *, code: np.ndarray, length: int, tokenizer: Any
+) -> tuple[list[int], list[bool]]:
+    """Filler with facts stated at random depths, and questions with their answers: ``length`` token ids, and which of
+    them are answers.
 
     Half of the rows ask everything at the end, the others also in between. The longer the row, the more facts
     it may hold, so that a long row teaches no less than several short ones.
@@ -160,24 +165,33 @@ def recall_row(rng: np.random.Generator, *, code: np.ndarray, length: int, token
         _, question = wording if rng.random() >= 0.25 else _pick(rng, _WORDINGS)
         texts.append(question.format(**fact))
     lines = [*(f"\n{text}\n" for text in texts), _sentences(rng, words)]
-    ids: list[list[int]] = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
-    statements, questions, room = _fitting(ids[:count], list(zip(asked, ids[count:-1], strict=True)), length=length)
+    # Of a question, the value at its end is the answer, with what stands before it: some tokenizers join the two.
+    answers = [0] * count + [len(facts[which][0]["value"]) + 1 for which in asked] + [0]
+    encoded = tokenizer(lines, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    made = [
+        [(token, bool(size) and end > len(line) - 1 - size and start < len(line) - 1) for token, (start, end) in pairs]
+        for line, size, pairs in zip(
+            lines, answers, map(zip, encoded["input_ids"], encoded["offset_mapping"]), strict=True
+        )
+    ]
+    statements, questions, room = _fitting(made[:count], list(zip(asked, made[count:-1], strict=True)), length=length)
     if not statements:
         raise ValueError(f"a recall row of {length} tokens has no room for a fact and its question")
     parts = _placed(rng, statements, questions, room=room)
-    filler = code[:room].tolist() if rng.random() < 0.25 else np.resize(ids[-1], room).tolist()
-    return _joined(filler, parts)
+    plain = code[:room].tolist() if rng.random() < 0.25 else np.resize(encoded["input_ids"][-1], room).tolist()
+    row = _joined([(token, False) for token in plain], parts)
+    return [token for token, _ in row], [answer for _, answer in row]
 
 
 def _fitting(
-    statements: Sequence[list[int]], questions: Sequence[_Numbered], *, length: int
-) -> tuple[dict[int, list[int]], list[_Numbered], int]:
+    statements: Sequence[_Tokens], questions: Sequence[_Numbered], *, length: int
+) -> tuple[dict[int, _Tokens], list[_Numbered], int]:
     """The statements by fact and the questions that fit into ``length`` tokens, and how many are left for filler.
 
     First come, first served. The first question about each fact takes the fact's statement with it; the later
     ones need it there.
     """
-    stated: dict[int, list[int]] = {}
+    stated: dict[int, _Tokens] = {}
     asked: list[_Numbered] = []
     room = length
     for place, (which, question) in enumerate(questions):
@@ -191,7 +205,7 @@ def _fitting(
 
 
 def _placed(
-    rng: np.random.Generator, statements: dict[int, list[int]], questions: Sequence[_Numbered], *, room: int
+    rng: np.random.Generator, statements: dict[int, _Tokens], questions: Sequence[_Numbered], *, room: int
 ) -> list[_Numbered]:
     """Statements and questions with their places in ``room`` tokens of filler, no question before its statement.
 
@@ -212,9 +226,9 @@ def _placed(
     return parts
 
 
-def _joined(filler: list[int], parts: Sequence[_Numbered]) -> list[int]:
+def _joined(filler: _Tokens, parts: Sequence[_Numbered]) -> _Tokens:
     """``filler`` with the tokens of each part put in at its place; those at one place keep their order."""
-    row: list[int] = []
+    row: _Tokens = []
     start = 0
     for place, tokens in sorted(parts, key=lambda part: part[0]):
         row += filler[start:place] + tokens

@@ -1,7 +1,7 @@
 """Segments: training rows of one length, cut from single documents, in an order that depends on seed and step only."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,17 @@ from ropewalk.corpus.recall import recall_row
 from ropewalk.corpus.store import TokenStore
 
 
-class Segments(IterableDataset[torch.Tensor]):
-    """One (rows, length) int64 tensor a step: BOS, a segment of a document or a recall row, EOS.
+class Rows(NamedTuple):
+    """Rows of one length."""
+
+    ids: torch.Tensor
+    """(rows, length) int64: BOS, a segment of a document or a recall row, EOS."""
+    answers: torch.Tensor
+    """(rows, length) bool: the tokens of recall rows that answer a question."""
+
+
+class Segments(IterableDataset[Rows]):
+    """The rows of each step.
 
     The rows of a step are a function of (seed, step) alone, so a run goes on exactly where it stopped.
 
@@ -56,11 +65,12 @@ class Segments(IterableDataset[torch.Tensor]):
         """Counts from step 0 also where ``first_step`` is later, as Lightning's loop does after a resume."""
         return self.steps
 
-    def step(self, step: int) -> torch.Tensor:
+    def step(self, step: int) -> Rows:
         rng = np.random.default_rng((self.seed, self.length, step))
         batch = np.empty((self.rows, self.length), np.int64)
+        answers = np.zeros(batch.shape, np.bool_)
         batch[:, 0], batch[:, -1] = self.store.bos, self.store.eos
-        for row in batch:
+        for row, answer in zip(batch, answers, strict=True):
             place = int(rng.integers(self._cumulative[-1]))
             which = int(np.searchsorted(self._cumulative, place, side="right"))
             start = place - (int(self._cumulative[which - 1]) if which else 0)
@@ -71,9 +81,11 @@ class Segments(IterableDataset[torch.Tensor]):
             if practice is not None:
                 segment = practice
             elif rng.random() < self.recall_share:
-                segment = recall_row(rng, code=np.asarray(segment), length=self.length - 2, tokenizer=self.tokenizer)
+                segment, answer[1:-1] = recall_row(
+                    rng, code=np.asarray(segment), length=self.length - 2, tokenizer=self.tokenizer
+                )
             row[1:-1] = segment
-        return torch.from_numpy(batch)
+        return Rows(torch.from_numpy(batch), torch.from_numpy(answers))
 
     def _practice(self, step: int, rng: np.random.Generator) -> list[int] | None:
         if not self.practice_steps:
@@ -82,7 +94,7 @@ class Segments(IterableDataset[torch.Tensor]):
             rng, step=step, practice_steps=self.practice_steps, length=self.length - 2, tokenizer=self.tokenizer
         )
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[Rows]:
         # A DataLoader takes one item of each of its workers in turn, so the order is the same whatever their number.
         worker = get_worker_info()
         own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)

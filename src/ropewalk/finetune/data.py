@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ropewalk.config import FinetuneStepConfig
-from ropewalk.corpus.segments import Segments
+from ropewalk.corpus.segments import Rows, Segments
 from ropewalk.corpus.store import TokenStore
 
 
-class _Microbatches(IterableDataset[Tensor]):
+class _Microbatches(IterableDataset[Rows]):
     """The rows of each optimizer step, ``rows_at_once`` at a time.
 
     Its length counts from step 0 also when it starts later, as Lightning's loop does after a resume.
@@ -24,9 +23,9 @@ class _Microbatches(IterableDataset[Tensor]):
     def __len__(self) -> int:
         return self.segments.steps * (self.segments.rows // self.rows_at_once)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Rows]:
         for rows in self.segments:
-            yield from rows.split(self.rows_at_once)
+            yield from map(Rows, *(part.split(self.rows_at_once) for part in rows))
 
 
 class SegmentData(L.LightningDataModule):
@@ -61,5 +60,5 @@ class SegmentData(L.LightningDataModule):
         """Microbatches in an optimizer step."""
         return self.segments.rows // self.rows_at_once
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> DataLoader[Rows]:
         return DataLoader(_Microbatches(self.segments, self.rows_at_once), batch_size=None)

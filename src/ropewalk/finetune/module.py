@@ -8,19 +8,28 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ropewalk.config import FinetuneStepConfig
+from ropewalk.corpus.segments import Rows
 from ropewalk.models.loss import mean_loss
 
 
 class FinetuneModule(L.LightningModule):
     """AdamW with warm-up, then linear decay or a constant rate (paper App. A)."""
 
-    def __init__(self, model: PreTrainedModel, step: FinetuneStepConfig, *, weight_decay: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, step: FinetuneStepConfig, *, weight_decay: float, answer_weight: float = 0.0
+    ) -> None:
         super().__init__()
-        self.model, self.step, self.weight_decay = model, step, weight_decay
+        self.model, self.step, self.weight_decay, self.answer_weight = model, step, weight_decay, answer_weight
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         # Every row ends with the store's EOS, which need not be the one that the model's config names.
-        loss = mean_loss(self.model, batch, ignore=int(batch[0, -1]))
+        loss = mean_loss(
+            self.model,
+            batch.ids,
+            ignore=int(batch.ids[0, -1]),
+            answers=batch.answers,
+            answer_weight=self.answer_weight,
+        )
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss of step {self.global_step} is {loss.item()}; lower finetune's learning_rate or use float32"

@@ -72,7 +72,12 @@ def finetune(
     )
     model.train()
     try:
-        fit(trainer, FinetuneModule(model, step, weight_decay=config.weight_decay), data, checkpoint=last)
+        fit(
+            trainer,
+            FinetuneModule(model, step, weight_decay=config.weight_decay, answer_weight=config.answer_weight),
+            data,
+            checkpoint=last,
+        )
     finally:
         model.eval()
     return history.rows

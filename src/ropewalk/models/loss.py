@@ -30,14 +30,32 @@ def chosen_losses(model: PreTrainedModel, rows: Tensor, chosen: Tensor) -> Tenso
     return _losses(model, states.unsqueeze(0), rows[:, 1:][wanted], "none").flatten()
 
 
-def mean_loss(model: PreTrainedModel, rows: Tensor, *, ignore: int = -100) -> Tensor:
+def mean_loss(
+    model: PreTrainedModel,
+    rows: Tensor,
+    *,
+    ignore: int = -100,
+    answers: Tensor | None = None,
+    answer_weight: float = 0.0,
+) -> Tensor:
     """Mean loss in nats over all tokens but the first of each row and those equal to ``ignore`` in the last place.
 
     The last place holds EOS where a segment was cut; it cannot be foretold and is left out.
+
+    Args:
+        answers: (rows, length) bool. The mean loss of each row's answers, averaged over the rows that have any, is
+            added ``answer_weight`` times.
     """
     targets = rows[:, 1:].clone()
     targets[:, -1] = torch.where(targets[:, -1] == ignore, -100, targets[:, -1])
-    return _losses(model, hidden_states(model, rows)[:, :-1], targets, "mean")
+    states = hidden_states(model, rows)[:, :-1]
+    loss = _losses(model, states, targets, "mean")
+    if answers is None or not answer_weight or not answers[:, 1:].any():
+        return loss
+    chosen = answers[:, 1:]
+    counts = chosen.sum(dim=1)
+    weights = (1 / counts).expand(chosen.T.shape).T[chosen] / (counts > 0).sum()
+    return loss + answer_weight * _losses(model, states[chosen].unsqueeze(0), targets[chosen], "none") @ weights
 
 
 def _losses(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction: str) -> Tensor:

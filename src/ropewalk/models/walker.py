@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from ropewalk.config import Config, WalkerConfig
 from ropewalk.corpus.prepare import prepare_stores, split_of_document
-from ropewalk.corpus.segments import Segments
+from ropewalk.corpus.segments import Rows, Segments
 from ropewalk.corpus.sources import read_corpus
 from ropewalk.corpus.split import SPLITS
 from ropewalk.corpus.store import TokenStore
@@ -88,8 +88,8 @@ class _Walker(L.LightningModule):
         super().__init__()
         self.model, self.walker_config = model, config
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss = mean_loss(self.model, batch, ignore=self.model.config.eos_token_id)
+    def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
+        loss = mean_loss(self.model, batch.ids, ignore=self.model.config.eos_token_id)
         self.log("loss", loss, prog_bar=True)
         return loss
 

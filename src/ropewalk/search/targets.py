@@ -206,7 +206,7 @@ class TargetSearch:
         )
         search = Search(
             fitness=fitness,
-            batch=segments.step,
+            batch=lambda step: segments.step(step).ids,
             space=space,
             config=config,
             seed=self.seed,
