@@ -7,7 +7,7 @@ install: .venv/installed
 demo: install
 	dvc repro && python -m ropewalk.evaluate.summary
 test: install
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 test-slow: install
 	python -m pytest -m slow
 docs: install
