@@ -107,8 +107,8 @@ def _what(base: Mapping[str, Any], switch: LengthSwitch) -> str:
         text += f" The base model's weights have sha256 `{base['weights_sha256']}`."
     if "start" in base:
         text += (
-            f" The base model came with a scaling from {last.original_length:,} to {base['window']:,} tokens, which the "
-            "factors include."
+            f" The base model came with a scaling from {last.original_length:,} to {base['window']:,} tokens; the factors "
+            "include it."
         )
     if base.get("license"):
         text += f" The base model's licence, `{base['license']}`, holds for this one too."
