@@ -106,10 +106,8 @@ def _what(base: Mapping[str, Any], switch: LengthSwitch) -> str:
     if base.get("weights_sha256"):
         text += f" The base model's weights have sha256 `{base['weights_sha256']}`."
     if "start" in base:
-        text += (
-            f" The base model came with a scaling from {last.original_length:,} to {base['window']:,} tokens; the factors "
-            "include it."
-        )
+        own = f"from {last.original_length:,} to {base['window']:,} tokens"
+        text += f" The base model came with a scaling {own}, which the factors include."
     if base.get("license"):
         text += f" The base model's licence, `{base['license']}`, holds for this one too."
     if len(switch) > 1:
