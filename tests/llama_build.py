@@ -1,7 +1,7 @@
 """llama-cpp-python from source, for the test that compares a GGUF export with it: ``make llama``.
 
 Only what that test loads is built: llama.cpp's library for the CPU, without its tools, server and common code, and
-with little optimisation, since the model is small. Three minutes on two cores.
+with little optimisation, since the model is small. A few minutes on two cores.
 """
 
 import os

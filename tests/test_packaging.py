@@ -68,8 +68,9 @@ def test_wheel_and_sdist_build_and_install_into_an_empty_environment(tmp_path: P
         if not name.startswith(("tests/", "benchmarks/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    paths = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
     # The wheel is built from the sdist.
-    python("-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", source, cwd=tmp_path)
+    python("-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", source, cwd=tmp_path, **paths)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
 

@@ -53,7 +53,9 @@ def test_results_come_back_from_an_s3_remote(store: str, tmp_path: Path) -> None
     commands = re.findall(r"^dvc (?:remote|push).*$", guide, re.MULTILINE)
     assert [command.split()[1] for command in commands] == ["remote", "remote", "push"]
     project = tmp_path / "project"
-    (project / "results").mkdir(parents=True)
+    project.mkdir()
+    commit(project)
+    (project / "results").mkdir()
     weights = os.urandom(100_000)
     (project / "results" / "model.safetensors").write_bytes(weights)
 
@@ -68,7 +70,6 @@ def test_results_come_back_from_an_s3_remote(store: str, tmp_path: Path) -> None
         )
         assert found.returncode == 0, found.stdout + found.stderr
 
-    commit(project)
     dvc = (sys.executable, "-m", "dvc")
     run(*dvc, "init", "--quiet")
     run(*dvc, "add", "--quiet", "results/model.safetensors")
