@@ -1,6 +1,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-.PHONY: install demo test test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search clean
+.PHONY: install demo test llama test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search clean
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
@@ -8,7 +8,9 @@ demo: install
 	dvc repro && python -m ropewalk.evaluate.summary
 test: install
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
-test-slow: install
+llama: install
+	timeout 1800 python tests/llama_build.py
+test-slow: llama
 	python -m pytest -m slow
 docs: install
 	pip install --quiet --constraint constraints.txt --editable '.[docs]' && mkdocs build --strict

@@ -8,7 +8,9 @@ from ropewalk.stage import Stage, run
 def base(stage: Stage) -> None:
     config = stage.config.model
     model = load_model(config.path, dtype=config.dtype)
-    about = describe(model, name=config.name, path=config.path, original_length=config.original_length)
+    about = describe(
+        model, name=config.name, path=config.path, original_length=config.original_length, start=config.start
+    )
     write_json(stage.output / "base.json", about.to_dict())
     stage.write_metrics({"parameters": about.parameters, "original_length": about.original_length})
 

@@ -11,7 +11,7 @@ from ropewalk.config import Config, checked, explain, read_overrides, register
 from ropewalk.consistency import check_measured, check_window
 from ropewalk.corpus.sources import fingerprint
 from ropewalk.files import write_text
-from ropewalk.models.base import window_of
+from ropewalk.models.base import window_before
 from ropewalk.stage import EXPECTED, ROOT, resolved_yaml
 
 
@@ -20,7 +20,8 @@ def composed() -> Config:
     overrides = read_overrides("overrides.yaml")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = checked(compose("config", [*overrides, "output=results", "work=work"]))
-    window = config.model.original_length or window_of(config.model.path)
+    model = config.model
+    window = window_before(model.path, start=model.start, original_length=model.original_length)
     check_window(config, window)
     check_measured(config, window)
     config.corpus.fingerprint = fingerprint(config.corpus)

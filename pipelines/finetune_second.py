@@ -5,7 +5,7 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table
 from ropewalk.finetune.history import training_metrics
 from ropewalk.finetune.train import control_step, finetune, save_checkpoint
-from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.models.base import load_model, load_tokenizer, own_scaling, own_window
 from ropewalk.rope import RopeScaling
 from ropewalk.stage import Stage, run
 
@@ -15,9 +15,12 @@ def finetune_second(stage: Stage) -> None:
     base = read_json(stage.inputs / "base.json")
     scaling = RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text())
     tokenizer = load_tokenizer(base["path"])
-    control = control_step(config.finetune, window=base["original_length"])
+    control = control_step(config.finetune, window=own_window(base))
     start = str(stage.inputs / "checkpoints" / "finetune_first")
-    parts = [("finetune_second", start, config.finetune.second, scaling), ("control", base["path"], control, None)]
+    parts = [
+        ("finetune_second", start, config.finetune.second, scaling),
+        ("control", base["path"], control, own_scaling(base)),
+    ]
     metrics = {}
     for name, path, step, own in parts:
         if name == "control" and not config.finetune.control:

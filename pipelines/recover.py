@@ -5,7 +5,7 @@ from functools import partial
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
-from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.models.base import load_model, load_tokenizer, own_switch
 from ropewalk.search.factors import factors_entry, provenance, switch_entries, switch_json
 from ropewalk.search.targets import TargetSearch, search_metrics, table
 from ropewalk.stage import Stage, run
@@ -28,7 +28,7 @@ def recover(stage: Stage) -> None:
         name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="short-input factors",
     )
-    results = search.recover(first[1])
+    results = search.recover(first[1], [scaling for _, scaling in own_switch(base)])
     origin = partial(provenance, search=config.search.name, commit=tracking.commit_of())
     short = [(length, result.best, origin(result)) for length, result in results.items()]
     factors, plot = stage.output / "factors" / "recovered.json", stage.output / "plots" / "recover.csv"

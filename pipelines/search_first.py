@@ -5,7 +5,7 @@ from functools import partial
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
-from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.models.base import load_model, load_tokenizer, own_scaling
 from ropewalk.search.factors import factors_json, provenance
 from ropewalk.search.targets import TargetSearch, search_metrics, table
 from ropewalk.stage import Stage, run
@@ -26,7 +26,7 @@ def search_first(stage: Stage) -> None:
         name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="factors",
     )
-    results = search.first()
+    results = search.first(own_scaling(base))
     found = results[max(results)]
     origin = provenance(found, search=config.search.name, commit=tracking.commit_of())
     factors, plot = stage.output / "factors" / "first.json", stage.output / "plots" / "search_first.csv"

@@ -6,8 +6,8 @@ python pipelines/show.py show.table=4k.csv show.original_length=4096 show.target
 
 from ropewalk import tracking
 from ropewalk.export.load import exported_switch
-from ropewalk.export.published import PublishedScaling, published_scaling, published_table
 from ropewalk.files import write_table, write_text
+from ropewalk.models.published import PublishedScaling, published_scaling, published_table
 from ropewalk.report.profile import profile_figure, profile_rows, profile_text
 from ropewalk.report.style import save
 from ropewalk.rope import switch_to_json

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from ropewalk.export.load import load_extended as load_extended
 
-__all__ = ["load_extended"]
+__all__ = ["__version__", "load_extended"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from ropewalk.export.load import load_extended
 
         return load_extended
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ropewalk")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -100,6 +100,8 @@ class ModelConfig:
     """A local folder with a transformers checkpoint, or a hub id."""
     original_length: int | None = None
     """Window in tokens; by default what the checkpoint says."""
+    start: str = "checkpoint"
+    """checkpoint: from the scaling that it came with, and the window that this reaches; plain: from plain RoPE."""
     dtype: str = "float32"
 
 

@@ -17,6 +17,7 @@ _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-tru
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "corpus.name": (*SOURCES, "mixture"),
+    "model.start": ("checkpoint", "plain"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "search.sampler": SAMPLERS,
     "finetune.first.decay": ("linear", "constant"),

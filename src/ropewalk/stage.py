@@ -161,7 +161,8 @@ def _hash_inputs(config: Config, inputs: Sequence[str]) -> str:
             if part.is_file() and not any(piece.startswith(".") for piece in place.parts):
                 digest.update(f"{place}:{file_hash(part)}".encode())
     if "base.json" in inputs:
-        check_window(config, read_json(folder / "base.json")["original_length"])
+        base = read_json(folder / "base.json")
+        check_window(config, base.get("window", base["original_length"]))
     return digest.hexdigest()
 
 

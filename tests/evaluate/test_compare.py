@@ -125,6 +125,22 @@ def test_the_road_is_read_from_the_files_of_the_searches(tmp_path: Path) -> None
     assert Road.read(tmp_path, base, CONFIG, methods=Road.ALL) == ROAD
 
 
+def test_on_a_checkpoint_with_a_scaling_of_its_own_every_baseline_is_also_put_on_top_of_it(store: TokenStore) -> None:
+    own = RopeScaling((1.0, 1.0, 1.1, 1.3, 1.6, 2.0, 2.0, 2.0), 64, 128, attention_factor=1.05)
+    config = replace(CONFIG, lengths=[128, 256, 600], base_lengths=[128, 256])
+    road = replace(ROAD, own=own, config=config)
+    assert road.window == 128
+    base = [reading for reading in road.readings(store) if reading.model == "base"]
+    assert [r.scaling for r in base if (r.method, r.length) == ("none", 128)] == [own]
+    assert {r.variant for r in base if (r.method, r.length) == ("none", 256)} == {
+        "plain, replaced",
+        "the checkpoint's factors",
+    }
+    composed = [r.scaling for r in base if (r.method, r.length) == ("pi", 256) and r.variant.endswith("composed")]
+    assert [scaling.factors for scaling in composed] == [tuple(2 * factor for factor in own.factors)]
+    assert [(r.length, r.scaling) for r in road.readings(store) if r.model == "control"] == [(128, own)]
+
+
 def test_factor_rows_are_ours_by_length_and_the_published_ones() -> None:
     rows = ROAD.factor_rows()
     names = ["ours, up to 64", "ours, up to 256", "ours, up to 600", "pi", "ntk", "yarn"]

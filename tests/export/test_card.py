@@ -90,6 +90,14 @@ def test_licence_pictures_and_what_other_software_loses_are_in_it() -> None:
     assert "| 256 | 7.60 | 7.70 | 8.80 | 8.10 |" in text
 
 
+def test_a_base_model_that_came_with_a_scaling_is_not_called_plain() -> None:
+    base = {**BASE, "window": 1024, "start": {"switch": []}}
+    text = model_card(base=base, switch=((16_384, LONG),), perplexity_rows=PERPLEXITY, passkey_rows=[], how_made={})
+    assert "context extended from 1,024 to 16,384 tokens" in text
+    assert "came with a scaling from 256 to 1,024 tokens, which the factors include" in text
+    assert "| base model as it came | 256 | 7.50 |" in text
+
+
 def test_the_licence_is_read_from_the_base_models_card(tmp_path: Path) -> None:
     assert license_of(tmp_path) is None
     assert license_of("owner/model") is None

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ropewalk.export import export_checkpoint
 from ropewalk.export.cost import exported_scalings
 from ropewalk.models.base import load_model
+from ropewalk.models.published import published_scaling
 from ropewalk.rope import RopeScaling, extend, rotary_shape
 from tiny_models import WINDOW, tiny_llama, token_rows
 
@@ -201,3 +202,9 @@ def test_more_files_lie_beside_the_card(llama: Any, tokenizer: Any, tmp_path: Pa
     files = {"perplexity.png": b"picture"}
     export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), tmp_path / "model", card="", files=files)
     assert (tmp_path / "model" / "perplexity.png").read_bytes() == b"picture"
+
+
+def test_an_export_of_ours_is_read_back(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    switch = switch_for(llama, n_hat=0)
+    export_checkpoint(llama, tokenizer, switch, tmp_path / "model", card="")
+    assert published_scaling(tmp_path / "model").switch == (switch[-1],)

@@ -1,6 +1,5 @@
 """A GGUF export holds the weights, factors and tokenizer as llama.cpp reads them."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import llama_build
 from ropewalk.export import export_checkpoint
+from ropewalk.export.cost import exported_scalings
 from ropewalk.export.gguf import export_gguf
 from ropewalk.models.base import load_model, load_tokenizer
 from ropewalk.models.loss import token_losses
@@ -103,60 +104,64 @@ def test_what_is_not_llama_shaped_is_refused_before_anything_is_written(tokenize
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(5400)
-@pytest.mark.skipif(
-    "ROPEWALK_LLAMA_CPP" not in os.environ,
-    reason="building llama.cpp takes the better part of an hour: ROPEWALK_LLAMA_CPP=FOLDER says where to keep it",
-)
-def test_llama_cpp_reads_the_export_with_our_perplexity(tmp_path: Path) -> None:
-    """llama-cpp-python, built from source into ROPEWALK_LLAMA_CPP where it is not there."""
-    place = Path(os.environ["ROPEWALK_LLAMA_CPP"])
-    if not (place / "llama_cpp").is_dir():
-        build = (sys.executable, "-m", "pip", "install", "--quiet", "--target", str(place), "--no-binary")
-        subprocess.run(
-            (*build, "llama-cpp-python", "--no-deps", "llama-cpp-python"),
-            check=True,
-            timeout=5000,
-            env={**os.environ, "CMAKE_ARGS": "-DLLAVA_BUILD=OFF -DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"},
-        )
-    model, tokenizer = load_model(str(ROOT / "models" / "walker")), load_tokenizer(str(ROOT / "models" / "walker"))
-    window = rotary_shape(model).original_length
-    pairs = rotary_shape(model).rotary_dim // 2
-    scaling = RopeScaling(
-        tuple(4 ** (pair / (pairs - 1)) for pair in range(pairs)), window, 4 * window, attention_factor=1.1
-    )
-    export_checkpoint(model, tokenizer, ((4 * window, scaling),), tmp_path / "model", card="")
-    export_gguf(tmp_path / "model", tmp_path / "model.gguf", dtype="float32")
-    text = Path(subprocess.__file__).read_text(encoding="utf-8")
-    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]][: 4 * window]
-    with torch.no_grad():
-        ours = float(token_losses(extend(model, scaling), torch.tensor([ids])).mean().exp())
-        plain = float(
-            token_losses(extend(model, RopeScaling((1.0,) * pairs, window, 4 * window)), torch.tensor([ids]))
-            .mean()
-            .exp()
-        )
-    code = """
+READ_BY_LLAMA_CPP = """
 import json, sys
 import numpy as np
 from llama_cpp import Llama
-path, ids = sys.argv[1], json.loads(sys.argv[2])
-llama = Llama(path, n_ctx=len(ids), n_batch=len(ids), logits_all=True, verbose=False, n_threads=1)
+path, context, ids = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+llama = Llama(path, n_ctx=context, n_batch=len(ids), logits_all=True, verbose=False, n_threads=1)
 llama.eval(ids)
 logits = np.asarray(llama.scores[: len(ids) - 1], dtype=np.float64)
 top = logits.max(-1, keepdims=True)
 losses = (np.log(np.exp(logits - top).sum(-1)) + top[:, 0]) - logits[np.arange(len(ids) - 1), ids[1:]]
 print(float(np.exp(losses.mean())))
 """
-    done = subprocess.run(
-        (sys.executable, "-c", code, str(tmp_path / "model.gguf"), str(ids)),
-        env={**os.environ, "PYTHONPATH": f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    assert float(done.stdout.split()[-1]) == pytest.approx(ours, rel=0.01)
-    # The factors matter by more than that.
-    assert abs(plain / ours - 1) > 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("short_factor", ["same", "recovered"])
+def test_llama_cpp_reads_the_export_with_our_perplexity(tmp_path: Path, short_factor: str) -> None:
+    """Below, at, right above and beyond the original window; with two sets of factors by the context asked for."""
+    environment = llama_build.environment()
+    if environment is None:
+        pytest.skip(f"llama.cpp is not built in {llama_build.PLACE}; `make llama` builds it")
+    walker = str(ROOT / "models" / "walker")
+    model, tokenizer = load_model(walker), load_tokenizer(walker)
+    window = rotary_shape(model).original_length
+    pairs = rotary_shape(model).rotary_dim // 2
+
+    def rising(highest: float, length: int) -> RopeScaling:
+        factors = tuple(highest ** (pair / (pairs - 1)) for pair in range(pairs))
+        return RopeScaling(factors, window, length, attention_factor=1.1)
+
+    switch = ((window, rising(2.5, window)), (4 * window, rising(4.0, 4 * window)))
+    export_checkpoint(model, tokenizer, switch, tmp_path / "model", card="", short_factor=short_factor)
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf", dtype="float32")
+    text = Path(subprocess.__file__).read_text(encoding="utf-8")
+    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    short, long = exported_scalings(switch, short_factor)
+
+    def perplexity(scaling: RopeScaling, length: int) -> float:
+        with torch.no_grad():
+            return float(token_losses(extend(model, scaling), torch.tensor([ids[:length]])).mean().exp())
+
+    for length in (window // 2, window, window + 1, 4 * window):
+        # llama.cpp chooses by its context, which it rounds up to a multiple of 256: the walker's window is one.
+        context = window if length <= window else 4 * window
+        done = subprocess.run(
+            (sys.executable, "-c", READ_BY_LLAMA_CPP, str(tmp_path / "model.gguf"), str(context), str(ids[:length])),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        theirs = float(done.stdout.split()[-1])
+        ours, other = (short, long) if length <= window else (long, short)
+        assert theirs == pytest.approx(perplexity(ours, length), rel=0.01), length
+        # Neither plain RoPE nor the other set would do.
+        wrong = [RopeScaling((1.0,) * pairs, window, 4 * window), *([other] if other != ours else [])]
+        for scaling in wrong:
+            if length > window // 2:
+                assert abs(perplexity(scaling, length) / theirs - 1) > 0.01, (length, scaling)

@@ -70,6 +70,21 @@ def test_the_second_search_is_composed_on_top_of_the_first(tmp_path: Path) -> No
         assert result.seed is not None
 
 
+def test_the_first_search_on_a_checkpoints_own_scaling_is_composed_with_it(tmp_path: Path) -> None:
+    own = FIRST
+    ((length, result),) = targets(tmp_path, 8 * WINDOW).first(own).items()
+    relative, loss = relative_of_best(result)
+    assert result.best == own.then(replace(relative, original_length=own.target_length, target_length=length))
+    assert result.loss == loss
+    assert (result.best.original_length, result.best.target_length) == (WINDOW, 8 * WINDOW)
+    # From its window, so at most twice as far, not eight times.
+    assert max(relative.factors) <= 1.25 * 2
+    recovered = targets(tmp_path / "recover", WINDOW).recover(result.best, [own])[WINDOW]
+    begun = [row for row in recovered.rows if row["phase"] == "published"]
+    points = [[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in begun]
+    assert points[:2] == [[1.0] * 8, list(own.factors)]
+
+
 def test_recovery_never_goes_above_the_extended_models_largest_factor(tmp_path: Path) -> None:
     results = targets(tmp_path, WINDOW // 2, WINDOW, 2 * WINDOW, trials=12).recover(FIRST)
     for length, result in results.items():

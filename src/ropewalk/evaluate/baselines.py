@@ -22,15 +22,23 @@ def variants(method: str, shape: RotaryShape, *, length: int, target: int) -> li
     return _variants(method, shape, length=length, target=target, suffix="")
 
 
-def variants_on(method: str, shape: RotaryShape, first: RopeScaling, *, length: int, target: int) -> list[Variant]:
-    """``method`` on a model fine-tuned under ``first``: in place of its factors, and on top of them.
+def variants_on(
+    method: str,
+    shape: RotaryShape,
+    first: RopeScaling,
+    *,
+    length: int,
+    target: int,
+    name: str = "our factors for the fine-tuned length",
+) -> list[Variant]:
+    """``method`` on a model trained under ``first``, called ``name``: in place of its factors, and on top of them.
 
     On top, s counts from ``first``'s target, and the attention factor is the one the model was trained
     under, for YaRN its temperature for the whole extension.
     """
     replaced = _variants(method, shape, length=length, target=target, suffix=", replaced")
     if method == "none":
-        return [*replaced, Variant("none", "our factors for the fine-tuned length", replace(first, method="none"))]
+        return [*replaced, Variant("none", name, replace(first, method="none"))]
     window = replace(shape, original_length=first.target_length)
     composed = []
     for variant in _variants(method, window, length=length, target=target, suffix=", composed"):

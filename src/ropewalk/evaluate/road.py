@@ -3,17 +3,17 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
-from ropewalk.evaluate.baselines import METHODS, variants, variants_on
+from ropewalk.evaluate.baselines import METHODS, Variant, variants, variants_on
 from ropewalk.evaluate.compare import Reading
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet
-from ropewalk.models.base import load_model
+from ropewalk.models.base import load_model, own_scaling
 from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, scaling_for_length, switch_from_json
 
@@ -29,6 +29,8 @@ class Road:
     config: EvaluateConfig
     methods: tuple[str, ...]
     """Some of ALL; longrope stands for the searched factors."""
+    own: RopeScaling | None = None
+    """The scaling that the checkpoint came with, where the road starts from it."""
     ALL: ClassVar[tuple[str, ...]] = (*METHODS, "longrope")
 
     def __post_init__(self) -> None:
@@ -40,16 +42,19 @@ class Road:
         """From the files of the search and recover stages."""
         first = RopeScaling.from_json((factors / "first.json").read_text())
         switch = switch_from_json((factors / "recovered.json").read_text())
-        return cls(
-            RotaryShape(base["rotary_dim"], base["base"], base["original_length"]), first, switch, config, methods
-        )
+        shape = RotaryShape(base["rotary_dim"], base["base"], base["original_length"])
+        return cls(shape, first, switch, config, methods, own_scaling(base))
 
     @property
     def window(self) -> int:
-        return self.shape.original_length
+        """Of the base model as it came, tokens."""
+        return self.own.target_length if self.own else self.shape.original_length
 
     @property
     def plain(self) -> RopeScaling:
+        """What the base model came with: plain RoPE, or its own scaling."""
+        if self.own:
+            return replace(self.own, method="none")
         return RopeScaling((1.0,) * len(self.first.factors), self.window, self.first.target_length, method="none")
 
     def document_sets(self, store: TokenStore) -> tuple[DocumentSet, DocumentSet | None]:
@@ -75,7 +80,7 @@ class Road:
                     continue
                 if on_base and (method, length) != ("none", self.window):
                     # Beyond the first target nothing is claimed of the base model: s of this length only.
-                    for variant in variants(method, self.shape, length=length, target=max(length, target)):
+                    for variant in self._on_base(method, length=length, target=max(length, target)):
                         yield Reading("base", method, variant.label, variant.scaling, length, documents)
                 goal = max(self.switch[-1][0], length) if length > target else target
                 for variant in variants_on(method, self.shape, self.first, length=length, target=goal):
@@ -88,6 +93,11 @@ class Road:
         if long is not None and "longrope" in self.methods:
             # The same documents as at the longer lengths, for their ratio.
             yield Reading("finetuned", "ours", f"for up to {target}", self.first, target, long)
+
+    def _on_base(self, method: str, *, length: int, target: int) -> list[Variant]:
+        if self.own is None:
+            return variants(method, self.shape, length=length, target=target)
+        return variants_on(method, self.shape, self.own, length=length, target=target, name="the checkpoint's factors")
 
     def _up_to(self, length: int) -> int:
         return next((up_to for up_to, _ in self.switch if length <= up_to), self.switch[-1][0])

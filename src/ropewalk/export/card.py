@@ -41,14 +41,15 @@ def model_card(
     """
     last = switch[-1][1]
     name = str(base["name"])
+    window = int(base.get("window", last.original_length))
     sections = [
         _front_matter(name, base.get("license")),
-        f"# {name}, context extended from {last.original_length:,} to {last.target_length:,} tokens",
+        f"# {name}, context extended from {window:,} to {last.target_length:,} tokens",
         _what(base, switch),
         "## How it was made",
         "\n".join(_bullets(how_made)),
         "## Figures",
-        _perplexity(perplexity_rows),
+        _perplexity(perplexity_rows, "base model as it came" if "start" in base else "base model, plain RoPE"),
         _passkey(passkey_rows),
         "\n\n".join(f"![{what}]({file})" for file, what in (pictures or {}).items()),
         "## Loading it",
@@ -104,6 +105,9 @@ def _what(base: Mapping[str, Any], switch: LengthSwitch) -> str:
     )
     if base.get("weights_sha256"):
         text += f" The base model's weights have sha256 `{base['weights_sha256']}`."
+    if "start" in base:
+        own = f"from {last.original_length:,} to {base['window']:,} tokens"
+        text += f" The base model came with a scaling {own}, which the factors include."
     if base.get("license"):
         text += f" The base model's licence, `{base['license']}`, holds for this one too."
     if len(switch) > 1:
@@ -125,13 +129,13 @@ def _bound(switch: LengthSwitch, index: int) -> int:
     return switch[index][0] if index < len(switch) - 1 else switch[index - 1][0]
 
 
-def _perplexity(rows: Sequence[Row]) -> str:
+def _perplexity(rows: Sequence[Row], base_label: str) -> str:
     shown = [row for row in rows if (row["model"], row["method"]) in (("base", "none"), ("finetuned", "ours"))]
     if not shown:
         return ""
     order = {"base": 0, "finetuned": 1}
     shown.sort(key=lambda row: (str(row["document_set"]), order[row["model"]], int(row["length"])))
-    labels = {"base": "base model, plain RoPE", "finetuned": "this model"}
+    labels = {"base": base_label, "finetuned": "this model"}
     cells = [
         (
             labels[row["model"]],

@@ -1,6 +1,8 @@
 """The model to extend: a local transformers checkpoint or a hub id, weights as safetensors only."""
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from ropewalk.files import file_hash
-from ropewalk.rope import rotary_shape
+from ropewalk.models.published import published_scaling
+from ropewalk.rope import LengthSwitch, RopeScaling, rotary_shape, switch_from_json, switch_to_json
+
+FROM_CHECKPOINT, FROM_PLAIN = "checkpoint", "plain"
+"""What ``model.start`` says an extension starts from: the scaling that the checkpoint came with, or plain RoPE."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +29,35 @@ class BaseModel:
     weights_sha256: str
     """Of the weight files' hashes; empty for a hub id, which its own revision names."""
     original_length: int
+    """Window before any scaling, in tokens."""
     rotary_dim: int
     base: float
     parameters: int
     vocab_size: int
+    start: LengthSwitch = ()
+    """Scalings that the checkpoint came with and that the road starts from; empty for plain RoPE."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For base.json; `own_switch`, `own_scaling` and `own_window` read it."""
+        values = {key: value for key, value in asdict(self).items() if key != "start"}
+        if not self.start:
+            return values
+        return {**values, "window": self.start[-1][0], "start": json.loads(switch_to_json(self.start))}
+
+
+def own_switch(base: Mapping[str, Any]) -> LengthSwitch:
+    """The scalings in base.json that the checkpoint came with; empty where the road starts from plain RoPE."""
+    return switch_from_json(json.dumps(base["start"])) if "start" in base else ()
+
+
+def own_scaling(base: Mapping[str, Any]) -> RopeScaling | None:
+    """The one of `own_switch` for the longest inputs, which everything that is found is composed with."""
+    return switch[-1][1] if (switch := own_switch(base)) else None
+
+
+def own_window(base: Mapping[str, Any]) -> int:
+    """Window in tokens that the model has before the road: the original one, or its own scaling's."""
+    return int(base.get("window", base["original_length"]))
 
 
 def _check_path(path: str) -> None:
@@ -40,6 +69,45 @@ def _check_path(path: str) -> None:
             raise FileNotFoundError(f"model.path {path} holds no .safetensors weights; convert the checkpoint first")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or folder.parent.is_dir():
         raise FileNotFoundError(f"model.path {path} is not there; give a folder with a transformers checkpoint")
+
+
+def start_of(path: str, *, start: str, original_length: int | None) -> LengthSwitch:
+    """The scalings that the checkpoint came with, where the road starts from them; empty for plain RoPE.
+
+    Args:
+        start: ``model.start``, FROM_CHECKPOINT or FROM_PLAIN.
+        original_length: ``model.original_length``.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: its scaling is of no known kind, or ``original_length`` contradicts it.
+    """
+    _check_path(path)
+    if start == FROM_PLAIN:
+        return ()
+    try:
+        config = Path(path) if Path(path).is_dir() else Path(cached_file(path, "config.json"))
+        found = published_scaling(config).start
+    except (OSError, ValueError) as error:
+        hint = "; model.start=plain starts without the checkpoint's scaling"
+        raise ValueError(f"model.path {path}: {_first_line(error)}{hint}") from None
+    if found and original_length not in (None, found[-1][1].original_length):
+        raise ValueError(
+            f"model.original_length is {original_length}, but the checkpoint's {found[-1][1].method} scaling starts "
+            f"from {found[-1][1].original_length} tokens; leave it out, or give model.start=plain"
+        )
+    return found
+
+
+def window_before(path: str, *, start: str, original_length: int | None) -> int:
+    """Window in tokens that the road leads out of, as `own_window`, from the checkpoint's config alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `window_of` and `start_of`.
+    """
+    if found := start_of(path, start=start, original_length=original_length):
+        return found[-1][0]
+    return original_length or window_of(path)
 
 
 def window_of(path: str) -> int:
@@ -109,7 +177,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def describe(model: PreTrainedModel, *, name: str, path: str, original_length: int | None) -> BaseModel:
+def describe(
+    model: PreTrainedModel, *, name: str, path: str, original_length: int | None, start: str = FROM_CHECKPOINT
+) -> BaseModel:
+    """What ``path`` holds, ``model`` being loaded from it; raises as `start_of`."""
     shape = rotary_shape(model)
     weights = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
     return BaseModel(
@@ -121,4 +192,5 @@ def describe(model: PreTrainedModel, *, name: str, path: str, original_length: i
         base=shape.base,
         parameters=model.num_parameters(),
         vocab_size=model.config.vocab_size,
+        start=start_of(path, start=start, original_length=original_length),
     )

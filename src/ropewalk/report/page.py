@@ -88,7 +88,9 @@ def write_report(results: Path, *, config: Mapping[str, Any], out: Path) -> None
     base_notes = files.noted()
     checks = files.json("checks.json", "evaluate")
     check_notes = files.noted()
-    original = int(base.get("original_length") or tables.setting(config, "model.original_length") or 1)
+    original = int(
+        base.get("window") or base.get("original_length") or tables.setting(config, "model.original_length") or 1
+    )
     perplexity = files.rows("plots/perplexity.csv", "evaluate")
     makers: Sequence[Callable[[], Section]] = (
         lambda: _perplexity(files, perplexity, original),

@@ -223,7 +223,7 @@ def run_sentences(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[st
 
     name = base.get("name") or get("model.name")
     size = f", {int(base['parameters']):,} parameters" if "parameters" in base else ""
-    window = base.get("original_length") or get("model.original_length")
+    window = base.get("window") or base.get("original_length") or get("model.original_length")
     sentences = [f"Model: {name}{size}" + (f", trained with a window of {int(window):,} tokens." if window else ".")]
     if corpus := get("corpus.name"):
         where = (

@@ -76,17 +76,20 @@ class TargetSearch:
     def shape(self) -> RotaryShape:
         return replace(rotary_shape(self.model), original_length=self.original_length)
 
-    def first(self) -> Results:
-        """Factors from the original window to each length (paper §3.2)."""
-        return self._together("_first")
+    def first(self, own: RopeScaling | None = None) -> Results:
+        """Factors from the original window to each length (paper §3.2), or on top of the checkpoint's ``own``."""
+        return self._together("_first", *([own] if own else []))
 
     def second(self, first: RopeScaling) -> Results:
         """Factors from ``first``'s target to each length, on top of ``first`` (paper §3.3)."""
         return self._together("_second", first)
 
-    def recover(self, extended: RopeScaling) -> Results:
-        """Factors for inputs that are short again, none above the extended model's largest (paper §3.3)."""
-        return self._together("_recover", extended)
+    def recover(self, extended: RopeScaling, own: Sequence[RopeScaling] = ()) -> Results:
+        """Factors for inputs that are short again, none above the extended model's largest (paper §3.3).
+
+        ``own`` are the checkpoint's, which are read first as plain RoPE is.
+        """
+        return self._together("_recover", extended, *own)
 
     def publish(self, write: Callable[[], None], track: Callable[[], None], results: Sequence[Path]) -> None:
         """``write`` and ``track`` what was found, once for all machines that share the search.
@@ -138,17 +141,17 @@ class TargetSearch:
                     raise
                 return work(*scalings)  # what the others found
 
-    def _first(self) -> Results:
-        return self._lengthen(self.shape.original_length, None)
+    def _first(self, own: RopeScaling | None = None) -> Results:
+        return self._lengthen(own.target_length if own else self.shape.original_length, own)
 
     def _second(self, first: RopeScaling) -> Results:
         return self._lengthen(first.target_length, first)
 
-    def _recover(self, extended: RopeScaling) -> Results:
+    def _recover(self, extended: RopeScaling, *own: RopeScaling) -> Results:
         results: Results = {}
         plain = replace(extended, factors=(1.0,) * len(extended.factors), attention_factor=1.0, n_hat=0)
         for position, length in enumerate(self.target.lengths):
-            starts = [plain, extended, *(results[shorter].best for shorter in results)]
+            starts = [plain, *own, extended, *(results[shorter].best for shorter in results)]
             space = self._space(SearchSpace, self.shape.original_length, max(length, self.shape.original_length))
             space = replace(space, upper=max(max(extended.factors), 1.0 + space.step))
             results[length] = self._search(position, length, space, None, starts)

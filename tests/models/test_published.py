@@ -9,12 +9,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ropewalk.export import export_checkpoint
-from ropewalk.export.published import published_scaling, published_table
+from ropewalk.models.published import published_scaling, published_table
 from ropewalk.rope import RopeScaling, extend, methods, rotary_shape
 from tiny_models import WINDOW, tiny_llama, token_rows
-
-from .conftest import switch_for
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 128, "rope_theta": 10_000.0}
 SHORT = [1.0, 1.0, 1.1, 1.1, 1.2, 1.3, 1.4, 1.5]
@@ -68,12 +65,6 @@ def test_phi_3s_own_spelling_is_longrope(tmp_path: Path) -> None:
     assert found.scaling.factors == tuple(LONG)
     # sqrt(1 + ln 32 / ln 32), for both.
     assert [scaling.attention_factor for _, scaling in found.switch] == pytest.approx([2**0.5] * 2)
-
-
-def test_an_export_of_ours_is_read_back(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
-    switch = switch_for(llama, n_hat=0)
-    export_checkpoint(llama, tokenizer, switch, tmp_path / "model", card="")
-    assert published_scaling(tmp_path / "model").switch == (switch[-1],)
 
 
 def test_a_checkpoint_is_extended_further_from_its_scaling(tmp_path: Path) -> None:
