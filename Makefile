@@ -1,6 +1,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-.PHONY: install demo test test-slow ui lint walker bench-demo bench-walker bench-corpus clean
+.PHONY: install demo test test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search clean
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
@@ -10,17 +10,21 @@ test: install
 	python -m pytest
 test-slow: install
 	python -m pytest -m slow
+docs: install
+	pip install --quiet --constraint constraints.txt --editable '.[docs]' && mkdocs build --strict
 ui: install
 	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 lint: install
 	ruff check . && ruff format --check . && mypy && lint-imports && python -m pre_commit validate-config
 walker: install
-	python pipelines/walker.py
+	python pipelines/walker.py work=work
 bench-demo: install
 	python benchmarks/demo/run.py
 bench-walker: install
 	python benchmarks/walker/run.py
 bench-corpus: install
 	python benchmarks/corpus/run.py
+bench-search: install
+	python benchmarks/search/run.py
 clean:
-	rm -rf .venv resolved.yaml results work outputs multirun
+	rm -rf .venv resolved.yaml results work outputs multirun site

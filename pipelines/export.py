@@ -1,33 +1,57 @@
-"""Stage export: the extended model as a transformers checkpoint with its model card."""
+"""Stage export: the extended model as a transformers checkpoint with its model card, and what other software loses."""
+
+from pathlib import Path
 
 from ropewalk import tracking
-from ropewalk.export.card import model_card
+from ropewalk.corpus.store import TokenStore
+from ropewalk.evaluate.compare import measure
+from ropewalk.evaluate.road import Road
+from ropewalk.export.card import license_of, model_card
 from ropewalk.export.checkpoint import export_checkpoint
-from ropewalk.files import read_json, read_table
+from ropewalk.export.cost import cost_metrics, cost_readings
+from ropewalk.export.gguf import export_gguf
+from ropewalk.files import read_json, read_table, write_table
 from ropewalk.models.base import load_model, load_tokenizer
-from ropewalk.rope import switch_from_json
+from ropewalk.report.card import card_pictures
 from ropewalk.stage import Stage, run
 
 
 def export(stage: Stage) -> None:
-    config = stage.config
-    base = read_json(stage.inputs / "base.json")
-    switch = switch_from_json((stage.inputs / "factors" / "recovered.json").read_text())
-    folder = stage.inputs / "checkpoints" / "finetune_second"
+    config, base = stage.config, read_json(stage.inputs / "base.json")
+    base["license"] = config.export.license or license_of(base["path"])
+    road = Road.read(stage.inputs / "factors", base, config.evaluate, methods=())
+    tuned = stage.inputs / "checkpoints" / "finetune_second"
+    model, tokenizer = load_model(str(tuned), dtype=config.model.dtype), load_tokenizer(str(tuned))
+    short, long = road.document_sets(TokenStore(stage.inputs / "tokens" / "test"))
+    target = road.first.target_length
+    readings = cost_readings(road.switch, config.evaluate.lengths, target=target, short=short, long=long)
+    costs = measure({"finetuned": model}, readings)
+    write_table(stage.output / "plots" / "export.csv", costs)
+    perplexity = read_table(stage.inputs / "plots" / "perplexity.csv")
+    passkey = read_table(stage.inputs / "plots" / "passkey.csv")
+    pictures = card_pictures(perplexity, passkey, original_length=road.window, folder=stage.state)
     card = model_card(
         base=base,
-        switch=switch,
-        perplexity_rows=read_table(stage.inputs / "plots" / "perplexity.csv"),
-        passkey_rows=read_table(stage.inputs / "plots" / "passkey.csv"),
+        switch=road.switch,
+        perplexity_rows=perplexity,
+        passkey_rows=passkey,
         how_made=stage.values("corpus", "finetune"),
+        cost_rows=costs,
+        short_factor=config.export.short_factor,
+        pictures={path.name: what for path, what in pictures.items()},
     )
-    model = load_model(str(folder), dtype=config.model.dtype)
-    out = stage.output / "model"
-    export_checkpoint(model, load_tokenizer(str(folder)), switch, out, card=card)
+    out: Path = stage.output / "model"
+    files = {path.name: path.read_bytes() for path in pictures}
+    export_checkpoint(
+        model, tokenizer, road.switch, out, card=card, short_factor=config.export.short_factor, files=files
+    )
+    if config.export.gguf is not None:
+        export_gguf(out, out / "model.gguf", dtype=config.export.gguf)
     tracking.log_file(out / "README.md")
-    stage.write_metrics({"target_length": switch[-1][0], "parameters": base["parameters"]})
+    stage.write_metrics({"target_length": road.switch[-1][0], "parameters": base["parameters"], **cost_metrics(costs)})
 
 
 if __name__ == "__main__":
-    needed = ("base.json", "checkpoints", "factors", "plots/perplexity.csv", "plots/passkey.csv")
-    run("export", export, sections=("export", "model", "corpus", "finetune"), inputs=needed)
+    files = ("plots/perplexity.csv", "plots/passkey.csv", "tokens/test")
+    sections = ("export", "model", "corpus", "finetune", "evaluate")
+    run("export", export, sections=sections, inputs=("base.json", "checkpoints", "factors", *files))

@@ -1,36 +1,48 @@
 """Stage recover: factors for inputs that are short again, and the extended model's factors by input length."""
 
+from functools import partial
+
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
-from ropewalk.models.base import load_model
-from ropewalk.rope import RopeScaling, switch_from_json, switch_to_json
+from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.search.factors import factors_entry, provenance, switch_entries, switch_json
 from ropewalk.search.targets import TargetSearch, search_metrics, table
 from ropewalk.stage import Stage, run
 
 
 def recover(stage: Stage) -> None:
     config = stage.config
-    first = RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text())
-    second = switch_from_json((stage.inputs / "factors" / "second_by_length.json").read_text())
-    results = TargetSearch(
-        load_model(str(stage.inputs / "checkpoints" / "finetune_second"), dtype=config.model.dtype),
+    base = read_json(stage.inputs / "base.json")
+    first = factors_entry((stage.inputs / "factors" / "first.json").read_text())
+    second = switch_entries((stage.inputs / "factors" / "second_by_length.json").read_text())
+    search = TargetSearch(
+        partial(load_model, str(stage.inputs / "checkpoints" / "finetune_second"), dtype=config.model.dtype),
         TokenStore(stage.inputs / "tokens" / "search"),
         config=config.search,
         target=config.road.recover,
-        original_length=read_json(stage.inputs / "base.json")["original_length"],
+        original_length=base["original_length"],
         seed=config.seed,
         state_folder=stage.state,
+        load_tokenizer=partial(load_tokenizer, base["path"]),
+        name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="short-input factors",
-    ).recover(first)
-    short = tuple((length, result.best) for length, result in results.items())
-    path = stage.output / "factors" / "recovered.json"
-    write_text(path, switch_to_json((*short, (first.target_length, first), *second)))
-    plot = stage.output / "plots" / "recover.csv"
-    write_table(plot, table(results))
-    tracking.log_search(stage.name, table(results), plot)
-    tracking.log_file(path)
-    stage.write_metrics(search_metrics(results))
+    )
+    results = search.recover(first[1])
+    origin = partial(provenance, search=config.search.name, commit=tracking.commit_of())
+    short = [(length, result.best, origin(result)) for length, result in results.items()]
+    factors, plot = stage.output / "factors" / "recovered.json", stage.output / "plots" / "recover.csv"
+
+    def write() -> None:
+        write_text(factors, switch_json([*short, first, *second]))
+        write_table(plot, table(results))
+        stage.write_metrics(search_metrics(results))
+
+    def track() -> None:
+        tracking.log_search(stage.name, table(results), plot)
+        tracking.log_file(factors)
+
+    search.publish(write, track, [factors, plot])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Stage search_first: rescale factors for the first target on the base model."""
 
+from functools import partial
+
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
-from ropewalk.models.base import load_model
+from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.search.factors import factors_json, provenance
 from ropewalk.search.targets import TargetSearch, search_metrics, table
 from ropewalk.stage import Stage, run
 
@@ -11,24 +14,34 @@ from ropewalk.stage import Stage, run
 def search_first(stage: Stage) -> None:
     config = stage.config
     base = read_json(stage.inputs / "base.json")
-    results = TargetSearch(
-        load_model(base["path"], dtype=config.model.dtype),
+    search = TargetSearch(
+        partial(load_model, base["path"], dtype=config.model.dtype),
         TokenStore(stage.inputs / "tokens" / "search"),
         config=config.search,
         target=config.road.search_first,
         original_length=base["original_length"],
         seed=config.seed,
         state_folder=stage.state,
+        load_tokenizer=partial(load_tokenizer, base["path"]),
+        name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="factors",
-    ).first()
+    )
+    results = search.first()
     found = results[max(results)]
-    write_text(stage.output / "factors" / "first.json", found.best.to_json())
-    write_text(stage.output / "factors" / "first_seed.json", (found.seed or found.best).to_json())
-    plot = stage.output / "plots" / "search_first.csv"
-    write_table(plot, table(results))
-    tracking.log_search(stage.name, table(results), plot)
-    tracking.log_file(stage.output / "factors" / "first.json")
-    stage.write_metrics(search_metrics(results))
+    origin = provenance(found, search=config.search.name, commit=tracking.commit_of())
+    factors, plot = stage.output / "factors" / "first.json", stage.output / "plots" / "search_first.csv"
+
+    def write() -> None:
+        write_text(factors, factors_json(found.best, origin))
+        write_text(stage.output / "factors" / "first_seed.json", factors_json(found.seed or found.best, origin))
+        write_table(plot, table(results))
+        stage.write_metrics(search_metrics(results))
+
+    def track() -> None:
+        tracking.log_search(stage.name, table(results), plot)
+        tracking.log_file(factors)
+
+    search.publish(write, track, [factors, plot])
 
 
 if __name__ == "__main__":

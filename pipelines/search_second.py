@@ -1,10 +1,13 @@
 """Stage search_second: factors for lengths beyond the first target, on the fine-tuned model, without training."""
 
+from functools import partial
+
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
-from ropewalk.models.base import load_model
-from ropewalk.rope import RopeScaling, switch_to_json
+from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.rope import RopeScaling
+from ropewalk.search.factors import factors_json, provenance, switch_json
 from ropewalk.search.targets import TargetSearch, search_metrics, table
 from ropewalk.stage import Stage, run
 
@@ -12,25 +15,34 @@ from ropewalk.stage import Stage, run
 def search_second(stage: Stage) -> None:
     config = stage.config
     base = read_json(stage.inputs / "base.json")
-    results = TargetSearch(
-        load_model(str(stage.inputs / "checkpoints" / "finetune_second"), dtype=config.model.dtype),
+    search = TargetSearch(
+        partial(load_model, str(stage.inputs / "checkpoints" / "finetune_second"), dtype=config.model.dtype),
         TokenStore(stage.inputs / "tokens" / "search"),
         config=config.search,
         target=config.road.search_second,
         original_length=base["original_length"],
         seed=config.seed,
         state_folder=stage.state,
+        load_tokenizer=partial(load_tokenizer, base["path"]),
+        name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="second factors",
-    ).second(RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text()))
-    by_length = tuple((length, result.best) for length, result in results.items())
-    factors = stage.output / "factors"
-    write_text(factors / "second.json", by_length[-1][1].to_json())
-    write_text(factors / "second_by_length.json", switch_to_json(by_length))
-    plot = stage.output / "plots" / "search_second.csv"
-    write_table(plot, table(results))
-    tracking.log_search(stage.name, table(results), plot)
-    tracking.log_file(factors / "second_by_length.json")
-    stage.write_metrics(search_metrics(results))
+    )
+    results = search.second(RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text()))
+    origin = partial(provenance, search=config.search.name, commit=tracking.commit_of())
+    by_length = [(length, result.best, origin(result)) for length, result in results.items()]
+    factors, plot = stage.output / "factors" / "second_by_length.json", stage.output / "plots" / "search_second.csv"
+
+    def write() -> None:
+        write_text(stage.output / "factors" / "second.json", factors_json(*by_length[-1][1:]))
+        write_text(factors, switch_json(by_length))
+        write_table(plot, table(results))
+        stage.write_metrics(search_metrics(results))
+
+    def track() -> None:
+        tracking.log_search(stage.name, table(results), plot)
+        tracking.log_file(factors)
+
+    search.publish(write, track, [factors, plot])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Other Python processes, to be killed: they see the tests' modules and have one thread."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
@@ -38,3 +41,17 @@ def run_until_killed(code: str, *arguments: object) -> None:
 def kill_self() -> None:
     """End this process as `kill -9` does: nothing is cleaned up or flushed."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fork(work: Callable[[], object]) -> BaseProcess:
+    """A process of its own, forked from this one, so that it has nothing to import."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def fork_until_killed(work: Callable[[], object]) -> None:
+    """Run ``work`` in a forked process, which must end by sending SIGKILL to itself."""
+    process = fork(work)
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL

@@ -52,7 +52,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "typo below a section": (["search.trails=3"], ["unknown key search.trails", "allowed are", "trials"]),
     "typo put in with a plus": (["+model.dtpe=x"], ["unknown key model.dtpe", "allowed are", "dtype"]),
     "unknown group": (["serch=fast"], ["unknown key serch", "allowed are", "search"]),
-    "unknown choice": (["search=quick"], ["search has no choice quick", "demo, fast, gradient, paper"]),
+    "unknown choice": (
+        ["search=quick"],
+        ["search has no choice quick", "cmaes, demo, evolution, fast, gradient, hybrid, longrope2, paper, random, tpe"],
+    ),
     "unknown experiment": (["experiment=big"], ["experiment has no choice big", "full, smoke"]),
     "wrong type": (["search.trials=many"], ["search.trials", "many", "Integer"]),
     "part of a number": (["search.trials=1.5"], ["search.trials", "1.5", "Integer"]),
@@ -106,6 +109,18 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "steps for other lengths": (["road.recover.gradient_steps=[]"], ["road.recover.gradient_steps", "found []"]),
     "more parents than members": (["search.parents=40"], ["search.parents", "search.initial", "40 and 20"]),
+    "too few pairs for a race": (
+        ["search.race.blocks=3"],
+        ["search.race.blocks times the documents of each search", "at least 32", "found 12"],
+    ),
+    "no documents of the target length": (["search.fitness.lengths=[0.5]"], ["search.fitness.lengths", "hold 1.0"]),
+    "a weight without a length": (["search.fitness.weights=[1,2]"], ["search.fitness.weights", "found [1.0, 2.0]"]),
+    "a race at more than the length": (["search.race.shorter=[2]"], ["search.race.shorter", "shares", "[2.0]"]),
+    "a password in the storage": (
+        ["search.storage=postgresql+psycopg://user:secret@host/name"],
+        ["search.storage", "PGPASSWORD"],
+    ),
+    "unknown sampler": (["search.sampler=nsga"], ["search.sampler", "evolution, paper, start_tokens", "nsga"]),
     "attention factors upside down": (["search.attention_factor=[2,1]"], ["search.attention_factor", "lowest"]),
     "negative count": (["search.gradient_steps=-1"], ["search.gradient_steps", "negative", "-1"]),
     "no rows": (["finetune.first.rows=0"], ["finetune.first.rows", "at least 1"]),
@@ -194,7 +209,7 @@ def test_a_mistake_ends_a_process_with_code_1_and_one_line(scratch: Path, script
     )
     assert found.returncode == 1
     assert found.stdout == ""
-    one_line(found.stderr, f"{script}: configuration: unknown key search.trails; allowed are name, gradient_steps")
+    one_line(found.stderr, f"{script}: configuration: unknown key search.trails; allowed are name, sampler")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,12 @@ TESTED = {
     r"python pipelines/evaluate\.py -m rope=pi,yarn,longrope evaluate=fast": (
         "pipelines/test_road.py::test_a_sweep_on_the_results_leaves_them_as_they_are"
     ),
+    r"python pipelines/show\.py model\.path=models/walker": (
+        "pipelines/test_show.py::test_the_walker_is_shown_as_plain_rope"
+    ),
+    r"python pipelines/push\.py push\.folder=.*": (
+        "export/test_push.py::test_the_registrys_model_loads_back_and_predicts"
+    ),
     r"make ui": "pipelines/test_road.py::test_the_ui_shows_the_runs",
     r"python pipelines/compose\.py --cfg job": "test_config.py::test_compose_prints_the_configuration",
     r"python pipelines/(?!compose)\w+\.py --cfg job": "pipelines/test_scripts.py::test_an_app_prints_its_configuration",

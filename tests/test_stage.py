@@ -66,6 +66,7 @@ def test_state_lies_below_the_work_folder_under_the_name_of_the_stage(stage: Sta
         (["seed=1"], False),
         (["finetune.first.steps=7"], True),
         (["evaluate.passkey_trials=50"], True),
+        (["search.workers=4", "search.storage=postgresql+psycopg://user@host/name"], True),
     ],
 )
 def test_state_is_of_the_sections_that_the_stage_reads_and_the_seed(

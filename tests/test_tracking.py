@@ -66,6 +66,13 @@ def test_a_stage_is_one_run_with_its_commit_name_and_config_hash(stage: Stage, s
     assert found.data.metrics["seconds"] >= 0
 
 
+def test_the_commit_of_a_folder_is_that_of_its_repository(tmp_path: Path) -> None:
+    (tmp_path / "project" / "src").mkdir(parents=True)
+    head = commit(tmp_path / "project")
+    assert tracking.commit_of(tmp_path / "project" / "src") == head
+    assert tracking.commit_of(tmp_path) == "unknown"
+
+
 def test_the_store_is_sqlite_and_artifacts_lie_below_mlartifacts(stage: Stage, store: Path) -> None:
     with tracking.stage_run(stage):
         assert mlflow.get_tracking_uri() == f"sqlite:///{store / 'mlflow.db'}"
@@ -134,6 +141,7 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
             "generation": trial // 2,
             "loss": loss,
             "best": min(losses[: trial + 1]),
+            "tokens": 1000 * trial,
             "lambda_00": 1.0,
             "n_hat": 0,
             "attention_factor": 1.1,
@@ -153,6 +161,10 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     series = client.get_metric_history(parent.info.run_id, "evolution_best_loss_2048")
     assert [(metric.step, metric.value) for metric in series] == [(0, 1.5), (1, 1.2)]
+    mean = client.get_metric_history(parent.info.run_id, "evolution_mean_loss_2048")
+    assert [(metric.step, metric.value) for metric in mean] == [(0, 1.75), (1, pytest.approx(1.55))]
+    paid = client.get_metric_history(parent.info.run_id, "best_loss_by_tokens_2048")
+    assert [(metric.step, metric.value) for metric in paid] == [(0, 2.0), (1, 1.5), (2, 1.5), (3, 1.2)]
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["search_first.csv"]
 
 
@@ -179,7 +191,7 @@ def test_two_sweeps_at_once_do_not_meet(project: Path) -> None:
         )
         for _ in range(2)
     ]
-    outputs = [sweep.communicate(timeout=120)[0] for sweep in sweeps]
+    outputs = [sweep.communicate(timeout=300)[0] for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
     found = runs(project)
     parents = {one.info.run_id: one for one in found if one.info.run_name == "base sweep"}

@@ -1,5 +1,6 @@
 """A store of random tokens, and the small search and training that a test and the process it kills both run."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from ropewalk.corpus.store import TokenStore, write_store
 from ropewalk.finetune.train import finetune
 from ropewalk.models.loss import token_losses
 from ropewalk.rope import RopeScaling
-from ropewalk.search.fitness import Fitness
+from ropewalk.search.fitness import Evaluation, Fitness, Part
+from ropewalk.search.history import SearchResult
 from ropewalk.search.space import SearchSpace
-from ropewalk.search.study import SearchResult, run_search
+from ropewalk.search.study import Search
 from tiny_models import VOCABULARY, WINDOW, byte_tokenizer, tiny_llama
 
 BOS, EOS = 0, 1
@@ -24,8 +26,6 @@ SPACE = SearchSpace(
     rotary_dim=16, base=10_000.0, original_length=WINDOW, target_length=4 * WINDOW, upper=5.0, n_hats=(0, 1, 2, 4)
 )
 SEARCH = SearchConfig(name="tiny", gradient_steps=8, gradient_rows=1, trials=14, initial=6, children=4, parents=4)
-SAVE_EVERY = 5
-"""Gradient steps between two saves of their state."""
 
 
 def token_store(folder: Path, *, documents: int = 4, tokens: int = 600) -> TokenStore:
@@ -43,10 +43,21 @@ def token_store(folder: Path, *, documents: int = 4, tokens: int = 600) -> Token
     return TokenStore(folder)
 
 
-def search(folder: Path, *, kill_at: str = "", space: SearchSpace = SPACE, config: SearchConfig = SEARCH) -> Any:
+def search(
+    folder: Path,
+    *,
+    kill_at: str = "",
+    space: SearchSpace = SPACE,
+    config: SearchConfig = SEARCH,
+    model: Any = None,
+    documents: int = 2,
+    pause: float = 0.0,
+    **more: Any,
+) -> Any:
     """(result, reads): a search with its state in ``folder``/state that logs all it pays for in ``folder``/reads.
 
-    ``kill_at`` is the line of the log after which the process kills itself: "trial 7", "step 6".
+    ``kill_at`` is the line of the log after which the process kills itself: "read 7", "step 6"; ``pause`` the
+    seconds that each read takes longer.
     """
     store = token_store(folder / "store")
     log = folder / "reads"
@@ -60,10 +71,11 @@ def search(folder: Path, *, kill_at: str = "", space: SearchSpace = SPACE, confi
             kill_self()
 
     class Logged(Fitness):
-        def __call__(self, candidate: RopeScaling) -> float:
-            loss = super().__call__(candidate)
+        def evaluate(self, candidate: RopeScaling, **more: Any) -> Evaluation:
+            found = super().evaluate(candidate, **more)
+            time.sleep(pause)
             paid("read")
-            return loss
+            return found
 
     segments = Segments(store, length=space.target_length, rows=1, steps=config.gradient_steps, seed=5)
 
@@ -71,17 +83,17 @@ def search(folder: Path, *, kill_at: str = "", space: SearchSpace = SPACE, confi
         paid("step")
         return segments.step(step)
 
-    model = tiny_llama()
-    rows = torch.from_numpy(store.first_tokens(space.target_length, documents=2))
-    result: SearchResult = run_search(
-        model,
-        fitness=Logged(model, rows),
+    rows = torch.from_numpy(store.first_tokens(space.target_length, documents=documents))
+    result: SearchResult = Search(
+        fitness=Logged(
+            model or tiny_llama(), (Part(rows),), blocks=config.race.blocks, shorter=tuple(config.race.shorter)
+        ),
         batch=batch,
         space=space,
         config=config,
-        seed=3,
         state_folder=folder / "state",
-    )
+        **{"seed": 3, **more},
+    ).run()
     return result, log.read_text().splitlines()
 
 

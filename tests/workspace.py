@@ -22,13 +22,13 @@ _NOT_OURS = ("MLFLOW_", "ROPEWALK_PARENT", "HYDRA_", "DVC_")
 
 
 def environment(project: Path) -> dict[str, str]:
-    """For child processes: this interpreter first on PATH, the project's own sources, one thread."""
+    """For child processes: this interpreter first on PATH, the project's own sources first, one thread."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_OURS)}
     python = Path(sys.executable).parent
     return {
         **kept,
         "PATH": f"{python}{os.pathsep}{kept.get('PATH', '')}",
-        "PYTHONPATH": str(project / "src"),
+        "PYTHONPATH": os.pathsep.join([str(project / "src"), kept.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
     }

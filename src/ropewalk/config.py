@@ -104,16 +104,51 @@ class ModelConfig:
 
 
 @dataclass
+class FitnessConfig:
+    """What candidates are judged by (group search/fitness)."""
+
+    name: str = "perplexity"
+    lengths: list[float] = field(default_factory=lambda: [1.0])
+    """Lengths that documents are read at, as shares of the target length."""
+    weights: list[float] = field(default_factory=lambda: [1.0])
+    """Of each length's mean loss; they are made to sum to 1."""
+    needles: int = 0
+    """Facts hidden in each document, whose repetition at its end alone is judged; 0 to judge every token."""
+
+
+@dataclass
+class RaceConfig:
+    """Stopping hopeless candidates early, by Wilcoxon's test on blocks that both they and the best have read."""
+
+    blocks: int = 0
+    """Blocks of each document; all documents together need 32 or the test cannot fire early. 0 for no race."""
+    p_value: float = 0.05
+    """A candidate is stopped below it."""
+    shorter: list[float] = field(default_factory=list)
+    """Shares of the length that every document is read at first."""
+
+
+@dataclass
 class SearchConfig:
     name: str = MISSING
+    sampler: str = "evolution"
+    """evolution, paper, start_tokens (only n_hat), cmaes, tpe or random."""
+    critical: bool = False
+    """LongRoPE2's space: lambda in [s, 2s] from the critical dimension up, which is searched too."""
+    fitness: FitnessConfig = field(default_factory=FitnessConfig)
+    """What a candidate is judged by ..."""
+    race: RaceConfig = field(default_factory=RaceConfig)
+    """... and when it is given up before all is read."""
     gradient_steps: int = 0
     """Gradient steps on (lambda, t) whose path seeds the population; 0 for none."""
     gradient_rows: int = 2
     """Segments in a gradient step."""
     gradient_learning_rate: float = 0.2
     """Of log lambda's increments (before softplus); log t learns at a sixteenth of it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass in place of keeping them."""
     trials: int = 1344
-    """Optuna trials, the initial population included."""
+    """Optuna trials, the initial population included; those stopped early count."""
     initial: int = 64
     """Trials in the initial population."""
     children: int = 32
@@ -122,12 +157,36 @@ class SearchConfig:
     """The best trials so far, which a generation is bred from."""
     mutation_probability: float = 0.3
     """Of each gene."""
+    knots: int = 6
+    """Of cmaes, tpe and random, which set lambda at so many pairs with straight lines (in log lambda) between."""
     documents: int = 5
     """Documents of the search split that the fitness reads."""
+    batch_tokens: int = 16_384
+    """Tokens in a forward pass, at most."""
     upper_ratio: float = 1.25
     """Largest lambda as a multiple of s."""
-    attention_factor: list[float] = field(default_factory=lambda: [0.9, 1.6])
-    """Lowest and highest; both the same value fixes it."""
+    attention_factor: list[float] | None = field(default_factory=lambda: [0.9, 1.6])
+    """Lowest and highest; both the same value fixes it, null fixes it at LongRoPE's sqrt(1 + ln s / ln L0)."""
+    budget_tokens: int | None = None
+    """Forward tokens after which no trial is begun; a backward pass counts as two forward passes more."""
+    patience: int | None = None
+    """Trials without a gain of least_gain after which the search ends."""
+    least_gain: float = 0.0005
+    """In nats."""
+    workers: int = 1
+    """Processes on this machine, one per device."""
+    storage: str | None = None
+    """Address of a database for Optuna that several machines share; a file beside the search's state by default."""
+    study_name: str | None = None
+    """In a shared storage, after the stage's name; by default a hash of what the stage reads."""
+    heartbeat_seconds: int = 10
+    """A worker silent for three times as long has its trial taken over."""
+    storage_timeout: int = 300
+    """Seconds that a shared storage may be away."""
+
+
+PLACEMENT = ("workers", "storage", "study_name", "heartbeat_seconds", "storage_timeout")
+"""What of `SearchConfig` says where a search runs, not what it finds: it goes on as the same when these change."""
 
 
 @dataclass
@@ -214,7 +273,42 @@ class EvaluateConfig:
 @dataclass
 class ExportConfig:
     short_factor: str = "same"
-    """same: one factor set for every length, safe in any software."""
+    """same: one factor set for every length, safe in any software. recovered: the factors for short inputs too, which
+    garble text in most software when generation crosses the original window."""
+    gguf: str | None = None
+    """float16 or float32: also write model.gguf for llama.cpp, of a Llama-shaped model; needs the extra gguf."""
+    license: str | None = None
+    """Licence of the base model, for the card; by default what the card in its folder says."""
+
+
+@dataclass
+class ShowConfig:
+    """pipelines/show.py, where it shows a table of factors in place of model.path's scaling."""
+
+    table: str | None = None
+    """CSV file of factors, one row, or one row per layer."""
+    original_length: int | None = None
+    """Window that the factors start from, in tokens; needed with a table."""
+    target_length: int | None = None
+    """Window that they are for; needed with a table."""
+    base: float = 10_000.0
+    """Base of the rotary frequencies of the model that the table is for."""
+
+
+@dataclass
+class PushConfig:
+    """pipelines/push.py: where an exported model goes; at least one of these."""
+
+    model: str = "results/model"
+    """The exported folder."""
+    folder: str | None = None
+    """A local folder that is empty, not there, or an earlier push."""
+    hub: str | None = None
+    """A hub repository, owner/name; the token is read from HF_TOKEN alone."""
+    mlflow: str | None = None
+    """Name in MLflow's model registry."""
+    private: bool = True
+    """Make a new hub repository private."""
 
 
 @dataclass
@@ -267,6 +361,8 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
     walker: WalkerConfig = field(default_factory=WalkerConfig)
+    show: ShowConfig = field(default_factory=ShowConfig)
+    push: PushConfig = field(default_factory=PushConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

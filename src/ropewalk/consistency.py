@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from ropewalk.config import Config, SearchTargetConfig, SourceConfig
@@ -11,33 +12,38 @@ if TYPE_CHECKING:
 METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "longrope")
 """What evaluate compares; longrope stands for the searched factors."""
 SOURCES = ("stdlib", "jsonl", "text", "redpajama_v1", "redpajama_sample", "redpajama_v2")
+SAMPLERS = ("evolution", "paper", "start_tokens", "cmaes", "tpe", "random")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "corpus.name": (*SOURCES, "mixture"),
     "model.dtype": ("float32", "bfloat16", "float16"),
+    "search.sampler": SAMPLERS,
     "finetune.first.decay": ("linear", "constant"),
     "finetune.second.decay": ("linear", "constant"),
     "finetune.precision": _PRECISIONS,
     "walker.precision": _PRECISIONS,
-    "export.short_factor": ("same",),
+    "export.short_factor": ("same", "recovered"),
+    "export.gguf": ("float16", "float32"),
 }
 _NOT_NEGATIVE = (
-    "seed search.trials search.gradient_steps finetune.first.warmup_steps finetune.second.warmup_steps "
+    "seed search.trials search.gradient_steps search.fitness.needles search.race.blocks search.least_gain "
+    "search.storage_timeout finetune.first.warmup_steps finetune.second.warmup_steps "
     "finetune.weight_decay walker.weight_decay corpus.least_tokens"
 ).split()
 _AT_LEAST_ONE = (
     "corpus.least_long_documents corpus.long_tokens corpus.workers corpus.evaluation_words corpus.evaluation_overlap "
     "corpus.mixture_tokens model.original_length search.gradient_rows search.initial "
-    "search.children search.parents search.documents search.upper_ratio road.search_first.documents "
+    "search.children search.parents search.documents search.batch_tokens search.knots search.budget_tokens "
+    "search.patience search.workers search.heartbeat_seconds search.upper_ratio road.search_first.documents "
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
-    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows"
+    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows show.original_length show.target_length"
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
-    "finetune.gradient_clip walker.learning_rate"
+    "finetune.gradient_clip walker.learning_rate show.base"
 ).split()
 _SHARES = (
     "corpus.largest_rejected_share corpus.near_duplicates search.mutation_probability finetune.recall_share "
@@ -58,6 +64,10 @@ def check(config: "Config") -> None:
     _check_search(config)
     _check_finetune(config)
     _check_evaluate(config)
+    if config.show.table is not None:
+        for name in ("original_length", "target_length"):
+            value = getattr(config.show, name)
+            _require(value is not None, f"show.{name} must be given with show.table, in tokens, found none")
     cycles = config.walker.cycles
     _require(bool(cycles) and min(cycles) >= 1, f"walker.cycles must be numbers of steps from 1, found {cycles}")
     if config.model.original_length is not None:
@@ -191,8 +201,37 @@ def _check_search(config: "Config") -> None:
     )
     lowest_highest = search.attention_factor
     _require(
-        len(lowest_highest) == 2 and 0 < lowest_highest[0] <= lowest_highest[1],
+        lowest_highest is None or (len(lowest_highest) == 2 and 0 < lowest_highest[0] <= lowest_highest[1]),
         f"search.attention_factor must be the lowest and the highest, found {lowest_highest}",
+    )
+    for key, lengths in (("fitness.lengths", search.fitness.lengths), ("race.shorter", search.race.shorter)):
+        _require(
+            all(0 < share <= 1 for share in lengths),
+            f"search.{key} must be shares of the target length above 0 and up to 1, found {lengths}",
+        )
+    _require(
+        1.0 in search.fitness.lengths,
+        f"search.fitness.lengths must hold 1.0, the target length itself, found {search.fitness.lengths}",
+    )
+    weights = search.fitness.weights
+    _require(
+        len(weights) == len(search.fitness.lengths) >= 1 and min(weights) > 0,
+        f"search.fitness.weights must hold a positive weight for each of search.fitness.lengths "
+        f"{search.fitness.lengths}, found {weights}",
+    )
+    _require(
+        search.storage is None or "://" not in search.storage or urlsplit(search.storage).password is None,
+        "search.storage must not hold a password, which would be recorded with the run; put it into PGPASSWORD or "
+        "~/.pgpass",
+    )
+    _require(0 < search.race.p_value < 1, f"search.race.p_value must lie between 0 and 1, found {search.race.p_value}")
+    road = config.road
+    own = [target.documents for target in (road.search_first, road.search_second, road.recover)]
+    pairs = search.race.blocks * min(documents or search.documents for documents in own)
+    _require(
+        search.race.blocks == 0 or pairs >= 32,
+        "search.race.blocks times the documents of each search must be at least 32, or the test cannot fire early, "
+        f"found {pairs}",
     )
 
 

@@ -24,12 +24,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ropewalk.config import Config, checked, explain, register, section
+from ropewalk.config import PLACEMENT, Config, checked, explain, register, section
 from ropewalk.consistency import check_window
 from ropewalk.files import file_hash, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OSError)
+EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OSError, MemoryError)
 """What a user can put right: reported in one line, without a traceback (ROPEWALK_TRACEBACK=1 shows it)."""
 
 
@@ -54,15 +54,18 @@ class Stage:
     @property
     def state(self) -> Path:
         """Folder for resumable state: one per configuration and inputs, so that no other run's is taken."""
-        values = {**section(self.config, *self.sections), "seed": self.config.seed, "inputs": self.inputs_hash}
-        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-        folder = Path(self.config.work) / self.name / digest
+        folder = Path(self.config.work) / self.name / self._hash(inputs=self.inputs_hash)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @property
     def config_hash(self) -> str:
-        values = {**section(self.config, *self.sections), "seed": self.config.seed}
+        return self._hash()
+
+    def _hash(self, **more: str) -> str:
+        values = {**section(self.config, *self.sections), "seed": self.config.seed, **more}
+        if "search" in values:
+            values["search"] = {key: value for key, value in values["search"].items() if key not in PLACEMENT}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def values(self, *names: str) -> dict[str, Any]:
@@ -105,8 +108,8 @@ def _run(stage: Stage, work: Callable[[Stage], None]) -> None:
 
     with tracking.stage_run(stage):
         work(stage)
-    # Done: the results are whole, so a forced run starts afresh.
-    shutil.rmtree(stage.state)
+    # Done: the results are whole, so a forced run starts afresh. Another machine may remove the folder too.
+    shutil.rmtree(stage.state, ignore_errors=True)
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 import atexit
 import fcntl
 import logging
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +68,9 @@ def _alone_on(uri: str) -> Iterator[None]:
         yield
 
 
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+def commit_of(folder: str | Path = ".") -> str:
+    """The git commit that ``folder`` is at, or "unknown"."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
 
 
@@ -79,7 +82,7 @@ def stage_run(stage: "Stage") -> Iterator[None]:
     run_id = remembered.read_text() if remembered.is_file() else None
     if run_id and not _exists(run_id):
         run_id = None
-    tags = {"commit": _commit(), "stage": stage.name, "config_hash": stage.config_hash}
+    tags = {"commit": commit_of(), "stage": stage.name, "config_hash": stage.config_hash}
     if parent := os.environ.get(PARENT):
         tags["mlflow.parentRunId"] = parent
     with mlflow.start_run(
@@ -132,6 +135,31 @@ def log_file(path: Path) -> None:
         mlflow.log_artifact(str(path))
 
 
+def register_model(folder: Path, name: str) -> str:
+    """A transformers checkpoint as the next version of ``name`` in the model registry, in the active run.
+
+    Returns:
+        Its address for ``mlflow.transformers.load_model`` and ``mlflow.pyfunc.load_model``.
+    """
+    # Late, because transformers takes seconds to import and only a push needs it.
+    import transformers
+    from huggingface_hub import ModelCard
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    logged = mlflow.transformers.log_model(
+        transformers_model={"model": model, "tokenizer": tokenizer},
+        name="model",
+        task="text-generation",
+        # Else MLflow asks the hub for one.
+        model_card=ModelCard.load(folder / "README.md"),
+        registered_model_name=name,
+        # Said here, since MLflow would load the model in a process of its own to find them.
+        pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "transformers")],
+    )
+    return f"models:/{name}/{logged.registered_model_version}"
+
+
 def log_dataset(name: str, *, source: str, card: dict[str, Any]) -> None:
     """The corpus of the active run as MLflow datasets: each split with its counts, known by its tokens' hash."""
     for split in ("train", "search", "test"):
@@ -150,17 +178,30 @@ def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> 
         mlflow.log_metrics(metrics)
 
 
-def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: int = 3) -> None:
-    """A search in the active run: best loss by generation, all trials as one table, the few best as child runs."""
+def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: int = 10) -> None:
+    """A search in the active run: best loss by tokens paid and by generation, a table of all, the best as child runs.
+
+    The step of ``best_loss_by_tokens`` is the count of forward tokens in thousands.
+    """
     for length in dict.fromkeys(row["length"] for row in rows):
+        paid, lowest = dict[int, float](), math.inf
+        for row in rows:
+            if row["length"] == length and row["phase"] != "gradient" and row["loss"] is not None:
+                lowest = min(lowest, row["loss"])
+                paid[row["tokens"] // 1000] = lowest
+        log_series(f"best_loss_by_tokens_{length}", list(paid.items()))
         for phase in ("gradient", "evolution"):
-            own = [row for row in rows if row["length"] == length and row["phase"] == phase]
+            own = [row for row in rows if row["length"] == length and row["phase"] == phase and row["best"] is not None]
             steps = {(row["generation"] if phase == "evolution" else row["trial"]): row["best"] for row in own}
             log_series(f"{phase}_best_loss_{length}", list(steps.items()))
-        trials = sorted(
-            (r for r in rows if r["length"] == length and r["phase"] == "evolution"), key=lambda r: r["loss"]
+        trials = [r for r in rows if r["length"] == length and r["phase"] == "evolution" and r["loss"] is not None]
+        generations: dict[int, list[float]] = {}
+        for row in trials:
+            generations.setdefault(row["generation"], []).append(row["loss"])
+        log_series(
+            f"evolution_mean_loss_{length}", [(number, sum(own) / len(own)) for number, own in generations.items()]
         )
-        for rank, row in enumerate(trials[:best], start=1):
+        for rank, row in enumerate(sorted(trials, key=lambda row: row["loss"])[:best], start=1):
             tags = {"length": str(length), "trial": str(row["trial"]), "generation": str(row["generation"])}
             numbers = {k: v for k, v in row.items() if k.startswith(("lambda_", "loss", "n_hat", "attention_factor"))}
             log_child(f"{name} {length} best {rank}", tags=tags, metrics=numbers)
@@ -184,7 +225,7 @@ class SweepParent(Callback):
         tracking = TrackingConfig(**{key: config.tracking[key] for key in ("experiment", "uri")})
         experiment = _experiment(tracking)
         overrides = " ".join(map(str, config.hydra.overrides.task)) or "no overrides"
-        tags = {"commit": _commit(), "overrides": overrides[:_LONGEST_VALUE]}
+        tags = {"commit": commit_of(), "overrides": overrides[:_LONGEST_VALUE]}
         run = mlflow.MlflowClient().create_run(experiment, run_name=f"{Path(sys.argv[0]).stem} sweep", tags=tags)
         os.environ[PARENT] = run.info.run_id
         # Hydra calls on_multirun_end only where every job succeeded.

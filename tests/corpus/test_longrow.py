@@ -94,9 +94,9 @@ from pathlib import Path
 from ropewalk.corpus.documents import Document, read_rows
 (_, found), = read_rows(sys.argv[1])
 assert isinstance(found, Document)
-# Of this program alone; getrusage counts what the process had before it became this program.
-peak_kib = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)
-print(sum(map(len, found.pieces())), peak_kib)
+characters = sum(map(len, found.pieces()))
+# Not getrusage's: that begins with what the parent had before exec.
+print(characters, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 

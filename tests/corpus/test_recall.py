@@ -1,17 +1,57 @@
-"""Recall rows: exact length, values asked for were stated, keys of the passkey task held out."""
+"""Recall rows: exact length, values asked for were stated before, nothing of the passkey task in them."""
 
 import re
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ropewalk.corpus.recall import is_held_out_key, recall_row
+from ropewalk.corpus import recall
+from ropewalk.corpus.recall import draw_facts, is_held_out_key, recall_row
+from ropewalk.evaluate import passkey
 from tiny_models import byte_tokenizer
 
 CODE = "def walk(rope):\n    return [pair for pair in rope]\n\n"
 ROWS = 1500
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recall row as text, the facts drawn for it and the statement of each."""
+
+    text: str
+    facts: list[dict[str, str]]
+    statements: list[str]
+
+
+def watched_row(seed: int, *, length: int, tokenizer: Any, code: str = CODE) -> Row:
+    facts: list[dict[str, str]] = []
+    lines: list[str] = []
+
+    class Watched:
+        decode = staticmethod(tokenizer.decode)
+
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            lines[:] = texts
+            return tokenizer(texts, **options)
+
+    def watched_facts(*arguments: Any, **options: Any) -> Iterator[dict[str, str]]:
+        for fact in draw_facts(*arguments, **options):
+            facts.append(fact)
+            yield fact
+
+    ids = np.asarray(tokenizer(code * (length // len(code) + 1), add_special_tokens=False)["input_ids"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recall, "draw_facts", watched_facts)
+        row = recall_row(np.random.default_rng(seed), code=ids, length=length, tokenizer=Watched())
+    return Row(tokenizer.decode(row), facts, lines[: len(facts)])
+
+
+def questions(fact: dict[str, str]) -> set[str]:
+    """All that may ask for a fact."""
+    return {f"\n{question.format(**fact)}\n" for _, question in recall._WORDINGS}
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +90,64 @@ def test_a_seventh_of_all_five_digit_values_is_held_out() -> None:
     assert len(keys) == pytest.approx(90_000 / 7, abs=1)
 
 
-def test_what_is_asked_was_stated_before(texts: list[str]) -> None:
-    for text in texts:
-        values = Counter(re.findall(r"(?<!\d)\d{2,8}(?!\d)|[a-z]+_[a-z]+", text))
-        assert max(values.values()) >= 2
+@pytest.mark.parametrize("length", [300, 2046])
+def test_what_is_asked_was_stated_before(tokenizer: Any, length: int) -> None:
+    asked_apart = 0
+    for seed in range(200):
+        row = watched_row(seed, length=length, tokenizer=tokenizer)
+        stated = 0
+        for fact, statement in zip(row.facts, row.statements, strict=True):
+            asked = [place.start() for own in questions(fact) for place in re.finditer(re.escape(own), row.text)]
+            # Some wordings ask as they state: then it is the first of several.
+            apart = [place for place in asked if not row.text.startswith(statement, place)]
+            if statement not in row.text:
+                assert not asked
+                continue
+            stated += 1
+            asked_apart += len(apart)
+            assert len(asked) > (statement in questions(fact))
+            assert all(place > row.text.index(statement) for place in apart)
+            assert fact["value"] in statement
+        assert stated
+    assert asked_apart > 200
+
+
+def test_long_rows_hold_more_facts(tokenizer: Any) -> None:
+    def mean_facts(length: int) -> float:
+        rows = [watched_row(seed, length=length, tokenizer=tokenizer) for seed in range(100)]
+        return float(np.mean([sum(statement in row.text for statement in row.statements) for row in rows]))
+
+    short, middle, long = map(mean_facts, (254, 1022, 2046))
+    assert 1 < short < middle / 2
+    assert middle < long / 1.5
+
+
+def test_facts_have_different_names() -> None:
+    for seed in range(100):
+        facts = list(draw_facts(np.random.default_rng(seed), 40, words=["rope", "walk"]))
+        assert len(facts) == 40
+        assert len({fact["thing"] for fact in facts}) == 40
+        assert len({fact["name"].lower() for fact in facts}) == 40
+
+
+def test_nothing_that_the_passkey_task_says_occurs(tokenizer: Any) -> None:
+    task = [passkey._TASK, passkey._FILLER, passkey._KEY, passkey._QUESTION]
+    sentences = [part.strip() for text in task for part in re.split(r"(?<=[.?])\s", text.lower())]
+    said = [part for sentence in sentences for part in sentence.split("{key}") if len(part) > 5]
+    assert {"the pass key is ", "remember it.", "the grass is green.", "what is the pass key?"} < set(said)
+    # Its words, each on a line of its own, as the text that things are named by.
+    words = sorted({word for text in task for word in re.findall("[a-z]{3,}", text.lower())})
+    code = "\n".join(words) + "\n"
+    for seed in range(300):
+        text = watched_row(seed, length=1022, tokenizer=tokenizer, code=code).text.lower()
+        for part in (*said, "pass key", "what is the"):
+            assert part not in text, text
+
+
+def test_no_thing_is_called_pass_key() -> None:
+    things = [fact["thing"] for fact in draw_facts(np.random.default_rng(0), 60, words=["pass", "key", "pass"])]
+    assert any("key pass" in thing for thing in things)
+    assert not any("pass key" in thing for thing in things)
 
 
 def test_rows_depend_on_the_generator_only(tokenizer: Any) -> None:

@@ -1,10 +1,12 @@
 """The card says what the model is, how it was made, what was measured, and how loaders differ."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ropewalk.export import model_card
+from ropewalk.export.card import license_of
 from ropewalk.rope import LengthSwitch, RopeScaling
 
 LONG = RopeScaling((1.0, 4.0, 9.0), 256, 16_384, n_hat=4, attention_factor=1.27)
@@ -63,3 +65,36 @@ def test_a_card_without_figures_leaves_their_tables_out() -> None:
     text = model_card(base={"name": "x"}, switch=((16_384, LONG),), perplexity_rows=[], passkey_rows=[], how_made={})
     assert "Perplexity" not in text
     assert "Passkey" not in text
+
+
+def test_two_sets_of_factors_come_with_a_warning() -> None:
+    made: dict[str, Any] = {"base": BASE, "perplexity_rows": [], "passkey_rows": [], "how_made": {}}
+    switch = ((256, SHORT), (16_384, LONG))
+    warned = model_card(**made, switch=switch, short_factor="recovered")
+    assert "**Warning.**" in warned
+    assert "cross 256 tokens" in warned
+    assert "Warning" not in model_card(**made, switch=switch)
+
+
+def test_licence_pictures_and_what_other_software_loses_are_in_it() -> None:
+    cost = [
+        {"variant": way, "length": 256, "perplexity": value}
+        for way, value in (("with ropewalk", 7.6), ("without n_hat", 7.7), ("same", 8.8), ("recovered", 8.1))
+    ]
+    text = model_card(
+        base={**BASE, "license": "apache-2.0"}, switch=((16_384, LONG),), perplexity_rows=[], passkey_rows=[],
+        how_made={}, cost_rows=cost, pictures={"perplexity.png": "Perplexity"},
+    )  # fmt: skip
+    assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
+    assert "![Perplexity](perplexity.png)" in text
+    assert "| 256 | 7.60 | 7.70 | 8.80 | 8.10 |" in text
+
+
+def test_the_licence_is_read_from_the_base_models_card(tmp_path: Path) -> None:
+    assert license_of(tmp_path) is None
+    assert license_of("owner/model") is None
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ntags: [x]\n---\n# A model\n")
+    assert license_of(tmp_path) == "mit"
+    for text in ("# no front matter", "---\n: : [\n---\n", "---\n- list\n---\n", "---\nlicense: [a, b]\n---\n"):
+        (tmp_path / "README.md").write_text(text)
+        assert license_of(tmp_path) is None

@@ -10,10 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ropewalk.export import export_checkpoint
+from ropewalk.export.cost import exported_scalings
+from ropewalk.models.base import load_model
 from ropewalk.rope import RopeScaling, extend, rotary_shape
-from tiny_models import WINDOW, token_rows
+from tiny_models import WINDOW, tiny_llama, token_rows
 
-from .conftest import switch_for
+from .conftest import long_switch_for, switch_for
+
+SMALL_DISK = "64k"
 
 
 def file_names(folder: Path) -> set[str]:
@@ -132,3 +136,68 @@ def test_factors_for_another_rotary_dimension_are_refused_before_anything_is_wri
     with pytest.raises(ValueError, match="rescale factors"):
         export_checkpoint(llama, tokenizer, ((2 * WINDOW, wrong),), tmp_path / "model", card="")
     assert not file_names(tmp_path)
+
+
+@pytest.mark.parametrize("length", [WINDOW // 2, WINDOW, WINDOW + 1, 4 * WINDOW])
+def test_recovered_factors_are_what_plain_transformers_applies_up_to_the_window(
+    model: Any, tokenizer: Any, tmp_path: Path, length: int
+) -> None:
+    switch = long_switch_for(model)
+    export_checkpoint(model, tokenizer, switch, tmp_path / "model", card="", short_factor="recovered")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    short, long = exported_scalings(switch, "recovered")
+    ids = token_rows(length, rows=2)
+    with torch.no_grad():
+        theirs = loaded(ids).logits
+        ours = extend(model, short if length <= WINDOW else long)(ids).logits
+        other = extend(model, long if length <= WINDOW else short)(ids).logits
+    torch.testing.assert_close(theirs, ours, atol=1e-5 * float(ours.abs().max()), rtol=0)
+    assert not torch.allclose(theirs, other, atol=1e-2)
+
+
+def test_a_folder_that_holds_something_else_is_left_as_it_is(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not empty and holds no earlier export"):
+        export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), folder, card="")
+    with pytest.raises(ValueError, match="is a file"):
+        export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), folder / "chapter.txt", card="")
+    assert (folder / "chapter.txt").read_text() == "years of work"
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    llama: Any, tokenizer: Any, small_disk: Path
+) -> None:
+    with pytest.raises(OSError, match=r"needs 1\.\d MiB and its disk has"):
+        export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), small_disk / "deep" / "model", card="")
+    assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_and_untied_embeddings_and_shards_come_through(tokenizer: Any, tmp_path: Path, tied: bool) -> None:
+    model = tiny_llama(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "base", max_shard_size="40KB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    sharded = load_model(str(tmp_path / "base"))
+    switch = switch_for(model, n_hat=0)
+    export_checkpoint(sharded, tokenizer, switch, tmp_path / "model", card="")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    ids = token_rows(2 * WINDOW)
+    with torch.no_grad():
+        ours = extend(model, switch[-1][1])(ids).logits
+        torch.testing.assert_close(loaded(ids).logits, ours, atol=1e-5 * float(ours.abs().max()), rtol=0)
+
+
+def test_a_tokenizers_own_length_limit_does_not_survive(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.model_max_length = 48
+    export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), tmp_path / "model", card="")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert len(loaded("x" * 200, truncation=True)["input_ids"]) == 200
+
+
+def test_more_files_lie_beside_the_card(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    files = {"perplexity.png": b"picture"}
+    export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), tmp_path / "model", card="", files=files)
+    assert (tmp_path / "model" / "perplexity.png").read_bytes() == b"picture"

@@ -14,7 +14,7 @@ from ropewalk.export import export_checkpoint
 from ropewalk.rope import current_scaling, extend, scaling_for_length
 from tiny_models import WINDOW, token_rows
 
-from .conftest import switch_for
+from .conftest import long_switch_for, switch_for
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
 BOUNDARY = 2 * WINDOW
@@ -44,13 +44,86 @@ def test_logits_are_exactly_those_of_the_scaling_for_each_length(model: Any, exp
             assert torch.equal(loaded(ids).logits, ours), length
 
 
-def test_generation_across_a_switch_boundary_keeps_the_scaling_of_its_prompt(model: Any, exported: Path) -> None:
-    loaded = ropewalk.load_extended(exported).eval()
-    prompt = token_rows(BOUNDARY - 5, rows=1)
-    scaling = scaling_for_length(switch_for(model, n_hat=6), prompt.shape[1])
-    expected = extend(model, scaling).generate(prompt, use_cache=False, **GREEDY)
-    assert loaded.generate(prompt, **GREEDY).tolist() == expected.tolist()
-    assert current_scaling(loaded) == scaling
+def recomputed(model: Any, switch: Any, prompt: torch.Tensor, *, tokens: int) -> list[int]:
+    """Greedy tokens after one prompt, each from a pass over all before it under the scaling for so many."""
+    ids = prompt.clone()
+    for _ in range(tokens):
+        with torch.no_grad():
+            logits = extend(model, scaling_for_length(switch, ids.shape[1]))(ids).logits
+        logits[..., 1] = -torch.inf  # </s>, which min_new_tokens forbids
+        ids = torch.cat((ids, logits[:, -1:].argmax(-1)), dim=1)
+    return ids[0, prompt.shape[1] :].tolist()
+
+
+def padded(prompts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch of prompts of unequal lengths, padded on the left."""
+    width = max(prompt.shape[1] for prompt in prompts)
+    gaps = [width - prompt.shape[1] for prompt in prompts]
+    ids = [torch.nn.functional.pad(prompt, (gap, 0), value=2) for prompt, gap in zip(prompts, gaps, strict=True)]
+    mask = torch.stack([(torch.arange(width) >= gap).long() for gap in gaps])
+    return {"input_ids": torch.cat(ids), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("boundary", [WINDOW // 2, WINDOW, 2 * WINDOW])
+def test_cached_generation_in_unequal_rows_is_full_recomputation_around_every_boundary(
+    model: Any, tokenizer: Any, tmp_path: Path, boundary: int
+) -> None:
+    switch = long_switch_for(model)
+    export_checkpoint(model, tokenizer, switch, tmp_path / "model", card="")
+    loaded = ropewalk.load_extended(tmp_path / "model").eval()
+    # Far below, close below, at and one above the boundary.
+    lengths = (boundary // 2, boundary - 4, boundary, boundary + 1)
+    prompts = [token_rows(length, rows=1) for length in lengths]
+    few = {**GREEDY, "max_new_tokens": 8, "min_new_tokens": 8}
+    expected = [recomputed(model, switch, prompt, tokens=8) for prompt in prompts]
+    batch = padded(prompts)
+    together = loaded.generate(**batch, **few)[:, batch["input_ids"].shape[1] :]
+    assert together.tolist() == expected
+    # The tokens do depend on the scaling, so that this could fail.
+    fixed = ropewalk.load_extended(tmp_path / "model", length=8 * WINDOW).eval().generate(**batch, **few)
+    assert fixed[:, batch["input_ids"].shape[1] :].tolist() != expected
+
+
+def test_a_cache_is_used_between_the_boundaries(llama: Any, exported_llama: Path) -> None:
+    loaded = ropewalk.load_extended(exported_llama).eval()
+    widths: list[int] = []
+    loaded.model.register_forward_pre_hook(
+        lambda _, __, options: widths.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    start = BOUNDARY - 5
+    loaded.generate(token_rows(start, rows=1), **GREEDY)
+    # One prefill, and one more where token BOUNDARY + 1 is read.
+    assert widths == [start, *(1,) * 5, BOUNDARY + 1, *(1,) * 5]
+
+
+def test_rows_padded_on_either_side_get_the_logits_that_they_have_alone(llama: Any, exported_llama: Path) -> None:
+    loaded = ropewalk.load_extended(exported_llama).eval()
+    prompts = [token_rows(length, rows=1) for length in (9, BOUNDARY, BOUNDARY + 1)]
+    width = BOUNDARY + 1
+    with torch.no_grad():
+        alone = [loaded(prompt).logits[0] for prompt in prompts]
+        left = padded(prompts)
+        on_left = loaded(**left).logits
+        ids = torch.cat([torch.nn.functional.pad(prompt, (0, width - prompt.shape[1])) for prompt in prompts])
+        mask = torch.stack([(torch.arange(width) < prompt.shape[1]).long() for prompt in prompts])
+        on_right = loaded(ids, attention_mask=mask).logits
+    for row, expected in enumerate(alone):
+        torch.testing.assert_close(on_left[row, width - len(expected) :], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(on_right[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_different_scalings_cannot_go_on_as_others(exported_llama: Path) -> None:
+    loaded = ropewalk.load_extended(exported_llama).eval()
+    with torch.no_grad():
+        output = loaded(**padded([token_rows(5, rows=1), token_rows(BOUNDARY + 1, rows=1)]), use_cache=True)
+        output.cache.batch_repeat_interleave(2)
+        with pytest.raises(ValueError, match="4 rows go on from inputs that began as 2 rows"):
+            loaded(torch.tensor([[5]] * 4), cache=output.cache)
+
+
+def test_an_extended_model_is_saved_under_its_own_name(exported_llama: Path, tmp_path: Path) -> None:
+    ropewalk.load_extended(exported_llama).save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_cached_steps_across_a_boundary_give_the_logits_of_one_pass_under_one_scaling(
@@ -69,30 +142,6 @@ def test_cached_steps_across_a_boundary_give_the_logits_of_one_pass_under_one_sc
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_left_padded_batch_generates_what_each_row_generates_alone(model: Any, exported: Path) -> None:
-    loaded = ropewalk.load_extended(exported).eval()
-    lengths = (BOUNDARY + 9, BOUNDARY + 1, BOUNDARY + 4)
-    prompts = [token_rows(length, rows=1) for length in lengths]
-    width = max(lengths)
-    ids = torch.cat([torch.nn.functional.pad(prompt, (width - prompt.shape[1], 0)) for prompt in prompts])
-    mask = torch.stack([(torch.arange(width) >= width - length).long() for length in lengths])
-    together = loaded.generate(ids, attention_mask=mask, **GREEDY)[:, width:]
-    alone = [loaded.generate(prompt, **GREEDY)[0, prompt.shape[1] :] for prompt in prompts]
-    assert together.tolist() == [row.tolist() for row in alone]
-
-
-def test_the_longest_row_of_a_padded_batch_decides_and_padding_does_not_count(llama: Any, exported_llama: Path) -> None:
-    loaded = ropewalk.load_extended(exported_llama).eval()
-    switch = switch_for(llama, n_hat=6)
-    ids = token_rows(BOUNDARY + 10, rows=2)
-    for longest, scaling in ((BOUNDARY, switch[0][1]), (BOUNDARY + 1, switch[1][1])):
-        mask = torch.ones_like(ids)
-        mask[:, : ids.shape[1] - longest] = 0
-        mask[0, : ids.shape[1] - 3] = 0
-        loaded.generate(ids, attention_mask=mask, **GREEDY)
-        assert current_scaling(loaded) == scaling
-
-
 def test_a_prompt_of_one_token_is_a_prefill_and_its_steps_are_not(llama: Any, exported_llama: Path) -> None:
     loaded = ropewalk.load_extended(exported_llama).eval()
     with torch.no_grad():
@@ -102,12 +151,17 @@ def test_a_prompt_of_one_token_is_a_prefill_and_its_steps_are_not(llama: Any, ex
     assert loaded.generate(prompt, **GREEDY).tolist() == expected.tolist()
 
 
-def test_beams_keep_one_scaling(llama: Any, exported_llama: Path) -> None:
+def test_beams_across_a_boundary_are_those_without_a_cache(exported_llama: Path) -> None:
     loaded = ropewalk.load_extended(exported_llama).eval()
-    prompt = token_rows(BOUNDARY - 3, rows=1)
-    found = loaded.generate(prompt, num_beams=3, **GREEDY)
-    expected = extend(llama, switch_for(llama, n_hat=6)[0][1]).generate(prompt, num_beams=3, **GREEDY)
-    assert found.tolist() == expected.tolist()
+    batch = padded([token_rows(length, rows=1) for length in (BOUNDARY - 3, BOUNDARY // 2)])
+    found = loaded.generate(**batch, num_beams=3, **GREEDY)
+    assert found.tolist() == loaded.generate(**batch, num_beams=3, use_cache=False, **GREEDY).tolist()
+
+
+def test_a_prompt_in_chunks_that_outgrows_its_scaling_is_refused(exported_llama: Path) -> None:
+    loaded = ropewalk.load_extended(exported_llama).eval()
+    with pytest.raises(ValueError, match=r"load_extended\(path, length="):
+        loaded.generate(token_rows(BOUNDARY + 20, rows=1), prefill_chunk_size=16, **GREEDY)
 
 
 def test_a_given_length_holds_the_scaling_for_prompts_read_in_chunks(llama: Any, exported_llama: Path) -> None:

@@ -43,6 +43,13 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(checkpoint: Path) -> None:
     assert load_tokenizer(str(checkpoint))("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
 
 
+def test_loading_and_saving_print_nothing(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = load_model(str(checkpoint)), load_tokenizer(str(checkpoint))
+    model.save_pretrained(checkpoint.with_name("again"))
+    tokenizer.save_pretrained(checkpoint.with_name("again"))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("kind", ROPE_MODELS)
 def test_every_kind_of_rope_model_is_loaded(tmp_path: Path, kind: str) -> None:
     ROPE_MODELS[kind]().save_pretrained(tmp_path)

@@ -1,5 +1,7 @@
 """The walker: its tokenizer, and a training from text to a folder that is loaded like any checkpoint."""
 
+import signal
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processes import kill_self, run_until_killed
+from processes import run_until_killed, start
 from ropewalk.config import Config, CorpusConfig, WalkerConfig
 from ropewalk.corpus.segments import Segments
 from ropewalk.files import read_json
@@ -22,7 +24,20 @@ KILLED = """
 import sys
 from pathlib import Path
 from models.test_walker import walker
-walker(Path(sys.argv[1]), steps=int(sys.argv[2]), kill_at=int(sys.argv[3]))
+from processes import kill_self
+walker(Path(sys.argv[1]), before_step=lambda step: kill_self() if step == 6 else None)
+"""
+SLOWLY = """
+import sys, time
+from pathlib import Path
+from models.test_walker import walker
+def before_step(step):
+    print("step", step, flush=True)
+    time.sleep(0 if step < 6 else 60)
+try:
+    walker(Path(sys.argv[1]), before_step=before_step)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
 """
 
 
@@ -32,8 +47,8 @@ def texts() -> list[str]:
     return [" ".join(rng.choice(words, 900)) + "\n" for _ in range(24)]
 
 
-def walker(folder: Path, *, steps: int, kill_at: int = -1, asked: list[int] | None = None) -> dict[str, Any]:
-    """Make a walker on 24 small texts, or kill the process when it asks for the rows of step ``kill_at``."""
+def walker(folder: Path, *, steps: int = 10, before_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+    """Make a walker on 24 small texts, with a checkpoint every four steps."""
     (folder / "texts").mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(texts()):
         path = folder / "texts" / f"{number}.txt"
@@ -48,23 +63,16 @@ def walker(folder: Path, *, steps: int, kill_at: int = -1, asked: list[int] | No
         corpus=corpus,
         walker=WalkerConfig(cycles=[steps], rows=1, precision="32-true"),
     )
-    original, checkpoint = Segments.step, walker_module.ModelCheckpoint
+    original = Segments.step
 
     def watched(segments: Segments, step: int) -> torch.Tensor:
-        if step == kill_at:
-            kill_self()
-        if asked is not None:
-            asked.append(step)
+        before_step(step)
         return original(segments, step)
 
-    Segments.step = watched  # type: ignore[method-assign]
-    # Every four steps in place of every 500.
-    walker_module.ModelCheckpoint = lambda *a, **k: checkpoint(*a, **{**k, "every_n_train_steps": 4})  # type: ignore
-    try:
-        return make_walker(config, state_folder=folder / "state", folder=folder / "walker")
-    finally:
-        Segments.step = original  # type: ignore[method-assign]
-        walker_module.ModelCheckpoint = checkpoint  # type: ignore[misc]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Segments, "step", watched)
+        patch.setattr(walker_module, "CHECKPOINT_EVERY", 4)
+        return make_walker(config, commit="0" * 40, state_folder=folder / "state", folder=folder / "walker")
 
 
 @cache
@@ -118,19 +126,45 @@ def test_a_walker_is_made_from_text_to_a_checkpoint(tmp_path: Path) -> None:
     assert len(load_tokenizer(str(folder))) <= VOCABULARY
     assert read_json(folder / "training.json") == record
     assert record["training"]["cycles"] == [3]
+    assert record["commit"] == "0" * 40
     assert record["test_perplexity_256"] < 2 * VOCABULARY
     assert record["parameters"] == stored.num_parameters()
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".ckpt")]
 
 
-def test_a_walker_killed_in_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    expected = walker(tmp_path / "undisturbed", steps=10)
-    run_until_killed(KILLED, tmp_path / "killed", 10, 6)
-    assert (tmp_path / "killed" / "state" / "last.ckpt").is_file()
-    assert not (tmp_path / "killed" / "walker").exists()
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a walker of ten steps."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    walker(folder)
+    return folder
+
+
+def assert_goes_on_to_the_same_walker(folder: Path, undisturbed: Path) -> None:
+    """From the checkpoint after four steps."""
+    assert (folder / "state" / "last.ckpt").is_file()
+    assert not (folder / "walker").exists()
     asked: list[int] = []
-    found = walker(tmp_path / "killed", steps=10, asked=asked)
+    record = walker(folder, before_step=asked.append)
     assert asked == [4, 5, 6, 7, 8, 9]
-    assert found["test_perplexity_256"] == expected["test_perplexity_256"]
-    a, b = (load_model(str(tmp_path / name / "walker")).state_dict() for name in ("undisturbed", "killed"))
+    expected = read_json(undisturbed / "walker" / "training.json")
+    assert record["test_perplexity_256"] == expected["test_perplexity_256"]
+    a, b = (load_model(str(path / "walker")).state_dict() for path in (undisturbed, folder))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_walker_killed_in_training_goes_on_to_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
+    run_until_killed(KILLED, tmp_path)
+    assert_goes_on_to_the_same_walker(tmp_path, undisturbed)
+
+
+def test_ctrl_c_stops_with_the_state_kept(undisturbed: Path, tmp_path: Path) -> None:
+    process = start(SLOWLY, tmp_path)
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "step 6":
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "interrupted", error
+    assert process.returncode == 0
+    assert_goes_on_to_the_same_walker(tmp_path, undisturbed)

@@ -36,7 +36,7 @@ def script(name: str) -> ast.Module:
 
 def test_stages_are_those_of_the_road_in_its_order() -> None:
     assert list(STAGES) == ORDER
-    assert set(SCRIPTS) == {*ORDER, "walker"}
+    assert set(SCRIPTS) == {*ORDER, "push", "show", "walker"}
 
 
 @pytest.mark.parametrize("stage", ORDER)

@@ -2,9 +2,11 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ropewalk import tracking
 from workspace import APPS, ROOT, SCRIPTS, run_script
 
 
@@ -40,7 +42,15 @@ def test_a_script_helps(scratch: Path, capsys: pytest.CaptureFixture[str], name:
     assert raised.value.code == 0
     printed = capsys.readouterr().out
     if name in APPS:
-        assert "search: demo, fast, gradient, paper" in printed
+        assert "search: cmaes, demo, evolution, fast, gradient, hybrid, longrope2, paper, random, tpe" in printed
     else:
         assert "overrides.yaml" in printed
     assert {path.name for path in scratch.iterdir()} == {"models"}
+
+
+def test_the_walker_is_recorded_with_the_commit_of_the_code(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+    monkeypatch.setattr("ropewalk.models.walker.make_walker", lambda config, **values: made.update(values))
+    run_script("walker")
+    assert made["commit"] == tracking.commit_of(ROOT)
+    assert made["folder"] == ROOT / "models" / "walker"

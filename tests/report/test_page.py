@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ropewalk.report import write_report
+from ropewalk.report.tables import export_table
 
 from .conftest import CONFIG
 
@@ -134,3 +135,16 @@ def test_a_broken_file_is_named(whole_results: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checks\.json"):
         write_report(results, config=CONFIG, out=tmp_path / "out" / "report.html")
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_what_an_export_loses_is_a_table_by_length_and_way() -> None:
+    rows = [
+        {"variant": way, "length": 256, "perplexity": value, "protocol": "one pass"}
+        for way, value in (("with ropewalk", 10.0), ("without n_hat", 10.1), ("same", 12.0), ("recovered", 11.0))
+    ]
+    table = export_table(rows)
+    assert table.header[-1] == "transformers, short_factor=recovered"
+    assert [(cell.text, cell.note) for cell in table.rows[0]] == [
+        ("256", ""), ("10.00", ""), ("10.10", "+1.0 %"), ("12.00", "+20.0 %"), ("11.00", "+10.0 %"),
+    ]  # fmt: skip
+    assert table.notes == ("Protocol: one pass.",)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ropewalk.rope import RopeScaling, RotaryEmbedding, current_scaling, find_rotary
-from ropewalk.search.fitness import Fitness
+from ropewalk.search.fitness import Fitness, Part
 from ropewalk.search.gradient import Step, learn_scaling
 from ropewalk.search.space import SearchSpace
 from search.test_space import is_feasible
@@ -33,7 +33,7 @@ def learn(model: Any, folder: Path, *, steps: int = 12, space: SearchSpace = SPA
 
 
 def test_it_lowers_the_loss_on_rows_it_did_not_learn_from(trained: Any, tmp_path: Path) -> None:
-    fitness = Fitness(trained, tunes(8, SPACE.target_length, seed=9999))
+    fitness = Fitness(trained, (Part(tunes(8, SPACE.target_length, seed=9999)),))
     before = fitness(NTK)
     path = learn(trained, tmp_path, steps=24, learning_rate=0.4)
     assert fitness(path[-1][1]) < before - 1
@@ -68,6 +68,18 @@ def test_a_search_stopped_in_the_middle_goes_on_exactly(trained: Any, tmp_path: 
     assert asked == [*range(8), *range(5, 12)]
 
 
+def test_recomputed_activations_give_the_same_losses(trained: Any, tmp_path: Path) -> None:
+    plain = learn(trained, tmp_path / "plain", steps=4)
+    model, passes = copy.deepcopy(trained), []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(0))
+    recomputed = learn(model, tmp_path / "recomputed", steps=4, checkpointing=True)
+    assert len(passes) == 2 * 4
+    assert [loss for loss, _ in recomputed] == pytest.approx([loss for loss, _ in plain], abs=1e-6)
+    assert [point for _, point in recomputed] == [point for _, point in plain]
+    assert not model.training
+    assert not model.is_gradient_checkpointing
+
+
 def test_a_fixed_attention_factor_is_not_learned(trained: Any, tmp_path: Path) -> None:
     fixed = 1.17324091
     space = replace(SPACE, attention_factors=(fixed, fixed))
@@ -99,7 +111,7 @@ def test_what_is_learned_goes_on_top_of_the_first_scaling(trained: Any, tmp_path
     assert current_scaling(trained) == first.then(start)
     increments = torch.tensor(start.factors).log().diff(prepend=torch.zeros(1)).clamp(min=0.02)
     begun = replace(start, factors=tuple(increments.cumsum(0).exp().tolist()))
-    own = Fitness(trained, batch(0)[:, :-1], first)(begun)
+    own = Fitness(trained, (Part(batch(0)[:, :-1]),), first)(begun)
     assert path[0][0] == pytest.approx(own, abs=1e-5)
 
 

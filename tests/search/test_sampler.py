@@ -20,7 +20,9 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState
 
 from ropewalk.rope import RopeScaling
-from ropewalk.search.sampler import EvolutionSampler, distributions, from_params, to_params
+from ropewalk.search.coding import FactorCoding
+from ropewalk.search.sampler import EvolutionSampler, PaperSampler, StartTokenSampler
+from ropewalk.search.schedule import give_back
 from ropewalk.search.space import SearchSpace
 from search.test_space import is_feasible, spaces
 from tiny_runs import SPACE
@@ -45,15 +47,19 @@ class TestOptunaSuites(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnly
 
 
 def evolve(
-    space: SearchSpace, trials: int, loss: Callable[[int, RopeScaling], float], **more: object
+    space: SearchSpace,
+    trials: int,
+    loss: Callable[[int, RopeScaling], float],
+    kind: type[EvolutionSampler] = EvolutionSampler,
+    **more: object,
 ) -> tuple[optuna.Study, list[RopeScaling]]:
     """(study, points in order) of ``trials`` trials with the losses that ``loss`` (number, point) gives."""
     sizes = {"population_size": 8, "initial": 16, "parents": 8, "seed": 0, **more}
-    study = optuna.create_study(sampler=EvolutionSampler(space, **sizes))  # type: ignore[arg-type]
+    study = optuna.create_study(sampler=kind(space, **sizes))  # type: ignore[arg-type]
     points = []
     for number in range(trials):
-        trial = study.ask(distributions(space))
-        points.append(from_params(trial.params, space))
+        trial = study.ask(dict(FactorCoding(space).distributions()))
+        points.append(FactorCoding(space).point(trial.params))
         study.tell(trial, loss(number, points[-1]))
     return study, points
 
@@ -77,20 +83,43 @@ def test_the_first_population_begins_with_the_seeds_then_pi_ntk_and_yarn() -> No
     assert points[:5] == [*seeds, *SPACE.published()]
 
 
-def test_generations_are_counted_as_the_base_class_does() -> None:
+def test_generations_are_counted_by_position() -> None:
     study, _ = evolve(SPACE, 40, far_from_rising)
     generations = [trial.system_attrs[GENERATION] for trial in study.trials]
-    assert generations == [number // 8 for number in range(40)]
+    assert generations == [0] * 16 + [1] * 8 + [2] * 8 + [3] * 8
     assert isinstance(study.sampler, EvolutionSampler)
-    assert [len(study.sampler.get_population(study, generation)) for generation in range(6)] == [8] * 5 + [0]
+    assert [len(study.sampler.get_population(study, generation)) for generation in range(5)] == [16, 8, 8, 8, 0]
 
 
-def test_parents_are_the_best_of_all_earlier_generations() -> None:
-    study, _ = evolve(SPACE, 32, far_from_rising)
+def test_parents_are_the_best_so_far_and_the_papers_those_of_earlier_generations() -> None:
+    study, _ = evolve(SPACE, 30, far_from_rising)
+    paper, _ = evolve(SPACE, 30, far_from_rising, kind=PaperSampler)
+    for found, among in ((study, study.trials), (paper, paper.trials[:24])):
+        assert isinstance(found.sampler, EvolutionSampler)
+        best = sorted(among, key=lambda trial: (trial.value, trial.number))[:8]
+        assert found.sampler.select_parent(found, 2) == best
+
+
+def test_a_trial_that_was_stopped_early_is_never_a_parent() -> None:
+    study = optuna.create_study(sampler=EvolutionSampler(SPACE, seed=0, population_size=8, initial=16, parents=8))
+    for number in range(40):
+        trial = study.ask(dict(FactorCoding(SPACE).distributions()))
+        if number % 2:
+            trial.report(0.0, 0)
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, far_from_rising(0, FactorCoding(SPACE).point(trial.params)))
     assert isinstance(study.sampler, EvolutionSampler)
-    parents = study.sampler.get_parent_population(study, 3)
-    best = sorted(study.trials[:24], key=lambda trial: (trial.value, trial.number))[:8]
-    assert {trial.number for trial in parents} == {trial.number for trial in best}
+    parents = study.sampler.select_parent(study, 9)
+    assert [trial.state for trial in parents] == [TrialState.COMPLETE] * 8
+    assert len({FactorCoding(SPACE).point(trial.params) for trial in study.trials}) == 40
+
+
+def test_only_n_hat_is_tried_after_the_first_points() -> None:
+    _, points = evolve(SPACE, 16 + 3, far_from_rising, kind=StartTokenSampler)
+    best = min(points[:16], key=lambda point: far_from_rising(0, point))
+    assert {point.factors for point in points[16:]} == {best.factors}
+    assert sorted([best.n_hat, *(point.n_hat for point in points[16:])]) == list(SPACE.n_hats)
 
 
 def test_evolution_gets_nearer_to_the_optimum() -> None:
@@ -152,25 +181,34 @@ def test_the_same_seed_draws_the_same_points_and_another_seed_others() -> None:
     assert runs[0] != runs[2]
 
 
-def test_a_failed_trial_is_drawn_again_to_the_same_point() -> None:
-    _, undisturbed = evolve(SPACE, 30, far_from_rising)
-    study = optuna.create_study(sampler=EvolutionSampler(SPACE, seed=0, population_size=8, initial=16, parents=8))
-    points = []
+@pytest.mark.parametrize("kind", [EvolutionSampler, PaperSampler])
+def test_a_trial_given_back_keeps_its_place_and_point(kind: type[EvolutionSampler]) -> None:
+    _, undisturbed = evolve(SPACE, 30, far_from_rising, kind=kind)
+    study = optuna.create_study(sampler=kind(SPACE, seed=0, population_size=8, initial=16, parents=8))
+    points: list[RopeScaling] = []
     for number in itertools.count():
-        trial = study.ask(distributions(SPACE))
-        if number in (5, 6, 20):
-            study.tell(trial, state=TrialState.FAIL)
+        trial = study.ask(dict(FactorCoding(SPACE).distributions()))
+        if number in (5, 7, 20):
+            give_back(study, study.trials[-1])
             continue
-        points.append(from_params(trial.params, SPACE))
+        points.append(FactorCoding(SPACE).point(trial.params))
         study.tell(trial, far_from_rising(0, points[-1]))
         if len(points) == 30:
             break
     assert points == undisturbed
 
 
+def test_a_trial_that_fails_by_itself_takes_its_place() -> None:
+    study, _ = evolve(SPACE, 3, far_from_rising)
+    study.tell(study.ask(dict(FactorCoding(SPACE).distributions())), state=TrialState.FAIL)
+    _, undisturbed = evolve(SPACE, 5, far_from_rising)
+    trial = study.ask(dict(FactorCoding(SPACE).distributions()))
+    assert FactorCoding(SPACE).point(trial.params) == undisturbed[4]
+
+
 def test_parameters_and_points_are_one_to_one() -> None:
     for point in SPACE.published():
-        assert from_params(to_params(point), SPACE) == point
+        assert FactorCoding(SPACE).point(FactorCoding(SPACE).params(point)) == point
 
 
 def test_a_factor_with_another_range_than_the_spaces_is_refused() -> None:

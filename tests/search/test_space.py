@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropewalk.rope import RopeScaling, methods
-from ropewalk.search.space import SearchSpace
+from ropewalk.search.space import CriticalSpace, SearchSpace
 from tiny_runs import SPACE
 
 
@@ -73,3 +73,47 @@ def test_the_published_methods_are_in_the_space_and_close_to_their_own_factors()
         assert is_feasible(point, SPACE)
         assert np.abs(np.asarray(point.factors) - scaling.factors).max() <= SPACE.step / 2 + 1e-9
         assert abs(point.attention_factor - scaling.attention_factor) < 1e-4
+
+
+critical_spaces = st.builds(
+    lambda pairs, window, ratio: CriticalSpace(
+        rotary_dim=2 * pairs,
+        base=10_000.0,
+        original_length=window,
+        target_length=int(window * ratio),
+        upper=2 * int(window * ratio) / window,
+    ),
+    st.integers(2, 64),
+    st.sampled_from([64, 256, 4096]),
+    st.floats(1.5, 16),
+)
+
+
+@settings(deadline=None)
+@given(critical_spaces, st.data())
+def test_longrope2s_points_lie_in_s_to_2s_from_the_critical_pair_on(space: CriticalSpace, data: st.DataObject) -> None:
+    drawn = data.draw(st.lists(st.floats(1, 40), min_size=space.pairs, max_size=space.pairs))
+    point = space.point(np.asarray(drawn), 0, 1.1)
+    assert is_feasible(point, space)
+    factors, ratio = np.asarray(point.factors), space.target_length / space.original_length
+    low, high = space.critical_pairs
+    theoretical = methods.critical_pair(
+        rotary_dim=space.rotary_dim, base=space.base, original_length=space.original_length
+    )
+    assert 1 <= low <= high < space.pairs
+    assert high in (theoretical, 1, space.pairs - 1)
+    critical = int(min(max(np.flatnonzero(factors >= ratio - space.step / 2)[0], low), high))
+    assert (factors[critical:] >= ratio - space.step).all()
+    assert (factors[critical:] <= 2 * ratio + space.step).all()
+    # Below it a geometric rise from 1, whatever was asked for there.
+    expected = factors[critical] ** (np.arange(critical) / critical)
+    assert np.abs(factors[:critical] - expected).max() <= 2 * space.step
+    assert np.abs(np.asarray(space.nearest(point).factors) - factors).max() <= 2 * space.step
+
+
+def test_longrope2s_critical_pair_is_its_formula() -> None:
+    sizes = {"rotary_dim": 128, "target_length": 131_072, "upper": 64.0}
+    # 2 * ceil(64 * log_base(L0 / 2 pi)) dimensions: 70 with LLaMA-3's base and window, 92 with LLaMA-2's.
+    llama3 = CriticalSpace(base=500_000.0, original_length=8192, **sizes)  # type: ignore[arg-type]
+    llama2 = CriticalSpace(base=10_000.0, original_length=4096, **sizes)  # type: ignore[arg-type]
+    assert (llama3.critical_pairs, llama2.critical_pairs) == ((17, 35), (23, 46))

@@ -10,7 +10,7 @@ import pytest
 
 from ropewalk.config import SearchConfig, SearchTargetConfig
 from ropewalk.rope import RopeScaling
-from ropewalk.search.study import SearchResult
+from ropewalk.search.history import SearchResult
 from ropewalk.search.targets import TargetSearch, search_metrics, table
 from tiny_models import WINDOW, tiny_llama
 from tiny_runs import token_store
@@ -23,7 +23,7 @@ FIRST = RopeScaling((1.0, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 4.3), WINDOW, 4 * WINDOW
 
 def targets(folder: Path, *lengths: int, **more: Any) -> TargetSearch:
     return TargetSearch(
-        tiny_llama(),
+        tiny_llama,
         token_store(folder / "store", tokens=1200),
         config=replace(CONFIG, **more),
         target=SearchTargetConfig(lengths=list(lengths)),

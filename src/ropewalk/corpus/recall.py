@@ -10,10 +10,14 @@ and no five-digit value with ``value % 7 == 3`` occurs: those are the keys that 
 """
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+
+_T = TypeVar("_T")
+_Numbered = tuple[int, list[int]]
+"""Token ids with the number of the fact that they ask for, or with their place in the filler."""
 
 _NOUNS = (
     "access|account|alarm|answer|apple|badge|barn|batch|bell|boat|book|bottle|box|branch|bread|bridge|buffer|cabin|"
@@ -45,16 +49,20 @@ _WORDINGS = (
     ("Our {thing} was {value}; {value} was our {thing}.", "Do you recall our {thing}? Our {thing} was {value}"),
     ("{value} is the {thing}; the {thing} is {value}.", "Now the {thing} again: the {thing} is {value}"),
 )
+"""Pairs of a statement, and a question with its answer at the end."""
 _SENTENCES = (
-    ("The {noun} is {adjective}.",) * 3
-    + ("A {noun} is by the {noun}.", "{Adjective} and {adjective}.", "The {adjective} {noun} is a {noun}.")
-    + (
-        "Our {noun} was {adjective}.",
-        "We go to the {noun} and back.",
-        "This is the {noun}.",
-        "What a {adjective} {noun}!",
-    )
-    + ("Up and down.", "Nothing happens.", "One step after another.", "Left and right.")
+    *("The {noun} is {adjective}.",) * 6,
+    "A {noun} is by the {other}.",
+    "{Adjective} and {adjective}.",
+    "The {adjective} {noun} is a {other}.",
+    "Our {noun} was {adjective}.",
+    "We go to the {noun} and back.",
+    "This is the {noun}.",
+    "What a {adjective} {noun}!",
+    "Up and down.",
+    "Nothing happens.",
+    "One step after another.",
+    "Left and right.",
 )
 
 
@@ -63,7 +71,7 @@ def is_held_out_key(value: int) -> bool:
     return value % 7 == 3
 
 
-def _pick(rng: np.random.Generator, choices: Any) -> Any:
+def _pick(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -81,16 +89,16 @@ def _made_up_word(rng: np.random.Generator) -> str:
     return "".join(_pick(rng, letters) for letters in ["bdfgklmnprstvz", "aeiou"] * int(rng.integers(1, 4)))
 
 
-def _thing(rng: np.random.Generator, words: list[str]) -> str:
+def _thing(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """What has a value: "gate code", or one to three words, made up or of ``words``."""
     kind = rng.random()
     if kind < 0.35:
         return f"{_pick(rng, _NOUNS)} {_pick(rng, _CODES)}"
-    return " ".join(
-        _made_up_word(rng) if kind < 0.65 else str(_pick(rng, words)) for _ in range(int(rng.integers(1, 4)))
-    )
+    count = int(rng.integers(1, 4))
+    return " ".join(_made_up_word(rng) if kind < 0.65 else _pick(rng, words) for _ in range(count))
 
 
-def draw_facts(rng: np.random.Generator, count: int, *, words: list[str] = _NOUNS) -> Iterator[dict[str, str]]:
+def draw_facts(rng: np.random.Generator, count: int, *, words: Sequence[str] = _NOUNS) -> Iterator[dict[str, str]]:
     """Different things with a value each, as the fields of a wording: thing, Thing, name, value.
 
     Args:
@@ -99,7 +107,8 @@ def draw_facts(rng: np.random.Generator, count: int, *, words: list[str] = _NOUN
     things: set[str] = set()
     while len(things) < count:
         thing = _thing(rng, words)
-        if thing in things:
+        # Both words are common in Python; together they are what the passkey task asks for.
+        if thing in things or "pass key" in thing:
             continue
         things.add(thing)
         name = thing.replace(" ", "_")
@@ -111,19 +120,18 @@ def draw_facts(rng: np.random.Generator, count: int, *, words: list[str] = _NOUN
         }
 
 
-def _sentences(rng: np.random.Generator, words: list[str]) -> str:
-    """A few short sentences over and over, or many: long enough for 300 tokens and more."""
+def _sentences(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """Two to seven short sentences, or sixty; the filler repeats them until it is long enough."""
     count = int(rng.integers(2, 8)) if rng.random() < 0.7 else 60
 
     def noun() -> str:
-        return str(_pick(rng, words if rng.random() < 0.3 else _NOUNS))
+        return _pick(rng, words if rng.random() < 0.3 else _NOUNS)
 
     made = []
     for _ in range(count):
-        adjective = str(_pick(rng, _ADJECTIVES))
-        one, other = noun(), noun()
-        text: str = _pick(rng, _SENTENCES).replace("{noun}", one, 1).replace("{noun}", other)
-        made.append(text.replace("{adjective}", adjective).replace("{Adjective}", adjective.capitalize()))
+        adjective, one, other = _pick(rng, _ADJECTIVES), noun(), noun()
+        sentence = _pick(rng, _SENTENCES)
+        made.append(sentence.format(adjective=adjective, Adjective=adjective.capitalize(), noun=one, other=other))
     return " ".join(made) + (" " if rng.random() < 0.7 else "\n")
 
 
@@ -134,45 +142,81 @@ def recall_row(rng: np.random.Generator, *, code: np.ndarray, length: int, token
     it may hold, so that a long row teaches no less than several short ones.
 
     Args:
-        code: at least ``length`` token ids of training text, the filler of a third of the rows.
+        code: at least ``length`` token ids of training text, the filler of a quarter of the rows.
         tokenizer: a transformers tokenizer.
 
     Raises:
         ValueError: not even one fact and one question fit.
     """
     words = re.findall(r"[a-z]{3,9}", tokenizer.decode(code[:300])) or _NOUNS
-    count = 1 if rng.random() < 0.3 else int(rng.integers(2, max(6, length // 48)))
+    count = 1 if rng.random() < 0.4 else int(rng.integers(2, max(6, length // 48)))
     facts = [(fact, _pick(rng, _WORDINGS)) for fact in draw_facts(rng, count, words=words)]
-    texts = [f"\n{statement.format(**fact)}\n" for fact, (statement, _) in facts]
-    asked = [*range(count), *rng.integers(0, count, int(rng.integers(0, count + 8))).tolist()]
+    # Every fact is asked for once, some again.
+    asked = [*range(count), *rng.integers(0, count, int(rng.integers(0, 2 * count + 1))).tolist()]
+    texts = [statement.format(**fact) for fact, (statement, _) in facts]
     for which in asked:
-        fact, (_, question) = facts[which]
-        if rng.random() < 0.25:
-            question = _pick(rng, _WORDINGS)[1]
-        texts.append(f"\n{question.format(**fact)}\n")
-    texts.append(_sentences(rng, words))
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    statements, questions, sentences = ids[:count], ids[count:-1], ids[-1]
-
-    room = length
-    kept: list[int] = []
-    for place, (which, question) in enumerate(zip(asked, questions, strict=True)):
-        more = len(question) + (len(statements[place]) if place < count else 0)
-        if more <= room and (place < count or which in kept):
-            kept.append(place)
-            room -= more
-    if not kept:
+        fact, wording = facts[which]
+        # A quarter of the questions is worded otherwise than the statement.
+        _, question = wording if rng.random() >= 0.25 else _pick(rng, _WORDINGS)
+        texts.append(question.format(**fact))
+    lines = [*(f"\n{text}\n" for text in texts), _sentences(rng, words)]
+    ids: list[list[int]] = tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]
+    statements, questions, room = _fitting(ids[:count], list(zip(asked, ids[count:-1], strict=True)), length=length)
+    if not statements:
         raise ValueError(f"a recall row of {length} tokens has no room for a fact and its question")
-    at_the_end = rng.random() < 0.5
-    stated = {place: int(rng.integers(0, room + 1)) for place in kept if place < count}
-    parts = [(where, statements[which]) for which, where in stated.items()]
-    for place in kept:
+    parts = _placed(rng, statements, questions, room=room)
+    filler = code[:room].tolist() if rng.random() < 0.25 else np.resize(ids[-1], room).tolist()
+    return _joined(filler, parts)
+
+
+def _fitting(
+    statements: Sequence[list[int]], questions: Sequence[_Numbered], *, length: int
+) -> tuple[dict[int, list[int]], list[_Numbered], int]:
+    """The statements by fact and the questions that fit into ``length`` tokens, and how many are left for filler.
+
+    First come, first served. The first question about each fact takes the fact's statement with it; the later
+    ones need it there.
+    """
+    stated: dict[int, list[int]] = {}
+    asked: list[_Numbered] = []
+    room = length
+    for place, (which, question) in enumerate(questions):
+        first = place < len(statements)
+        needed = len(question) + (len(statements[which]) if first else 0)
+        if needed <= room and (first or which in stated):
+            stated[which] = statements[which]
+            asked.append((which, question))
+            room -= needed
+    return stated, asked, room
+
+
+def _placed(
+    rng: np.random.Generator, statements: dict[int, list[int]], questions: Sequence[_Numbered], *, room: int
+) -> list[_Numbered]:
+    """Statements and questions with their places in ``room`` tokens of filler, no question before its statement.
+
+    A fifth of the statements stand at the very start or end, where a model fails first. In some rows all stand in
+    the first quarter and are asked for at the end: what is far apart is rare otherwise.
+    """
+    layout = rng.random()
+    far, at_the_end = layout < 0.35, layout < 0.65
+    stated = {}
+    for which in statements:
+        edge = rng.random()
+        latest = room // 4 if far else room
+        stated[which] = 0 if edge < 0.1 else latest if edge < 0.2 else int(rng.integers(0, latest + 1))
+    parts = [(stated[which], tokens) for which, tokens in statements.items()]
+    for which, question in questions:
         late = at_the_end or rng.random() < 0.5
-        parts.append((room if late else int(rng.integers(stated[asked[place]], room + 1)), questions[place]))
-    filler = code[:room].tolist() if rng.random() < 0.35 else np.resize(sentences, room).tolist()
+        parts.append((room if late else int(rng.integers(stated[which], room + 1)), question))
+    return parts
+
+
+def _joined(filler: list[int], parts: Sequence[_Numbered]) -> list[int]:
+    """``filler`` with the tokens of each part put in at its place; those at one place keep their order."""
     row: list[int] = []
     start = 0
-    for where, tokens in sorted(parts, key=lambda part: part[0]):
-        row += filler[start:where] + tokens
-        start = where
+    for place, tokens in sorted(parts, key=lambda part: part[0]):
+        row += filler[start:place] + tokens
+        start = place
     return row + filler[start:]

@@ -47,6 +47,10 @@ class TokenStore:
         if len(self.tokens) != total or len(self.ends) != documents:
             raise ValueError(f"the token store at {self.path} is damaged; remove it and run the stage prepare again")
 
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
+        # Another process maps the files itself.
+        return TokenStore, (self.path,)
+
     def __len__(self) -> int:
         return len(self.ends)
 

@@ -2,8 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ropewalk.export.cost import AS_MEASURED, NO_N_HAT, RECOVERED, SAME, costs
 from ropewalk.rope.scaling import LengthSwitch
 
 Row = Mapping[str, Any]
@@ -16,11 +20,14 @@ def model_card(
     perplexity_rows: Sequence[Row],
     passkey_rows: Sequence[Row],
     how_made: Mapping[str, Any],
+    cost_rows: Sequence[Row] = (),
+    short_factor: str = SAME,
+    pictures: Mapping[str, str] | None = None,
 ) -> str:
     """Text of the card.
 
     Args:
-        base: base.json of the run: name, original_length and, if known, parameters and weights_sha256.
+        base: base.json of the run: name, original_length and, if known, parameters, weights_sha256 and license.
         switch: the length switch that is exported.
         perplexity_rows: rows of plots/perplexity.csv (model, method, variant, length, perplexity, documents, tokens,
             document_set, protocol); those of the extended model under its own factors are shown beside the base
@@ -28,11 +35,14 @@ def model_card(
         passkey_rows: rows of plots/passkey.csv (model, method, length, depth, trials, correct).
         how_made: what was done, as label and value, in order; a value may be a mapping, such as a section of the
             configuration.
+        cost_rows: measured rows of `ropewalk.export.cost.cost_readings`.
+        short_factor: as given to `export_checkpoint`.
+        pictures: file names beside the card, with what each shows.
     """
     last = switch[-1][1]
     name = str(base["name"])
     sections = [
-        _front_matter(name),
+        _front_matter(name, base.get("license")),
         f"# {name}, context extended from {last.original_length:,} to {last.target_length:,} tokens",
         _what(base, switch),
         "## How it was made",
@@ -40,19 +50,38 @@ def model_card(
         "## Figures",
         _perplexity(perplexity_rows),
         _passkey(passkey_rows),
+        "\n\n".join(f"![{what}]({file})" for file, what in (pictures or {}).items()),
         "## Loading it",
-        _loading(switch),
+        _loading(switch, short_factor),
+        _cost(cost_rows),
         "## Limits",
         _limits(switch),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(name: str) -> str:
+def license_of(path: str | Path) -> str | None:
+    """The licence that the card of a checkpoint in a folder states, None where there is no such folder or line."""
+    card = Path(path) / "README.md"
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    try:
+        values = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    found = values.get("license") if isinstance(values, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _front_matter(name: str, license_name: str | None) -> str:
     # Names go in as JSON strings, which are YAML strings whatever they hold.
     tags = ["ropewalk", "longrope", "long-context", "rope"]
     lines = ["library_name: transformers", "pipeline_tag: text-generation", f"base_model: {json.dumps(name)}", "tags:"]
-    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
+    license_lines = [f"license: {json.dumps(license_name)}"] if license_name else []
+    return "\n".join(["---", *license_lines, *lines, *(f"- {tag}" for tag in tags), "---"])
 
 
 def _bullets(values: Mapping[str, Any], indent: str = "") -> list[str]:
@@ -75,6 +104,8 @@ def _what(base: Mapping[str, Any], switch: LengthSwitch) -> str:
     )
     if base.get("weights_sha256"):
         text += f" The base model's weights have sha256 `{base['weights_sha256']}`."
+    if base.get("license"):
+        text += f" The base model's licence, `{base['license']}`, holds for this one too."
     if len(switch) > 1:
         text += " It has factors of its own for short inputs:\n\n"
         rows = [
@@ -135,10 +166,15 @@ def _passkey(rows: Sequence[Row]) -> str:
     return f"Passkey retrieval, greedy decoding, exact match, all depths together.\n\n{_table(header, cells)}"
 
 
-def _loading(switch: LengthSwitch) -> str:
+def _loading(switch: LengthSwitch, short_factor: str) -> str:
     last = switch[-1][1]
     differs = []
-    if len(switch) > 1:
+    if short_factor == RECOVERED:
+        differs.append(
+            f"applies the factors for {last.original_length:,} tokens up to that length, with the attention factor "
+            "for the longest inputs, and those for the longest inputs beyond it"
+        )
+    elif len(switch) > 1:
         differs.append("applies the factors for the longest inputs at every length, so figures for shorter ones differ")
     if last.n_hat > 0:
         differs.append(
@@ -148,6 +184,13 @@ def _loading(switch: LengthSwitch) -> str:
         " ".join(f"Plain transformers {point}." for point in differs)
         or "Both give the same outputs; ropewalk is not needed to use this model."
     )
+    if short_factor == RECOVERED:
+        difference += f"""
+
+**Warning.** This checkpoint holds two sets of factors. Most software chooses between them anew at every token and by
+the longest row of a batch, and goes on from a cache made with the other set: text garbles when prompt and continuation
+together cross {last.original_length:,} tokens. transformers reads the input again there for Phi models only. Use
+ropewalk, or export with `export.short_factor=same`."""
     return f"""With ropewalk, exactly as measured:
 
 ```python
@@ -169,6 +212,24 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 {difference}"""
 
 
+def _cost(rows: Sequence[Row]) -> str:
+    found = costs(rows)
+    if not found:
+        return ""
+    ways = {
+        AS_MEASURED: AS_MEASURED,
+        NO_N_HAT: NO_N_HAT,
+        SAME: "transformers, short_factor=same",
+        RECOVERED: "transformers, short_factor=recovered",
+    }
+    cells = [
+        (f"{length:,}", *(f"{by_way[way]:.2f}" if way in by_way else "" for way in ways))
+        for length, by_way in found.items()
+    ]
+    table = _table(("length, tokens", *ways.values()), cells)
+    return f"What other software loses: perplexity on the same test documents.\n\n{table}"
+
+
 def _limits(switch: LengthSwitch) -> str:
     last = switch[-1][1]
     lines = [
@@ -178,9 +239,9 @@ def _limits(switch: LengthSwitch) -> str:
     ]
     if len(switch) > 1:
         lines.append(
-            "ropewalk chooses the factors by the longest prompt of a batch and keeps them while tokens follow; "
-            "`load_extended(path, length=n)` fixes them, for prompts read in chunks and for short prompts "
-            "that get long continuations."
+            "ropewalk chooses the factors for every row of a batch by its length so far, and reads the batch again "
+            "where generation crosses to the next ones; `load_extended(path, length=n)` fixes them, for prompts read "
+            "in chunks and for short prompts that get long continuations."
         )
     return "\n".join(f"- {line}" for line in lines)
 

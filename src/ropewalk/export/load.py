@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ropewalk.export.checkpoint import SWITCH_FILE
+from ropewalk.export.generation import generate_by_length
 from ropewalk.rope import find_rotary
 from ropewalk.rope.scaling import LengthSwitch, switch_from_json
 from ropewalk.rope.switching import extend_by_length
@@ -16,12 +17,14 @@ from ropewalk.rope.switching import extend_by_length
 def load_extended(path: str | Path, *, length: int | None = None, **from_pretrained_kwargs: Any) -> Any:
     """The transformers model in ``path``, a folder written by `ropewalk.export.export_checkpoint`.
 
-    Its rotary module is a `ropewalk.rope.switching.SwitchingRotaryEmbedding`: each new input gets the scaling for its
-    length and keeps it while tokens are generated after it.
+    Its rotary module is a `ropewalk.rope.switching.SwitchingRotaryEmbedding`: every row of a batch gets the scaling
+    for its own length, padding not counted. ``generate`` gives what it would give without a cache and for each row
+    alone: where a row outgrows its scaling, the batch is read once more under the next one.
 
     Args:
         length: fix the scaling to the one for inputs of so many tokens. Needed where a prompt is read in chunks
-            (generate's ``prefill_chunk_size``), useful where a short prompt gets a long continuation.
+            (generate's ``prefill_chunk_size``) across a change of scaling, useful where a short prompt gets a long
+            continuation.
         from_pretrained_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained`` (dtype, device_map, ...).
 
     Raises:
@@ -40,10 +43,16 @@ def load_extended(path: str | Path, *, length: int | None = None, **from_pretrai
         raise ValueError(
             f"{path} lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}; export the model again"
         )
-    model = extend_by_length(model, switch)
+    model = generate_by_length(extend_by_length(model, switch))
     if length is not None:
         find_rotary(model)[1].held_length = length  # type: ignore[assignment]
     return model
+
+
+def exported_switch(path: str | Path) -> LengthSwitch | None:
+    """The length switch of a folder that `ropewalk.export.export_checkpoint` wrote, None for another folder."""
+    file = Path(path) / SWITCH_FILE
+    return _read_switch(Path(path)) if file.is_file() else None
 
 
 def _read_switch(path: Path) -> LengthSwitch:

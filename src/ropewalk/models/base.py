@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ropewalk.files import file_hash
 from ropewalk.rope import rotary_shape
-
-logging.set_verbosity_error()
 
 
 @dataclass(frozen=True)

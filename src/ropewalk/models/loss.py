@@ -20,6 +20,16 @@ def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
     return _losses(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)
 
 
+def chosen_losses(model: PreTrainedModel, rows: Tensor, chosen: Tensor) -> Tensor:
+    """Loss in nats of the tokens where ``chosen`` (rows, length) is true, row by row; a first token is never chosen.
+
+    Only these tokens meet the output matrix.
+    """
+    wanted = chosen[:, 1:]
+    states = hidden_states(model, rows)[:, :-1][wanted]
+    return _losses(model, states.unsqueeze(0), rows[:, 1:][wanted], "none").flatten()
+
+
 def mean_loss(model: PreTrainedModel, rows: Tensor, *, ignore: int = -100) -> Tensor:
     """Mean loss in nats over all tokens but the first of each row and those equal to ``ignore`` in the last place.
 

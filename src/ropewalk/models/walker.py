@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import torch
 import transformers
-from lightning.pytorch.callbacks import ModelCheckpoint
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -23,12 +22,15 @@ from ropewalk.corpus.sources import read_corpus
 from ropewalk.corpus.split import SPLITS
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_json, writing
+from ropewalk.models.checkpoints import LastCheckpoint, WholeCheckpointIO, fit, steps_done
 from ropewalk.models.loss import mean_loss, token_losses
 from ropewalk.models.precision import resolve_precision
 from ropewalk.models.progress import TrainingProgress
 
 WINDOW = 256
 VOCABULARY = 1024
+CHECKPOINT_EVERY = 500
+"""Steps of training between two checkpoints."""
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -115,11 +117,13 @@ class _Walker(L.LightningModule):
 def train_walker(
     model: PreTrainedModel, tokenizer: Any, store: TokenStore, config: WalkerConfig, *, seed: int, state_folder: Path
 ) -> None:
-    """Train ``model`` in place; a killed training goes on from the last checkpoint in ``state_folder``."""
+    """Train ``model`` in place; a killed training goes on from the last checkpoint in ``state_folder``.
+
+    Raises:
+        KeyboardInterrupt: interrupted; the last checkpoint is kept.
+    """
     L.seed_everything(seed, verbose=False)
     last = state_folder / "last.ckpt"
-    resume = last if last.is_file() else None
-    done = int(torch.load(resume, weights_only=True, map_location="cpu")["global_step"]) if resume else 0
     segments = Segments(
         store,
         length=WINDOW,
@@ -129,7 +133,7 @@ def train_walker(
         tokenizer=tokenizer,
         recall_share=config.recall_share,
         practice_steps=config.practice_steps,
-        first_step=done,
+        first_step=steps_done(last),
     )
     trainer = L.Trainer(
         max_steps=sum(config.cycles),
@@ -138,12 +142,10 @@ def train_walker(
         logger=False,
         default_root_dir=state_folder,
         enable_model_summary=False,
-        callbacks=[
-            ModelCheckpoint(state_folder, filename="last", every_n_train_steps=500, enable_version_counter=False),
-            TrainingProgress("walker"),
-        ],
+        plugins=[WholeCheckpointIO()],
+        callbacks=[LastCheckpoint(last, CHECKPOINT_EVERY), TrainingProgress("walker")],
     )
-    trainer.fit(_Walker(model, config), DataLoader(segments, batch_size=None), ckpt_path=resume, weights_only=True)
+    fit(trainer, _Walker(model, config), DataLoader(segments, batch_size=None), checkpoint=last)
 
 
 @torch.no_grad()
@@ -159,17 +161,25 @@ def window_perplexity(model: PreTrainedModel, store: TokenStore, *, rows: int = 
     return math.exp(torch.cat(losses).mean().item())
 
 
-def make_walker(config: Config, *, state_folder: Path, folder: Path) -> dict[str, Any]:
+def make_walker(config: Config, *, commit: str, state_folder: Path, folder: Path) -> dict[str, Any]:
     """Train tokenizer and model on the training split and write both to ``folder`` with a record of the run.
 
     Weights are stored as float16 safetensors, and the figures are those of the stored weights.
+
+    Args:
+        commit: of the code that runs, for the record.
+
+    Raises:
+        KeyboardInterrupt: interrupted; what was done so far is kept in ``state_folder``.
+        OSError: the disk is full.
     """
     rejected: Counter[str] = Counter()
     documents = list(read_corpus(config.corpus, folder=state_folder, rejected=rejected))
     tokenizer_folder, tokens = state_folder / "tokenizer", state_folder / "tokens"
     if not (tokens / "card.json").is_file():
         own = (d.text for d in documents if split_of_document(d, config.corpus) == "train")
-        train_tokenizer(own).save_pretrained(tokenizer_folder)
+        with writing(tokenizer_folder) as aside:
+            train_tokenizer(own).save_pretrained(aside)
         trained = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
         prepare_stores(documents, config=config.corpus, tokenizer=trained, rejected=rejected, folder=tokens)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
@@ -183,6 +193,7 @@ def make_walker(config: Config, *, state_folder: Path, folder: Path) -> dict[str
         tokenizer.save_pretrained(aside)
         stored = LlamaForCausalLM.from_pretrained(aside, dtype=torch.float32).eval()
         record = {
+            "commit": commit,
             "training": asdict(config.walker),
             "precision": resolve_precision(config.walker.precision),
             "seed": config.seed,

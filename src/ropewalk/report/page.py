@@ -96,6 +96,7 @@ def write_report(results: Path, *, config: Mapping[str, Any], out: Path) -> None
         lambda: _factors(files),
         lambda: _training(files, config, original),
         lambda: _passkey(files),
+        lambda: _export(files),
     )
     sections = [make() for make in makers]
     target = tables.setting(config, "road.second_target")
@@ -222,3 +223,14 @@ def _passkey(files: _Results) -> Section:
     caption = "Accuracy in per cent by input length and depth of the key; trials per length in brackets."
     picture = files.picture("passkey", plots.passkey(rows), "Passkey accuracy by length and depth", caption)
     return Section("Passkey", (), (tables.passkey_table(rows),), (picture,), files.noted())
+
+
+def _export(files: _Results) -> Section:
+    rows = files.rows("plots/export.csv", "export")
+    if not rows:
+        return Section("Export", missing=files.noted())
+    sentences = (
+        "What other software loses on the exported checkpoint: it knows no n_hat, and applies one attention factor and "
+        "one set of factors (short_factor=same) or two (short_factor=recovered) in place of a scaling by input length.",
+    )
+    return Section("Export", sentences, (tables.export_table(rows),), (), files.noted())

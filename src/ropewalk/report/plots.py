@@ -155,15 +155,21 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
         own = sorted(phases.get(phase, []), key=lambda row: float(row["tokens"]))
         if not own:
             continue
-        paid = [float(row["tokens"]) for row in own]
-        scores = [_exp(row["loss"]) for row in own]
+        # A trial that was stopped early has no loss of its own.
+        whole = [row for row in own if row["loss"] not in (None, "")]
+        if not whole:
+            continue
+        own = [row for row in own if row["best"] not in (None, "")]
+        paid, scores = [float(row["tokens"]) for row in whole], [_exp(row["loss"]) for row in whole]
         if phase == "published":
             handles[label] = axes.scatter(paid, scores, s=26, marker=marker, color=colour, zorder=4)
             shown.append(min(scores))
             continue
         best = [_exp(row["best"]) for row in own]
         axes.scatter(paid, scores, s=9, marker=marker, color=colour, alpha=0.3, linewidths=0, zorder=2)
-        (handles[label],) = axes.plot(paid, best, color=colour, linewidth=2.2, drawstyle="steps-post", zorder=3)
+        (handles[label],) = axes.plot(
+            [float(row["tokens"]) for row in own], best, color=colour, linewidth=2.2, drawstyle="steps-post", zorder=3
+        )
         if phase == "evolution":
             ends = _generations(own)
             axes.scatter([x for x, _ in ends], [y for _, y in ends], s=22, marker="|", color=INK, zorder=5)

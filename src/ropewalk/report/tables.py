@@ -95,6 +95,25 @@ def passkey_table(rows: Sequence[Row]) -> Table:
     return Table("Passkey accuracy, all depths together", ("", *(f"{n:,}" for n in lengths)), tuple(body), notes)
 
 
+def export_table(rows: Sequence[Row]) -> Table:
+    """Perplexity by length (rows) and way of applying the exported model (columns); what each loses set small."""
+    ways = list(dict.fromkeys(str(row["variant"]) for row in rows))
+    names = {
+        "same": "transformers, short_factor=same",
+        "recovered": "transformers, short_factor=recovered",
+    }
+    body = []
+    for length in sorted({int(row["length"]) for row in rows}):
+        here = {str(row["variant"]): float(row["perplexity"]) for row in rows if int(row["length"]) == length}
+        whole = here[ways[0]]
+        cells = [Cell(number(here[ways[0]]))]
+        cells += [Cell(number(here[way]), f"{100 * (here[way] / whole - 1):+.1f} %") for way in ways[1:]]
+        body.append((Cell(f"{length:,}"), *cells))
+    header = ("perplexity at length", *(names.get(way, way) for way in ways))
+    protocols = dict.fromkeys(str(row["protocol"]) for row in rows)
+    return Table("The exported model", header, tuple(body), tuple(f"Protocol: {protocol}." for protocol in protocols))
+
+
 def scaling_table(switch: Sequence[Mapping[str, Any]]) -> Table:
     """Largest factor, n_hat and attention factor of each entry of recovered.json."""
     rows = []
@@ -117,13 +136,15 @@ def search_sentence(length: int, rows: Sequence[Row], measured: Mapping[str, Any
     if gradient:
         text += f"{gradient} gradient steps seeded the population; "
     generations = sorted({int(row["generation"]) for row in trials})
+    whole = [row for row in trials if row["loss"] not in (None, "")]
     start, whence = measured.get("seed_search_perplexity"), "with the gradient's own result"
     if start is None:
-        start = math.exp(min(_nats(row) for row in trials if int(row["generation"]) == generations[0]))
+        start = math.exp(min(_nats(row) for row in whole if int(row["generation"]) == generations[0]))
         whence = "in the first generation"
-    end = math.exp(min(_nats(row) for row in trials))
+    end = math.exp(min(_nats(row) for row in whole))
+    stopped = f", {len(trials) - len(whole)} of them stopped early," if len(whole) < len(trials) else ""
     return (
-        f"{text}{len(trials)} Optuna trials in {len(generations)} generations; perplexity on search documents "
+        f"{text}{len(trials)} Optuna trials{stopped} in {len(generations)} generations; perplexity on search documents "
         f"{number(start)} {whence}, {number(end)} at the end, {_change(start, end)}."
     )
 

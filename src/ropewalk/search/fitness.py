@@ -1,61 +1,153 @@
-"""Fitness: how well the model reads the search documents under a candidate, in one pass each."""
+"""Fitness: how well the model reads the search documents under a candidate."""
 
+import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ropewalk.files import read_json, write_json
-from ropewalk.models.loss import token_losses
+from ropewalk.models.loss import chosen_losses, token_losses
 from ropewalk.rope import RopeScaling, extend
 
 
-@dataclass
+@dataclass(frozen=True)
+class Part:
+    """Documents cut to one length."""
+
+    rows: Tensor
+    """(documents, length) token ids, BOS first."""
+    weight: float = 1.0
+    """Of the part's mean loss in the fitness; the weights of all parts sum to 1."""
+    asked: Tensor | None = None
+    """(documents, length) whether a token's loss counts; all but the first by default."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What reading a candidate gave and cost."""
+
+    loss: float | None
+    """Weighted mean loss in nats, or None where the reading was stopped or the model emitted NaN."""
+    forward_tokens: int
+    blocks: dict[int, float]
+    """Mean loss of each block that was read, the same block under the same number for every candidate."""
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class _Pass:
+    part: int
+    rows: tuple[int, ...]
+    length: int
+    """First tokens of the rows that are read."""
+    first_block: int
+    counts: bool
+    """Whether it is a part of the loss, or only an early look at a shorter length."""
+
+
+@dataclass(frozen=True)
 class Fitness:
-    """Mean loss over all tokens of ``rows`` (documents, length); counts the tokens it reads."""
+    """Weighted mean loss over the tokens that count in all parts.
+
+    Args:
+        first: scaling that candidates are applied on top of (second search), or None.
+        batch_tokens: tokens in a forward pass, at most.
+        blocks: pieces that a document's losses are cut into for comparisons in pairs (racing); 0 for none.
+        shorter: shares of the length that a race reads first, of every document.
+        seed: of the order in which a race reads the documents.
+        protocol: the fitness in words, for records.
+    """
 
     model: Any
-    rows: Tensor
+    parts: tuple[Part, ...]
     first: RopeScaling | None = None
-    """Scaling that candidates are applied on top of (second search), or None."""
     batch_tokens: int = 16_384
-    forward_tokens: int = field(default=0, init=False)
+    blocks: int = 0
+    shorter: tuple[float, ...] = ()
+    seed: int = 0
+    protocol: str = "perplexity, one pass over the first tokens of each document"
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens that a whole evaluation reads, early looks left out."""
+        return sum(part.rows.numel() for part in self.parts)
+
+    @property
+    def data_hash(self) -> str:
+        """Of the token ids, of which of them count and of the weights."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(part.rows.numpy().tobytes())
+            digest.update(b"" if part.asked is None else part.asked.numpy().tobytes())
+            digest.update(str((tuple(part.rows.shape), part.weight)).encode())
+        return digest.hexdigest()
 
     def composed(self, candidate: RopeScaling) -> RopeScaling:
         return self.first.then(candidate) if self.first else candidate
 
-    @torch.no_grad()
     def __call__(self, candidate: RopeScaling) -> float:
         """Loss in nats; infinite when the model emits NaN."""
+        loss = self.evaluate(candidate).loss
+        return math.inf if loss is None else loss
+
+    @torch.no_grad()
+    def evaluate(
+        self, candidate: RopeScaling, *, hopeless: Callable[[dict[int, float]], bool] | None = None
+    ) -> Evaluation:
+        """Read every part, or stop early where ``hopeless`` says so of the blocks read so far."""
         extend(self.model, self.composed(candidate))
-        rows_at_once = max(1, self.batch_tokens // self.rows.shape[1])
         device = next(self.model.parameters()).device
-        total = 0.0
-        for batch in self.rows.split(rows_at_once):
-            total += token_losses(self.model, batch.to(device)).double().sum().item()
-        self.forward_tokens += self.rows.numel()
-        loss = total / (self.rows.shape[0] * (self.rows.shape[1] - 1))
-        return loss if math.isfinite(loss) else math.inf
+        totals, counts = [0.0] * len(self.parts), [0] * len(self.parts)
+        blocks: dict[int, float] = {}
+        tokens = 0
+        for step in self._passes(racing=hopeless is not None):
+            part = self.parts[step.part]
+            rows = part.rows[list(step.rows), : step.length].to(device)
+            asked = None if part.asked is None else part.asked[list(step.rows), : step.length].to(device)
+            losses = self._losses(rows, asked)
+            tokens += rows.numel()
+            values = torch.cat(losses)
+            if step.counts:
+                totals[step.part] += values.sum().item()
+                counts[step.part] += values.numel()
+            if not torch.isfinite(values).all():
+                return Evaluation(None, tokens, blocks)
+            if hopeless is None:
+                continue
+            for place, row in enumerate(losses):
+                for offset, block in enumerate(row.tensor_split(self.blocks)):
+                    if block.numel():
+                        number = step.first_block + place * self.blocks + offset
+                        blocks[number] = part.weight * block.mean().item()
+            if hopeless(blocks):
+                return Evaluation(None, tokens, blocks, stopped=True)
+        loss = sum(part.weight * total / count for part, total, count in zip(self.parts, totals, counts, strict=True))
+        return Evaluation(loss, tokens, blocks)
 
+    def _losses(self, rows: Tensor, asked: Tensor | None) -> list[Tensor]:
+        """The losses that count, one tensor of float64 per row."""
+        if asked is None:
+            return list(token_losses(self.model, rows).double())
+        found = chosen_losses(self.model, rows, asked).double()
+        return list(found.split(asked[:, 1:].sum(1).tolist()))
 
-class RememberedLosses:
-    """Losses of points read outside a study, kept in a file: no point is paid for again, also not after a kill."""
-
-    def __init__(self, fitness: Callable[[RopeScaling], float], path: Path) -> None:
-        self._fitness, self._path = fitness, path
-        entries = read_json(path) if path.is_file() else []
-        self._losses = {RopeScaling.from_json(entry["point"]): float(entry["loss"]) for entry in entries}
-
-    def __contains__(self, candidate: RopeScaling) -> bool:
-        return candidate in self._losses
-
-    def __call__(self, candidate: RopeScaling) -> float:
-        if candidate not in self._losses:
-            self._losses[candidate] = self._fitness(candidate)
-            entries = [{"point": point.to_json(), "loss": loss} for point, loss in self._losses.items()]
-            write_json(self._path, entries)
-        return self._losses[candidate]
+    def _passes(self, *, racing: bool) -> Iterator[_Pass]:
+        """Whole documents in large batches; in a race one by one in shuffled order, shorter lengths first."""
+        if not racing:
+            for index, part in enumerate(self.parts):
+                documents, length = part.rows.shape
+                for rows in torch.arange(documents).split(max(1, self.batch_tokens // length)):
+                    yield _Pass(index, tuple(rows.tolist()), length, 0, True)
+            return
+        places = [(index, row) for index, part in enumerate(self.parts) for row in range(part.rows.shape[0])]
+        order = np.random.default_rng(self.seed).permutation(len(places)).tolist()
+        for rung, share in enumerate((*self.shorter, 1.0)):
+            for number in order:
+                index, row = places[number]
+                whole = self.parts[index].rows.shape[1]
+                first_block = (rung * len(places) + number) * self.blocks
+                yield _Pass(index, (row,), max(2, round(share * whole)), first_block, share == 1.0)

@@ -39,7 +39,8 @@ def learn_scaling(
     learning_rate: float,
     state: Path,
     first: RopeScaling | None = None,
-    save_every: int = 5,
+    checkpointing: bool = False,
+    save_every: int = 1,
 ) -> Iterator[Step]:
     """Yield each step, the ones found in ``state`` (a file) first; the model's weights do not change.
 
@@ -49,6 +50,7 @@ def learn_scaling(
         first: earlier scaling that the learned one is applied on top of.
         learning_rate: of log lambda's increments before softplus; log t learns at a sixteenth of it,
             within the space's bounds.
+        checkpointing: recompute activations in the backward pass.
 
     Raises:
         ValueError: a step's loss is not a number.
@@ -81,6 +83,13 @@ def learn_scaling(
         yield from path
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers recomputes in training mode only; nothing of ours drops out.
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
     try:
         for step in range(len(path), steps):
             rotary.factors = before * torch.cumsum(F.softplus(raw), 0).exp()
@@ -117,4 +126,7 @@ def learn_scaling(
     finally:
         for parameter, flag in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
+        if checkpointing:
+            model.gradient_checkpointing_disable()
+            model.eval()
         extend(model, composed(start))

@@ -1,49 +1,44 @@
-"""LongRoPE's evolution as an Optuna sampler: feasible by construction, local mutations, no point evaluated twice.
+"""Searches by evolution as Optuna samplers: feasible by construction, resumable, no point evaluated twice.
 
-Follows paper §3.2 and App. A: a first population of published methods and mutations of them, then per
-generation the best as parents, half of the children mutations and half crossovers.
+A trial's place is its position in the study's schedule: the count of trials before it that were not retries of
+another. All that is drawn for a trial is a function of the seed, its position and the trials finished by then, so
+a study that was killed goes on as if undisturbed, and the retry of a trial whose worker died stands for the trial.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseGASampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ropewalk.rope import RopeScaling
+from ropewalk.search.coding import FactorCoding
 from ropewalk.search.space import SearchSpace
 
-
-def to_params(scaling: RopeScaling) -> dict[str, float | int]:
-    factors = {f"lambda_{pair:02d}": factor for pair, factor in enumerate(scaling.factors)}
-    return {**factors, "n_hat": scaling.n_hat, "attention_factor": scaling.attention_factor}
+RETRY_OF = "failed_trial"
+"""System attribute in which Optuna's retry callback keeps the number of the first trial."""
 
 
-def from_params(params: dict[str, float], space: SearchSpace) -> RopeScaling:
-    factors = tuple(params[f"lambda_{pair:02d}"] for pair in range(space.pairs))
-    return RopeScaling(
-        factors, space.original_length, space.target_length, int(params["n_hat"]), params["attention_factor"]
-    )
+def positions(trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    """Trial number -> position, where ``trials`` are all of a study's."""
+    firsts = sorted(trial.number for trial in trials if RETRY_OF not in trial.system_attrs)
+    return {trial.number: bisect_left(firsts, trial.system_attrs.get(RETRY_OF, trial.number)) for trial in trials}
 
 
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    pairs: dict[str, BaseDistribution] = {
-        f"lambda_{pair:02d}": FloatDistribution(1.0, space.upper) for pair in range(space.pairs)
-    }
-    low, high = space.attention_factors
-    return {**pairs, "n_hat": CategoricalDistribution(space.n_hats), "attention_factor": FloatDistribution(low, high)}
-
-
-def _is_whole(trial: FrozenTrial) -> bool:
-    """Whether the trial asked for a point of the space, and not only for other parameters."""
-    return "attention_factor" in trial.params
+def whole_evaluations(study: Study) -> list[FrozenTrial]:
+    """The complete trials: those that were stopped early or failed are none."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 class EvolutionSampler(BaseGASampler):
-    """Draws each trial from (seed, number of finished trials), so that a killed study goes on as if undisturbed.
+    """Children of the best trials so far: local mutations of log lambda's increments, crossovers of two parents.
 
+    There is no barrier between generations: a child is bred from whatever is finished when its turn comes.
+    Only whole evaluations become parents; one that was stopped early takes its place in a generation and no more.
     A point is always drawn whole; parameters that an objective has beside the space's are drawn at random.
 
     Args:
@@ -67,61 +62,74 @@ class EvolutionSampler(BaseGASampler):
     ) -> None:
         super().__init__(population_size=population_size)
         self._space, self._seed, self._parents, self._probability = space, seed, parents, probability
-        self._firsts = list(dict.fromkeys([*map(space.nearest, seeds), *space.published()]))
-        self._initial = max(initial, len(self._firsts))
+        self._coding = FactorCoding(space)
+        self._names = self._coding.distributions()
+        self.firsts = list(dict.fromkeys([*map(space.nearest, seeds), *space.published()]))
+        self._initial = max(initial, len(self.firsts))
         self._others = RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return distributions(self._space)
+        return dict(self._coding.distributions())
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Raises ValueError for a parameter of the space, whose distribution then is not the space's."""
         self._raise_error_if_multi_objective(study)
-        if param_name in distributions(self._space):
+        if param_name in self._names:
             raise ValueError(f"{param_name} cannot be drawn alone from {param_distribution}; ask for the space's own")
         return self._others.sample_independent(study, trial, param_name, param_distribution)
 
+    def get_trial_generation(self, study: Study, trial: FrozenTrial) -> int:
+        """0 for the first population, and one more for every ``population_size`` positions after it."""
+        position = positions(study.get_trials(deepcopy=False))[trial.number]
+        assert self.population_size is not None
+        generation = 0 if position < self._initial else 1 + (position - self._initial) // self.population_size
+        if self._get_generation_key() not in trial.system_attrs:
+            study._storage.set_trial_system_attr(trial._trial_id, self._get_generation_key(), generation)
+        return generation
+
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
-        """The best trials of all generations so far."""
-        key = self._get_generation_key()
-        before = [t for t in self._finished(study) if _is_whole(t) and t.system_attrs.get(key, 0) < generation]
-        return sorted(before, key=lambda t: (t.values[0], t.number))[: self._parents]
+        """The best whole evaluations so far."""
+        return self._best(whole_evaluations(study))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         self._raise_error_if_multi_objective(study)
         generation = self.get_trial_generation(study, trial)
-        done = self._finished(study)
-        seen = {from_params(t.params, self._space) for t in done if _is_whole(t)}
-        rng = np.random.default_rng((self._seed, len(done)))
-        parents: list[RopeScaling] = []
-        if len(done) >= self._initial and generation > 0:
-            # The base class caches parents by trial number only; a child prefers the better of two.
-            best_first = sorted(self.get_parent_population(study, generation), key=lambda t: (t.values[0], t.number))
-            parents = [from_params(t.params, self._space) for t in best_first]
+        trials = study.get_trials(deepcopy=False)
+        place = positions(trials)
+        position = place[trial.number]
+        # Without what a worker that died drew for this very position.
+        others = [t for t in trials if place[t.number] != position and self._names.keys() <= t.params.keys()]
+        seen = {self._coding.point(t.params) for t in others}
+        rng = np.random.default_rng((self._seed, position))
+        parents = self.parents_of(study, generation) if position >= self._initial else []
         for attempt in range(200):
-            chosen = self._child(parents, rng) if parents else self._first_population(len(done), attempt, rng)
+            chosen = self._child(parents, attempt, rng) if parents else self._first(position, attempt, rng)
             if chosen not in seen:
                 break
-        params: dict[str, Any] = to_params(chosen)
+        params: dict[str, Any] = self._coding.params(chosen)
         return {
             name: params[name] if name in params else self.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
         }
 
-    @staticmethod
-    def _finished(study: Study) -> list[FrozenTrial]:
-        return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    def parents_of(self, study: Study, generation: int) -> list[RopeScaling]:
+        """Parents of a child of ``generation``, best first."""
+        return [self._coding.point(trial.params) for trial in self.select_parent(study, generation)]
 
-    def _first_population(self, index: int, attempt: int, rng: np.random.Generator) -> RopeScaling:
-        if index < len(self._firsts) and attempt == 0:
-            return self._firsts[index]
-        return self._mutate(self._firsts[int(rng.integers(len(self._firsts)))], rng)
+    def _best(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        whole = [trial for trial in trials if self._names.keys() <= trial.params.keys()]
+        return sorted(whole, key=lambda trial: (trial.values[0], trial.number))[: self._parents]
 
-    def _child(self, parents: list[RopeScaling], rng: np.random.Generator) -> RopeScaling:
+    def _first(self, position: int, attempt: int, rng: np.random.Generator) -> RopeScaling:
+        if position < len(self.firsts) and attempt == 0:
+            return self.firsts[position]
+        return self._mutate(self.firsts[int(rng.integers(len(self.firsts)))], rng)
+
+    def _child(self, parents: list[RopeScaling], attempt: int, rng: np.random.Generator) -> RopeScaling:
         # Better parents more often: the better of two drawn at random.
         one = parents[int(rng.integers(len(parents), size=2).min())]
         if rng.random() < 0.5:
@@ -134,9 +142,12 @@ class EvolutionSampler(BaseGASampler):
         size = np.exp(rng.uniform(np.log(0.01), np.log(0.2)))
         if rng.random() < 0.5:
             steps = np.diff(logs, prepend=0.0)
-            chosen = rng.random(len(steps)) < self._probability
-            steps = np.where(chosen, np.abs(steps + size * rng.normal(size=len(steps))), steps)
-            logs = np.cumsum(steps)
+            chosen = rng.random(len(steps)) < min(self._probability, 5 / len(steps))
+            moved = np.where(chosen, np.abs(steps + size * rng.normal(size=len(steps))), steps)
+            # What a changed increment adds is taken back at the next pair, half of the time: the change stays local.
+            logs = np.cumsum(moved)
+            if rng.random() < 0.5:
+                logs = np.where(chosen, logs, np.cumsum(steps))
         else:
             pairs = np.arange(len(logs))
             width = rng.uniform(0.5, len(logs) / 4)
@@ -161,3 +172,51 @@ class EvolutionSampler(BaseGASampler):
             logs = share * a + (1 - share) * b
         t = share * one.attention_factor + (1 - share) * other.attention_factor
         return self._space.point(np.exp(logs), (one if rng.random() < 0.5 else other).n_hat, t)
+
+
+class PaperSampler(EvolutionSampler):
+    """The paper's own operators (§3.2, App. A): a changed gene is drawn anew, children mix the genes of two parents.
+
+    Parents are the best of all earlier generations, and a gene is drawn between its neighbours, so that no
+    child has to be thrown away for not being monotone.
+    """
+
+    def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """The best whole evaluations of all generations before ``generation``."""
+        key = self._get_generation_key()
+        return self._best([trial for trial in whole_evaluations(study) if trial.system_attrs.get(key, 0) < generation])
+
+    def parents_of(self, study: Study, generation: int) -> list[RopeScaling]:
+        # The base class caches parents by trial number only; a child prefers the better of two.
+        found = self._best(self.get_parent_population(study, generation))
+        return [self._coding.point(trial.params) for trial in found]
+
+    def _mutate(self, parent: RopeScaling, rng: np.random.Generator) -> RopeScaling:
+        factors = np.asarray(parent.factors)
+        for pair in np.flatnonzero(rng.random(len(factors)) < self._probability):
+            below = factors[pair - 1] if pair else 1.0
+            above = factors[pair + 1] if pair + 1 < len(factors) else self._space.upper
+            factors[pair] = rng.uniform(below, max(above, below))
+        n_hat, t = parent.n_hat, parent.attention_factor
+        if rng.random() < self._probability:
+            n_hat = self._space.n_hats[int(rng.integers(len(self._space.n_hats)))]
+        if rng.random() < self._probability:
+            t = rng.uniform(*self._space.attention_factors)
+        return self._space.point(factors, n_hat, t)
+
+    def _cross(self, one: RopeScaling, other: RopeScaling, rng: np.random.Generator) -> RopeScaling:
+        takes = rng.random(len(one.factors)) < self._probability
+        factors = np.where(takes, other.factors, one.factors)
+        n_hat = (other if rng.random() < self._probability else one).n_hat
+        t = (other if rng.random() < self._probability else one).attention_factor
+        return self._space.point(factors, n_hat, t)
+
+
+class StartTokenSampler(EvolutionSampler):
+    """After the first points, the best of them under every other n_hat, the smallest first."""
+
+    def _child(self, parents: list[RopeScaling], attempt: int, rng: np.random.Generator) -> RopeScaling:
+        best, choices = parents[0], self._space.n_hats
+        if attempt < len(choices):
+            return self._space.point(np.asarray(best.factors), choices[attempt], best.attention_factor)
+        return self._mutate(best, rng)

@@ -73,3 +73,30 @@ class SearchSpace:
             multiple=multiple,
         )
         return self.nearest(made)
+
+
+@dataclass(frozen=True)
+class CriticalSpace(SearchSpace):
+    """LongRoPE2's space: lambda in [s, 2s] from the critical pair up, and below it lambda_critical^(i / critical).
+
+    The critical pair is searched too: it is the first one whose factor reaches s, between half of the
+    theoretical critical pair and that itself (LongRoPE2 §3.2).
+    """
+
+    @property
+    def critical_pairs(self) -> tuple[int, int]:
+        """Lowest and highest choice; the highest is the first pair whose period exceeds the window."""
+        theoretical = methods.critical_pair(
+            rotary_dim=self.rotary_dim, base=self.base, original_length=self.original_length
+        )
+        highest = min(max(theoretical, 1), self.pairs - 1)
+        return max(1, highest // 2), highest
+
+    def point(self, factors: np.ndarray, n_hat: int, attention_factor: float) -> RopeScaling:
+        ratio = self.target_length / self.original_length
+        low, high = self.critical_pairs
+        reached = np.flatnonzero(factors >= ratio - self.step / 2)
+        critical = int(min(max(reached[0] if len(reached) else high, low), high))
+        upper = np.maximum.accumulate(np.clip(factors[critical:], ratio, 2 * ratio))
+        lower = upper[0] ** (np.arange(critical) / critical)
+        return super().point(np.concatenate([lower, upper]), n_hat, attention_factor)

@@ -1,217 +1,318 @@
-"""A search as one Optuna study in its own storage: gradient first if wanted, then evolution, resumable after a kill."""
+"""A search as one Optuna study: gradient first if wanted, then the sampler's trials, resumable after a kill.
+
+The published methods and the gradient come before the study, as its beginning: one worker's work, which the others
+wait for. It is kept in the storage, so it is paid once however many workers there are.
+"""
 
 import math
-import sqlite3
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
+from optuna.exceptions import ExperimentalWarning, TrialPruned
+from optuna.pruners import WilcoxonPruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ropewalk.config import SearchConfig
 from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
-from ropewalk.search.fitness import Fitness, RememberedLosses
-from ropewalk.search.gradient import Step, learn_scaling
-from ropewalk.search.sampler import EvolutionSampler, distributions, from_params
+from ropewalk.search.beginning import NOT_A_NUMBER, Beginning, begin, read_beginning
+from ropewalk.search.coding import Coding, FactorCoding, KnotCoding, ask
+from ropewalk.search.fitness import Evaluation, Fitness
+from ropewalk.search.gradient import learn_scaling
+from ropewalk.search.history import History, SearchResult
+from ropewalk.search.memory import within_memory
+from ropewalk.search.sampler import EvolutionSampler, PaperSampler, StartTokenSampler
+from ropewalk.search.schedule import FailedTrial, work_off
 from ropewalk.search.space import SearchSpace
+from ropewalk.search.storage import open_storage, open_study
+from ropewalk.search.yardsticks import YARDSTICKS, KnotSampler
+
+_SAMPLERS: dict[str, type[EvolutionSampler]] = {
+    "evolution": EvolutionSampler,
+    "paper": PaperSampler,
+    "start_tokens": StartTokenSampler,
+}
+_TOKENS, _SECONDS = "forward_tokens", "seconds"
+_LEAST_PAIRS = 8
+"""Blocks that a candidate is read on before it may be stopped."""
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    best: RopeScaling
-    """Composed with any earlier scaling: ready to put into the model."""
-    loss: float
-    """Nats per token on the search documents."""
-    seed: RopeScaling | None
-    """What the gradient alone found (composed), to measure what evolution gained over it."""
-    seed_loss: float | None
-    rows: list[dict[str, Any]]
-    """One row per gradient step and trial: phase, length, trial, generation, loss, best, tokens, and the point."""
-    forward_tokens: int
-    """Tokens read, a backward counted as two more forwards."""
-
-
-def run_search(
-    model: Any,
-    *,
-    fitness: Fitness,
-    batch: Callable[[int], Any],
-    space: SearchSpace,
-    config: SearchConfig,
-    seed: int,
-    state_folder: Path,
-    starts: tuple[RopeScaling, ...] = (),
-    label: str = "search",
-) -> SearchResult:
-    """Search ``space``; no point is read twice, and what ``state_folder`` holds of an earlier call is not paid again.
+class Search:
+    """One search of a space: the same call by every worker, here and elsewhere, gives every one the same result.
 
     Args:
+        batch: step -> token rows of a gradient step (rows, length), BOS first and EOS last.
         starts: points to begin from beside the published methods; the best of all seeds the gradient.
-
-    Raises:
-        ValueError: every candidate made the model emit NaN.
+        name: of the study in its storage.
+        identity: what the search is of, beside what this class knows (model and data hash).
+        worker: number of the worker on this machine; only worker 0 shows progress.
+        label: what progress bars say.
     """
-    state_folder.mkdir(parents=True, exist_ok=True)
-    documents, length = fitness.rows.shape
-    log = _Log(length=length)
-    known = RememberedLosses(fitness, state_folder / "losses.json")
-    candidates = list(dict.fromkeys([*map(space.nearest, starts), *space.published()]))
-    for number, candidate in enumerate(candidates):
-        log.add("published", number, known(candidate), candidate, documents * length)
-    start = min(candidates, key=known)
-    found, found_loss = start, known(start)
-    if not math.isfinite(found_loss):
-        raise ValueError("every candidate made the model emit NaN or infinite losses; check the model and its dtype")
-    path = _gradient_phase(model, fitness, batch, space, config, start, state_folder, label, log)
-    seeds: tuple[RopeScaling, ...] = tuple(map(space.nearest, starts))
-    seed_point, seed_loss = None, None
-    if path:
-        last = len(path) - 1
-        along = [path[int(last * share)][1] for share in (1.0, 0.85, 0.7, 0.5)]
-        seeds = (*dict.fromkeys(along), *seeds)
-        seed_point = seeds[0]
-        if seed_point not in candidates:
-            log.paid(documents * length)
-        seed_loss = known(seed_point)
-        if seed_loss < found_loss:
-            found, found_loss = seed_point, seed_loss
-    if config.trials:
-        study = _evolve(fitness, known, space, config, seed, seeds, state_folder, label)
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        for number, trial in enumerate(finished):
-            generation = trial.system_attrs.get(EvolutionSampler._get_generation_key(), 0)
-            point = from_params(trial.params, space)
-            paid = 0 if point in known else documents * length
-            log.add("evolution", number, trial.values[0], point, paid, generation=generation)
-        best_trial = min(finished, key=lambda trial: (trial.values[0], trial.number))
-        if best_trial.values[0] < found_loss:
-            found, found_loss = from_params(best_trial.params, space), best_trial.values[0]
-    return SearchResult(
-        best=fitness.composed(replace(found, method="longrope")),
-        loss=found_loss,
-        seed=fitness.composed(seed_point) if seed_point else None,
-        seed_loss=seed_loss,
-        rows=log.rows,
-        forward_tokens=log.tokens,
-    )
 
+    fitness: Fitness
+    batch: Callable[[int], Any]
+    space: SearchSpace
+    config: SearchConfig
+    seed: int
+    state_folder: Path
+    starts: tuple[RopeScaling, ...] = ()
+    name: str = "rescale-factors"
+    identity: dict[str, Any] = field(default_factory=dict)
+    worker: int = 0
+    label: str = "search"
 
-class _QuickConnection(sqlite3.Connection):
-    """Leaves flushing to the system: a trial is some twenty commits, and a killed process loses none of them."""
+    def run(self) -> SearchResult:
+        """Search until the schedule is done; what an earlier call or another worker did is not paid again.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.execute("PRAGMA synchronous = OFF")
-
-
-class _Log:
-    """Rows of the search's history, with the best so far of each phase and the tokens paid so far."""
-
-    def __init__(self, *, length: int) -> None:
-        self.length, self.tokens = length, 0
-        self.rows: list[dict[str, Any]] = []
-        self._best: dict[str, float] = {}
-
-    def paid(self, tokens: int) -> None:
-        self.tokens += tokens
-
-    def add(
-        self, phase: str, trial: int, loss: float, point: RopeScaling, tokens: int, *, generation: int = -1
-    ) -> None:
-        self.paid(tokens)
-        self._best[phase] = min(loss, self._best.get(phase, math.inf))
-        self.rows.append(
-            {
-                "phase": phase,
-                "length": self.length,
-                "trial": trial,
-                "generation": generation,
-                "loss": loss,
-                "best": self._best[phase],
-                "tokens": self.tokens,
-                **{f"lambda_{pair:02d}": factor for pair, factor in enumerate(point.factors)},
-                "n_hat": point.n_hat,
-                "attention_factor": point.attention_factor,
-            }
+        Raises:
+            ValueError: every candidate made the model emit NaN, or the storage holds another study of this name.
+            ConnectionError: the storage stayed away for search.storage_timeout seconds.
+        """
+        self.state_folder.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(
+            self.config.storage,
+            folder=self.state_folder,
+            heartbeat_seconds=self.config.heartbeat_seconds,
+            timeout=self.config.storage_timeout,
         )
+        try:
+            first = self.config.gradient_steps or not self.config.trials
+            beginning = self._begin(storage) if first else Beginning()
+            done: list[FrozenTrial] = []
+            if self.config.trials:
+                study = self._open(storage, self.name, self._sampler(self._seeds(beginning)))
+                done = self._trials(study, beginning)
+            return self._result(beginning, done)
+        finally:
+            storage.engine.dispose()
 
+    @property
+    def record(self) -> dict[str, Any]:
+        config, space = self.config, self.space
+        return {
+            **self.identity,
+            "data_hash": self.fitness.data_hash,
+            "protocol": self.fitness.protocol,
+            "evaluation_tokens": self.fitness.forward_tokens,
+            "space": f"{type(space).__name__} {space.rotary_dim} {space.original_length} {space.target_length} "
+            f"{space.upper} {space.attention_factors} {space.n_hats}",
+            "sampler": f"{config.sampler} {config.gradient_steps} {config.initial} {config.children} "
+            f"{config.parents} {config.mutation_probability}",
+            "seed": self.seed,
+        }
 
-def _gradient_phase(
-    model: Any,
-    fitness: Fitness,
-    batch: Callable[[int], Any],
-    space: SearchSpace,
-    config: SearchConfig,
-    start: RopeScaling,
-    state_folder: Path,
-    label: str,
-    log: _Log,
-) -> list[Step]:
-    if not config.gradient_steps:
-        return []
-    learning = learn_scaling(
-        model,
-        space,
-        batch,
-        start=start,
-        steps=config.gradient_steps,
-        learning_rate=config.gradient_learning_rate,
-        state=state_folder / "gradient.pt",
-        first=fitness.first,
-    )
-    path: list[Step] = []
-    with Progress(total=config.gradient_steps, desc=f"{label}, gradient", unit="step") as bar:
-        for loss, scaling in learning:
-            log.add("gradient", len(path), loss, scaling, 3 * config.gradient_rows * log.length)
-            path.append((loss, scaling))
-            bar.set_postfix(loss=f"{loss:.4f}", t=f"{scaling.attention_factor:.3f}", refresh=False)
-            bar.update()
-    return path
+    def _open(self, storage: RDBStorage, name: str, sampler: BaseSampler) -> Study:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            pruner = WilcoxonPruner(p_threshold=self.config.race.p_value, n_startup_steps=_LEAST_PAIRS)
+        return open_study(storage, name, sampler=sampler, pruner=pruner, identity=self.record)
 
+    def _work_off(self, study: Study, objective: Callable[[Trial, int], float], **more: Any) -> list[FrozenTrial]:
+        alone = self.config.storage is None and self.config.workers == 1
+        return work_off(study, objective, alone=alone, **more)
 
-def _evolve(
-    fitness: Fitness,
-    known: RememberedLosses,
-    space: SearchSpace,
-    config: SearchConfig,
-    seed: int,
-    seeds: tuple[RopeScaling, ...],
-    state_folder: Path,
-    label: str,
-) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(
-            f"sqlite:///{(state_folder / 'study.db').resolve()}",
-            engine_kwargs={"connect_args": {"factory": _QuickConnection}},
-        ),
-        study_name="rescale-factors",
-        sampler=EvolutionSampler(
-            space,
-            seed=seed,
+    def _begin(self, storage: RDBStorage) -> Beginning:
+        """The published methods and the gradient, by whichever worker comes first."""
+
+        candidates = list(dict.fromkeys([*map(self.space.nearest, self.starts), *self.space.published()]))
+
+        def work(trial: Trial, position: int) -> float:
+            return begin(trial, candidates, read=self._read, learn=self._gradient)
+
+        study = self._open(storage, f"{self.name}, beginning", RandomSampler())
+        return read_beginning(self._work_off(study, work, length=1)[0].user_attrs)
+
+    def _read(self, point: RopeScaling, hopeless: Callable[[dict[int, float]], bool] | None = None) -> Evaluation:
+        if self.config.race.blocks and hopeless is None:
+            # For the blocks that others are compared with.
+            return self._read(point, lambda blocks: False)
+        with within_memory(
+            f"lower search.batch_tokens, found {self.fitness.batch_tokens} (a pass holds one document at least), or "
+            f"search.workers, found {self.config.workers}, or take model.dtype=bfloat16"
+        ):
+            return self.fitness.evaluate(point, hopeless=hopeless)
+
+    def _gradient(self, start: RopeScaling) -> list[tuple[float, RopeScaling]]:
+        if not self.config.gradient_steps:
+            return []
+        learning = learn_scaling(
+            self.fitness.model,
+            self.space,
+            self.batch,
+            start=start,
+            steps=self.config.gradient_steps,
+            learning_rate=self.config.gradient_learning_rate,
+            checkpointing=self.config.gradient_checkpointing,
+            state=self.state_folder / "gradient.pt",
+            first=self.fitness.first,
+        )
+        path = []
+        rows = f"lower search.gradient_rows, found {self.config.gradient_rows}"
+        checkpointing = "" if self.config.gradient_checkpointing else ", or set search.gradient_checkpointing=true"
+        with (
+            within_memory(f"{rows}{checkpointing}, or take model.dtype=bfloat16"),
+            Progress(
+                total=self.config.gradient_steps,
+                desc=f"{self.label}, gradient",
+                unit="step",
+                disable=self.worker > 0,
+            ) as bar,
+        ):
+            for loss, scaling in learning:
+                path.append((loss, scaling))
+                bar.set_postfix(loss=f"{loss:.4f}", t=f"{scaling.attention_factor:.3f}", refresh=False)
+                bar.update()
+        return path
+
+    def _seeds(self, beginning: Beginning) -> tuple[RopeScaling, ...]:
+        """First points of the sampler: some of the gradient's path, its end first, then the starts."""
+        last = len(beginning.path) - 1
+        along = [beginning.path[int(last * share)][1] for share in (1.0, 0.85, 0.7, 0.5)] if beginning.path else []
+        return tuple(dict.fromkeys([*along, *map(self.space.nearest, self.starts)]))
+
+    @property
+    def _coding(self) -> Coding:
+        if self.config.sampler in YARDSTICKS:
+            return KnotCoding(self.space, self.config.knots)
+        return FactorCoding(self.space)
+
+    def _sampler(self, seeds: tuple[RopeScaling, ...]) -> BaseSampler:
+        config = self.config
+        if config.sampler in YARDSTICKS:
+            return KnotSampler(KnotCoding(self.space, config.knots), kind=config.sampler, seed=self.seed)
+        return _SAMPLERS[config.sampler](
+            self.space,
+            seed=self.seed,
             population_size=config.children,
             initial=config.initial,
             parents=config.parents,
             probability=config.mutation_probability,
             seeds=seeds,
-        ),
-        load_if_exists=True,
-    )
-    for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # Left by a killed process; its position in the schedule is drawn again, to the same point.
-        study.tell(stale.number, state=TrialState.FAIL)
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    best = min((trial.values[0] for trial in done), default=math.inf)
-    with Progress(total=config.trials, initial=len(done), desc=f"{label}, evolution", unit="trial") as bar:
-        for _ in range(len(done), config.trials):
-            trial = study.ask(distributions(space))
-            point = from_params(trial.params, space)
-            loss = known(point) if point in known else fitness(point)
-            study.tell(trial, loss)
-            best = min(best, loss)
-            bar.set_postfix(best_loss=f"{best:.4f}", refresh=False)
-            bar.update()
-    return study
+        )
+
+    def _trials(self, study: Study, beginning: Beginning) -> list[FrozenTrial]:
+        config, coding = self.config, self._coding
+
+        def read(trial: Trial, position: int) -> float:
+            begun = time.perf_counter()
+            point = coding.point(ask(trial, coding))
+            reported: set[int] = set()
+
+            def hopeless(blocks: dict[int, float]) -> bool:
+                for block in blocks.keys() - reported:
+                    trial.report(blocks[block], block)
+                    reported.add(block)
+                return trial.should_prune()
+
+            known = beginning.known.get(point)
+            if known is None:
+                found = self._read(point, hopeless if config.race.blocks else None)
+            else:
+                found = replace(known, forward_tokens=0)
+                for block, value in known.blocks.items():
+                    trial.report(value, block)
+            trial.set_user_attr(_TOKENS, found.forward_tokens)
+            trial.set_user_attr(_SECONDS, time.perf_counter() - begun)
+            if found.stopped:
+                raise TrialPruned
+            if found.loss is None:
+                raise FailedTrial("the model emitted NaN or infinite losses")
+            return found.loss
+
+        spent = self._tokens(beginning)
+        with Progress(
+            total=config.trials, desc=f"{self.label}, {config.sampler}", unit="trial", disable=self.worker > 0
+        ) as bar:
+
+            def show(done: dict[int, FrozenTrial]) -> None:
+                best = min((trial.values[0] for trial in _whole(done.values())), default=math.inf)
+                tokens = spent + sum(map(_tokens, done.values()))
+                left = {} if config.budget_tokens is None else {"left": f"{max(config.budget_tokens - tokens, 0):,}"}
+                bar.set_postfix({"best_loss": f"{best:.4f}", "tokens": f"{tokens:,}", **left}, refresh=False)
+                bar.update(len(done) - bar.n)
+
+            return self._work_off(study, read, length=config.trials, end=partial(self._end, spent), on_done=show)
+
+    def _end(self, spent: int, trials: Sequence[FrozenTrial]) -> int | None:
+        """How many of the first trials use the budget up or end a stretch without gain; None where all are needed."""
+        budget, patience = self.config.budget_tokens, self.config.patience
+        best, last_gain = math.inf, 0
+        if budget is not None and spent >= budget:
+            return 0
+        for count, trial in enumerate(trials, start=1):
+            spent += _tokens(trial)
+            if trial.state == TrialState.COMPLETE and trial.values[0] < best - self.config.least_gain:
+                best, last_gain = trial.values[0], count
+            if (budget is not None and spent >= budget) or (patience is not None and count - last_gain >= patience):
+                return count
+        return None
+
+    def _tokens(self, beginning: Beginning) -> int:
+        return self._step_tokens * len(beginning.path) + beginning.read_tokens
+
+    @property
+    def _step_tokens(self) -> int:
+        """Of a gradient step; a backward pass counts as two more forward passes."""
+        return 3 * self.config.gradient_rows * self.row_length
+
+    @property
+    def row_length(self) -> int:
+        """Tokens in a row of a gradient step."""
+        return max(part.rows.shape[1] for part in self.fitness.parts)
+
+    def _result(self, beginning: Beginning, done: list[FrozenTrial]) -> SearchResult:
+        history = History(length=self.row_length)
+        for number, point in enumerate(beginning.published):
+            known = beginning.known[point]
+            state = "FAIL" if known.loss is None else "COMPLETE"
+            history.add("published", number, point, loss=known.loss, tokens=known.forward_tokens, state=state)
+        for number, (loss, point) in enumerate(beginning.path):
+            history.add("gradient", number, point, loss=loss, tokens=self._step_tokens)
+        history.tokens = self._tokens(beginning)
+        generation, saved = EvolutionSampler._get_generation_key(), 0
+        for position, trial in enumerate(done):
+            if trial.state == TrialState.PRUNED:
+                saved += self.fitness.forward_tokens - _tokens(trial)
+            history.add(
+                "evolution",
+                position,
+                self._coding.point(trial.params),
+                loss=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+                tokens=_tokens(trial),
+                state=trial.state.name,
+                generation=trial.system_attrs.get(generation, 0),
+            )
+        found = [(known.loss, point) for point, known in beginning.known.items() if known.loss is not None]
+        found += [(trial.values[0], self._coding.point(trial.params)) for trial in _whole(done)]
+        if not found:
+            raise ValueError(NOT_A_NUMBER)
+        loss, best = min(found, key=lambda entry: entry[0])
+        seed = beginning.path[-1][1] if beginning.path else None
+        return SearchResult(
+            best=self.fitness.composed(replace(best, method="longrope")),
+            loss=loss,
+            seed=self.fitness.composed(seed) if seed else None,
+            seed_loss=beginning.known[seed].loss if seed else None,
+            rows=history.rows,
+            forward_tokens=history.tokens,
+            saved_tokens=saved,
+            seconds=beginning.seconds + sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in done),
+            record=self.record,
+        )
+
+
+def _whole(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE]
+
+
+def _tokens(trial: FrozenTrial) -> int:
+    return int(trial.user_attrs.get(_TOKENS, 0))

@@ -1,20 +1,35 @@
 """The road's three searches: for the first target, for the second on top of it, and for short inputs again."""
 
+import hashlib
 import math
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from optuna.trial import Trial
 
 from ropewalk.config import SearchConfig, SearchTargetConfig
 from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.store import TokenStore
 from ropewalk.rope import RopeScaling, RotaryShape, rotary_shape
-from ropewalk.search.fitness import Fitness
-from ropewalk.search.space import N_HATS, SearchSpace
-from ropewalk.search.study import SearchResult, run_search
+from ropewalk.rope.scaling import su_attention_factor
+from ropewalk.search.fitness import Fitness, Part
+from ropewalk.search.history import SearchResult
+from ropewalk.search.needles import needle_rows
+from ropewalk.search.schedule import work_off
+from ropewalk.search.space import N_HATS, CriticalSpace, SearchSpace
+from ropewalk.search.storage import open_storage, open_study
+from ropewalk.search.study import Search
+from ropewalk.search.workers import device_of, finished, others, set_threads
+
+Results = dict[int, SearchResult]
+"""By length."""
 
 
 @dataclass(frozen=True)
@@ -22,53 +37,134 @@ class TargetSearch:
     """Searches one length after another on the documents of a search split.
 
     Each length starts from the last one's result.
+
+    Args:
+        load: loads the model; every worker calls it once.
+        load_tokenizer: needed by a fitness with needles only.
+        original_length: the model's own window L0, in tokens.
+        name: of the study in a shared storage, the length is added.
     """
 
-    model: Any
+    load: Callable[[], Any]
     store: TokenStore
     config: SearchConfig
     target: SearchTargetConfig
     original_length: int
-    """The model's own window L0, in tokens."""
     seed: int
     state_folder: Path
     label: str
+    load_tokenizer: Callable[[], Any] | None = None
+    name: str = "rescale-factors"
+    worker: int = field(default=0)
+
+    @cached_property
+    def model(self) -> Any:
+        device = device_of(self.worker)
+        # What loads to "the" accelerator takes this worker's own.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self.load().to(device)
+
+    @cached_property
+    def model_hash(self) -> str:
+        digest = hashlib.sha256()
+        for name, weight in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def shape(self) -> RotaryShape:
         return replace(rotary_shape(self.model), original_length=self.original_length)
 
-    def first(self) -> dict[int, SearchResult]:
+    def first(self) -> Results:
         """Factors from the original window to each length (paper §3.2)."""
+        return self._together("_first")
+
+    def second(self, first: RopeScaling) -> Results:
+        """Factors from ``first``'s target to each length, on top of ``first`` (paper §3.3)."""
+        return self._together("_second", first)
+
+    def recover(self, extended: RopeScaling) -> Results:
+        """Factors for inputs that are short again, none above the extended model's largest (paper §3.3)."""
+        return self._together("_recover", extended)
+
+    def publish(self, write: Callable[[], None], track: Callable[[], None], results: Sequence[Path]) -> None:
+        """``write`` and ``track`` what was found, once for all machines that share the search.
+
+        Where another machine did, ``write`` is called only if its ``results`` cannot be seen here.
+        """
+        if self.config.storage is None:
+            write()
+            track()
+            return
+        own = False
+
+        def work(trial: Trial, position: int) -> float:
+            nonlocal own
+            write()
+            track()
+            own = True
+            return 0.0
+
+        storage = open_storage(
+            self.config.storage,
+            folder=self.state_folder,
+            heartbeat_seconds=self.config.heartbeat_seconds,
+            timeout=self.config.storage_timeout,
+        )
+        try:
+            name = f"{self.name}, result"
+            study = open_study(storage, name, sampler=None, pruner=None, identity={"model_hash": self.model_hash})
+            work_off(study, work, length=1)
+        finally:
+            storage.engine.dispose()
+        if not own and not all(path.exists() for path in results):
+            write()
+
+    def _together(self, part: str, *scalings: RopeScaling) -> Results:
+        """Worker 0's part, while the other workers of this machine do theirs."""
+        count = self.config.workers
+        # A copy, which has not loaded the model.
+        with others(count - 1, partial(_join, replace(self), part, scalings)) as company:
+            set_threads(count)
+            work: Callable[..., Results] = getattr(self, part)
+            try:
+                return work(*scalings)
+            except MemoryError as error:
+                if not company:
+                    raise
+                print(f"worker 0: {error}; the others go on", file=sys.stderr)
+                if not finished(company):
+                    raise
+                return work(*scalings)  # what the others found
+
+    def _first(self) -> Results:
         return self._lengthen(self.shape.original_length, None)
 
-    def second(self, first: RopeScaling) -> dict[int, SearchResult]:
-        """Factors from ``first``'s target to each length, on top of ``first`` (paper §3.3)."""
+    def _second(self, first: RopeScaling) -> Results:
         return self._lengthen(first.target_length, first)
 
-    def recover(self, extended: RopeScaling) -> dict[int, SearchResult]:
-        """Factors for inputs that are short again, none above the extended model's largest (paper §3.3)."""
-        results: dict[int, SearchResult] = {}
+    def _recover(self, extended: RopeScaling) -> Results:
+        results: Results = {}
         plain = replace(extended, factors=(1.0,) * len(extended.factors), attention_factor=1.0, n_hat=0)
         for position, length in enumerate(self.target.lengths):
             starts = [plain, extended, *(results[shorter].best for shorter in results)]
-            space = self._space(self.shape.original_length, max(length, self.shape.original_length))
+            space = self._space(SearchSpace, self.shape.original_length, max(length, self.shape.original_length))
             space = replace(space, upper=max(max(extended.factors), 1.0 + space.step))
             results[length] = self._search(position, length, space, None, starts)
         return results
 
-    def _lengthen(self, window: int, first: RopeScaling | None) -> dict[int, SearchResult]:
-        results: dict[int, SearchResult] = {}
+    def _lengthen(self, window: int, first: RopeScaling | None) -> Results:
+        results: Results = {}
         relative: RopeScaling | None = None
         for position, length in enumerate(self.target.lengths):
-            space = self._space(window, length)
+            space = self._space(CriticalSpace if self.config.critical else SearchSpace, window, length)
+            starts: list[RopeScaling] = []
             if first is not None:
                 # YaRN's and the first search's temperature belong to the whole extension, not to the second step.
                 starts = [replace(point, attention_factor=first.attention_factor) for point in space.published()]
                 doubled = space.ntk(multiple=2.0)
                 starts.append(replace(doubled, attention_factor=first.attention_factor))
-            else:
-                starts = []
             if relative is not None:
                 more = np.log(space.target_length / window) / np.log(relative.target_length / window)
                 stretched = tuple((np.asarray(relative.factors) ** more).tolist())
@@ -79,14 +175,17 @@ class TargetSearch:
             relative = replace(best, factors=factors, original_length=window, target_length=length)
         return results
 
-    def _space(self, window: int, length: int) -> SearchSpace:
-        return SearchSpace(
+    def _space(self, kind: type[SearchSpace], window: int, length: int) -> SearchSpace:
+        ratio = length / window
+        su = su_attention_factor(length / self.shape.original_length, self.shape.original_length)
+        low, high = self.config.attention_factor or (su, su)
+        return kind(
             rotary_dim=self.shape.rotary_dim,
             base=self.shape.base,
             original_length=window,
             target_length=length,
-            upper=self.config.upper_ratio * length / window,
-            attention_factors=(self.config.attention_factor[0], self.config.attention_factor[1]),
+            upper=2 * ratio if kind is CriticalSpace else self.config.upper_ratio * ratio,
+            attention_factors=(low, high),
             n_hats=tuple(n for n in N_HATS if n <= self.shape.original_length),
         )
 
@@ -101,22 +200,58 @@ class TargetSearch:
                 self.config.gradient_steps if of_target.gradient_steps is None else of_target.gradient_steps[position]
             ),
         )
-        documents = self.target.documents or self.config.documents
-        rows = torch.from_numpy(self.store.first_tokens(length, documents=documents))
+        fitness = self._fitness(length, first)
         segments = Segments(
             self.store, length=length, rows=config.gradient_rows, steps=config.gradient_steps, seed=self.seed
         )
-        return run_search(
-            self.model,
-            fitness=Fitness(self.model, rows, first),
+        search = Search(
+            fitness=fitness,
             batch=segments.step,
             space=space,
             config=config,
             seed=self.seed,
             state_folder=self.state_folder / str(length),
             starts=tuple(starts),
+            name=f"{self.name} {length}",
+            identity={"model_hash": self.model_hash, "documents": self._names(length)},
+            worker=self.worker,
             label=f"{self.label} for {length:,} tokens",
         )
+        return search.run()
+
+    def _names(self, length: int) -> list[str]:
+        """Of the documents that the fitness reads."""
+        wanted = self.target.documents or self.config.documents
+        return [self.store.names[index] for index in self.store.long_documents(length - 1)[:wanted]]
+
+    def _fitness(self, length: int, first: RopeScaling | None) -> Fitness:
+        config, fitness = self.config, self.config.fitness
+        documents = self.target.documents or config.documents
+        whole = torch.from_numpy(self.store.first_tokens(length, documents=documents))
+        tokenizer = self.load_tokenizer() if fitness.needles and self.load_tokenizer else None
+        parts: list[Part] = []
+        for share, weight in zip(fitness.lengths, fitness.weights, strict=True):
+            rows, asked = whole[:, : max(2, round(share * length))], None
+            if tokenizer is not None:
+                rows, asked = needle_rows(rows, tokenizer, needles=fitness.needles, seed=self.seed)
+            parts.append(Part(rows, weight / sum(fitness.weights), asked))
+        judged = f"the answers to {fitness.needles} questions a document" if fitness.needles else "all tokens"
+        lengths = ", ".join(f"{part.rows.shape[1]:,}" for part in parts)
+        return Fitness(
+            self.model,
+            tuple(parts),
+            first,
+            batch_tokens=config.batch_tokens,
+            blocks=config.race.blocks,
+            shorter=tuple(config.race.shorter),
+            seed=self.seed,
+            protocol=f"mean loss over {judged}, one pass over the first {lengths} tokens of {len(whole)} documents",
+        )
+
+
+def _join(search: TargetSearch, part: str, scalings: tuple[RopeScaling, ...], worker: int) -> None:
+    set_threads(search.config.workers)
+    getattr(replace(search, worker=worker), part)(*scalings)
 
 
 def table(results: dict[int, SearchResult]) -> list[dict[str, Any]]:
@@ -135,7 +270,9 @@ def search_metrics(results: dict[int, SearchResult]) -> dict[str, Any]:
             "gradient_steps": sum(row["phase"] == "gradient" for row in result.rows),
             "trials": len(trials),
             "generations": len({row["generation"] for row in trials}),
+            "stopped_early": sum(row["state"] == "PRUNED" for row in trials),
             "forward_tokens": result.forward_tokens,
+            "saved_tokens": result.saved_tokens,
             "attention_factor": result.best.attention_factor,
             "n_hat": result.best.n_hat,
             "largest_factor": max(result.best.factors),

@@ -1,0 +1,301 @@
+"""What a search costs and gives (`make bench-search`): test perplexity against tokens spent, for every choice.
+
+The walker lies in the repository, and its documents are Python's standard library. Any other model comes with a folder
+of texts:
+
+    python benchmarks/search/run.py --model babyllama=PATH --texts FOLDER
+
+or ROPEWALK_BENCH_MODEL=babyllama=PATH and ROPEWALK_BENCH_TEXTS=FOLDER for `make bench-search`. Protocol with texts, in
+name order: white space collapsed to single spaces; characters 200,000 to 240,000 of each; BOS and the first
+target - 1 tokens; one pass, mean over all tokens. The first 8 documents are searched on, the others are the test.
+An evaluation is 8 documents of the target length.
+
+Every row is written when it is done, and rows that are there are not measured again: an interrupted benchmark goes on.
+`--choices`, `--targets`, `--seeds` and `--groups` choose rows; `--plan` prints what is left and how long it takes.
+Groups: closed (published methods), equal (all choices at 70 evaluations), ten (evolution and cmaes at 700), paper
+(1,344 evaluations), racing (evolution with and without), scaling (1 and 2 workers).
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import write_results
+from ropewalk.config import CorpusConfig, SearchConfig, SearchTargetConfig, checked, register
+from ropewalk.corpus.documents import Document
+from ropewalk.corpus.prepare import prepare_stores
+from ropewalk.corpus.sources import read_corpus
+from ropewalk.corpus.store import TokenStore, write_store
+from ropewalk.evaluate.baselines import METHODS, variants
+from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
+from ropewalk.evaluate.perplexity import DocumentSet, perplexities
+from ropewalk.files import read_json
+from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.rope import RopeScaling, RotaryShape, rotary_shape
+from ropewalk.search.targets import TargetSearch
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "search" / "results.json"
+WORK = ROOT / "work" / "bench-search"
+WINDOW, DOCUMENTS = 256, 8
+TARGETS = (512, 1024, 2048, 4096)
+CHOICES = ("hybrid", "evolution", "gradient", "longrope2", "cmaes", "tpe", "random", "paper")
+EQUAL, TEN_TIMES, PAPER = 70, 700, 1344
+"""Evaluations."""
+RACING_TRIALS, SCALING_TRIALS = 300, 100
+FROM, TO = 200_000, 240_000
+"""Characters of each text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A row to be measured; what is not the case's own is the choice's."""
+
+    group: str
+    model: str
+    choice: str
+    target: int
+    seed: int
+    evaluations: int | None = None
+    trials: int | None = None
+    race: bool | None = None
+    workers: int = 1
+
+    @property
+    def key(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in dataclasses.asdict(self).items() if value is not None)
+
+    @property
+    def evaluations_at_most(self) -> int:
+        return self.evaluations or self.trials or 0
+
+
+def cases(model: str) -> Iterator[Case]:
+    """Cheap and telling ones first."""
+    yield from (Case("closed", model, name, target, 0) for target in TARGETS for name in METHODS)
+    for target in (2048, *(t for t in TARGETS if t != 2048)):
+        yield from (Case("equal", model, name, target, seed, EQUAL) for seed in range(3) for name in CHOICES)
+    for seed in range(3):
+        yield from (Case("ten", model, name, 2048, seed, TEN_TIMES) for name in ("evolution", "cmaes"))
+        yield from (
+            Case("racing", model, "evolution", 2048, seed, trials=RACING_TRIALS, race=race) for race in (True, False)
+        )
+    for workers in (1, 2):
+        yield Case("scaling", model, "evolution", 2048, 0, trials=SCALING_TRIALS, race=False, workers=workers)
+    yield Case("paper", model, "paper", 2048, 0, PAPER)
+
+
+@dataclasses.dataclass
+class Bench:
+    """A model with its documents."""
+
+    name: str
+    path: str
+    search: TokenStore
+    test: TokenStore
+
+    def __post_init__(self) -> None:
+        self.model = load_model(self.path)
+        self.shape: RotaryShape = dataclasses.replace(rotary_shape(self.model), original_length=WINDOW)
+
+    def row(self, case: Case) -> dict[str, Any]:
+        found: dict[str, Any]
+        if case.group == "closed":
+            # The best of each method's variants, as a baseline's best case.
+            options = variants(case.choice, self.shape, length=case.target, target=case.target)
+            best = min(options, key=lambda option: self.perplexity(option.scaling, case.target)).scaling
+            found = {"forward_tokens": 0, "seconds": 0.0}
+        else:
+            best, found = self.searched(case)
+        return {
+            **dataclasses.asdict(case),
+            "key": case.key,
+            "test_perplexity": self.perplexity(best, case.target),
+            **self.elsewhere(best, case.target),
+            **found,
+            "n_hat": best.n_hat,
+            "attention_factor": best.attention_factor,
+        }
+
+    def searched(self, case: Case) -> tuple[RopeScaling, dict[str, Any]]:
+        state = WORK / self.name / case.key
+        fresh, begun = not state.exists(), time.perf_counter()
+        results = TargetSearch(
+            partial(load_model, self.path),
+            self.search,
+            config=config_of(case),
+            target=SearchTargetConfig(lengths=[case.target]),
+            original_length=WINDOW,
+            seed=case.seed,
+            state_folder=state,
+            load_tokenizer=partial(load_tokenizer, self.path),
+            label=case.key,
+        ).first()
+        result = results[case.target]
+        trials = [row for row in result.rows if row["phase"] == "evolution"]
+        # Where an earlier run was interrupted, what the trials themselves took.
+        seconds = time.perf_counter() - begun if fresh else result.seconds
+        return result.best, {
+            "forward_tokens": result.forward_tokens,
+            "evaluations_worth": result.forward_tokens / (DOCUMENTS * case.target),
+            "saved_tokens": result.saved_tokens,
+            "trials_done": len(trials),
+            "stopped_early": sum(row["state"] == "PRUNED" for row in trials),
+            "search_perplexity": math.exp(result.loss),
+            "seconds": round(seconds, 1),
+        }
+
+    def perplexity(self, scaling: RopeScaling, length: int) -> float:
+        documents = DocumentSet.of("test", self.test, length=length, documents=None)
+        return perplexities(self.model, scaling, documents, [length])[length]
+
+    def elsewhere(self, scaling: RopeScaling, target: int) -> dict[str, float]:
+        """At half and twice the target, and passkey at the target; only where it can be measured."""
+        found = {"test_perplexity_at_half": self.perplexity(scaling, target // 2)}
+        if len(self.test.long_documents(2 * target - 1)) >= DOCUMENTS:
+            found["test_perplexity_at_twice"] = self.perplexity(scaling, 2 * target)
+        if self.name == "walker":
+            rows = passkey_accuracy(
+                self.model,
+                load_tokenizer(self.path),
+                ((target, scaling),),
+                length=target,
+                depths=10,
+                trials=50,
+                seed=0,
+            )
+            found["passkey_accuracy"] = accuracy(rows)
+        return found
+
+
+def config_of(case: Case) -> SearchConfig:
+    """The choice as it is, on the same documents and fitness as all others."""
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = checked(
+            compose("config", [f"search={case.choice}", "search/fitness=perplexity", f"output={WORK}"])
+        ).search
+    config.documents, config.workers = DOCUMENTS, case.workers
+    if case.evaluations is not None:
+        # No trial is begun once it is spent, so that one evaluation is kept back.
+        config.budget_tokens = (case.evaluations - 1) * DOCUMENTS * case.target
+        config.patience = None
+        if config.sampler != "start_tokens":  # which ends when every n_hat is tried
+            config.trials = 10 * PAPER
+    if case.trials is not None:
+        config.trials, config.patience = case.trials, None
+    if case.race is False:
+        config.race.blocks = 0
+    return config
+
+
+def walker_stores() -> tuple[TokenStore, TokenStore]:
+    folder = WORK / "walker-tokens"
+    if not (folder / "card.json").is_file():
+        values: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/corpus/stdlib.yaml"))
+        corpus, rejected = CorpusConfig(**values), Counter[str]()
+        documents = read_corpus(corpus, folder=WORK, rejected=rejected)
+        tokenizer = load_tokenizer(str(ROOT / "models/walker"))
+        prepare_stores(documents, config=corpus, tokenizer=tokenizer, rejected=rejected, folder=folder)
+    return TokenStore(folder / "search"), TokenStore(folder / "test")
+
+
+def text_stores(name: str, path: str, texts: Path) -> tuple[TokenStore, TokenStore]:
+    files = sorted(texts.glob("*.txt"))
+    if len(files) <= DOCUMENTS:
+        raise ValueError(f"--texts {texts} must hold more than {DOCUMENTS} .txt files, found {len(files)}")
+    tokenizer: Any = load_tokenizer(path)
+    stores = []
+    for part, chosen in (("search", files[:DOCUMENTS]), ("test", files[DOCUMENTS:])):
+        folder = WORK / f"{name}-tokens" / part
+        if not (folder / "store.json").is_file():
+            documents = []
+            for file in chosen:
+                text = " ".join(file.read_text(encoding="utf-8").split())[FROM:TO]
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                documents.append((Document(file.name, "text", text, file.name), ids))
+            bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+            write_store(folder, documents, bos=bos, eos=eos, vocab_size=len(tokenizer))
+        stores.append(TokenStore(folder))
+    return stores[0], stores[1]
+
+
+def hours_left(bench: Bench, left: list[Case], rows: list[dict[str, Any]]) -> float:
+    """By what a token took in rows of this model at this target, else in one evaluation now."""
+    pace: dict[int, float] = {}
+    for target in {case.target for case in left if case.evaluations_at_most}:
+        own = [row for row in rows if (row["model"], row["target"]) == (bench.name, target) and row["forward_tokens"]]
+        if own:
+            pace[target] = sum(row["seconds"] for row in own) / sum(row["forward_tokens"] for row in own)
+        else:
+            begun = time.perf_counter()
+            bench.perplexity(RopeScaling((1.0,) * (bench.shape.rotary_dim // 2), WINDOW, target), target)
+            documents = len(bench.test.long_documents(target - 1))
+            pace[target] = (time.perf_counter() - begun) / (documents * target)
+    seconds = (
+        case.evaluations_at_most * DOCUMENTS * case.target * pace.get(case.target, 0) / case.workers for case in left
+    )
+    return sum(seconds) / 3600
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", default=os.environ.get("ROPEWALK_BENCH_MODEL", "walker"), help="walker or NAME=PATH")
+    parser.add_argument("--texts", default=os.environ.get("ROPEWALK_BENCH_TEXTS"), help="folder of .txt files")
+    parser.add_argument("--choices", nargs="*", help=f"{' '.join((*METHODS, *CHOICES))}; all by default")
+    parser.add_argument("--groups", nargs="*", help="closed equal ten racing scaling paper; all by default")
+    parser.add_argument("--targets", nargs="*", type=int, default=list(TARGETS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--evaluations", type=int, help="for all rows that have a budget, in place of their own")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--plan", action="store_true", help="print what is left and how long it takes, and stop")
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    name, _, path = options.model.partition("=")
+    if name == "walker":
+        bench = Bench(name, str(ROOT / "models/walker"), *walker_stores())
+    elif not path or not options.texts:
+        parser.error("a model other than the walker needs --model NAME=PATH and --texts FOLDER")
+    else:
+        bench = Bench(name, path, *text_stores(name, path, Path(options.texts)))
+    rows: list[dict[str, Any]] = read_json(options.results)["rows"] if options.results.is_file() else []
+    wanted = [
+        dataclasses.replace(case, evaluations=options.evaluations) if options.evaluations and case.evaluations else case
+        for case in cases(name)
+        if case.target in options.targets
+        and case.seed in options.seeds
+        and (not options.choices or case.choice in options.choices)
+        and (not options.groups or case.group in options.groups)
+    ]
+    done = {row["key"] for row in rows}
+    left = [case for case in wanted if case.key not in done]
+    while left:
+        hours = hours_left(bench, left, rows)
+        print(f"{len(wanted) - len(left)} of {len(wanted)} rows; about {hours:.2f} hours left", flush=True)
+        if options.plan:
+            print("\n".join(case.key for case in left))
+            return
+        rows.append(bench.row(left.pop(0)))
+        write_results(options.results, rows)
+        print({key: value for key, value in rows[-1].items() if value is not None and key != "key"}, flush=True)
+    print(f"all {len(wanted)} rows are in {options.results}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Machines, here processes with folders of their own, that share nothing but a PostgreSQL database."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from postgresql import Cluster
+from processes import fork, fork_until_killed
+from ropewalk.config import SearchConfig, SearchTargetConfig
+from ropewalk.search.factors import factors_json, provenance
+from ropewalk.search.storage import open_storage
+from ropewalk.search.targets import TargetSearch
+from tiny_models import WINDOW, tiny_llama
+from tiny_runs import SEARCH, search, token_store
+
+CONFIG = replace(SEARCH, gradient_steps=3, trials=12, initial=6, heartbeat_seconds=1, storage_timeout=60)
+
+
+def machine(folder: Path, config: SearchConfig, **more: Any) -> Callable[[], None]:
+    """Its search, whose result is left in ``folder``/result."""
+
+    def work() -> None:
+        result, _ = search(folder, config=config, **more)
+        (folder / "result").write_text(json.dumps([result.best.to_json(), result.loss, result.rows]))
+
+    folder.mkdir()
+    return work
+
+
+def result(folder: Path) -> Any:
+    return json.loads((folder / "result").read_text())
+
+
+def reads(folder: Path, kind: str = "read") -> int:
+    log = folder / "reads"
+    return sum(line.startswith(kind) for line in log.read_text().splitlines()) if log.is_file() else 0
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < 240
+        time.sleep(0.02)
+
+
+def trials(address: str) -> list[Any]:
+    return optuna.load_study(study_name="rescale-factors", storage=address).trials
+
+
+def test_one_machine_dies_one_comes_late_and_all_say_the_same(tmp_path: Path, address: str) -> None:
+    config = replace(CONFIG, storage=address)
+    dying = fork(machine(tmp_path / "dying", config, kill_at="read 5", pause=0.3))
+    wait_for(lambda: reads(tmp_path / "dying") >= 4)
+    steady = fork(machine(tmp_path / "steady", config, pause=0.5))
+    dying.join(240)
+    assert dying.exitcode == -9
+    late = fork(machine(tmp_path / "late", config, pause=0.1))
+    for process in (steady, late):
+        process.join(240)
+        assert process.exitcode == 0
+    assert result(tmp_path / "steady") == result(tmp_path / "late")
+    assert reads(tmp_path / "late") > 0
+    rows = [row for row in result(tmp_path / "late")[2] if row["phase"] == "evolution"]
+    assert [row["trial"] for row in rows] == list(range(12))
+    found = trials(address)
+    complete = [trial for trial in found if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(complete) == 12
+    # The dead machine's trial was done again, and nothing else was paid twice.
+    paid = sum(reads(tmp_path / name) for name in ("dying", "steady", "late"))
+    free = sum(trial.user_attrs["forward_tokens"] == 0 for trial in complete)
+    assert paid <= 4 + (12 - free) + 1
+    assert sum(reads(tmp_path / name, "step") for name in ("dying", "steady", "late")) == 3
+
+
+def test_a_machine_that_comes_when_all_is_done_pays_nothing(tmp_path: Path, address: str) -> None:
+    config = replace(CONFIG, storage=address)
+    first = machine(tmp_path / "first", config)
+    first()
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "reads").touch()
+    again, _ = search(tmp_path / "second", config=config)
+    assert [again.best.to_json(), again.loss, again.rows] == result(tmp_path / "first")
+    assert reads(tmp_path / "second") == reads(tmp_path / "second", "step") == 0
+
+
+def test_a_database_that_is_away_for_some_seconds_is_waited_for(tmp_path: Path, address: str, cluster: Cluster) -> None:
+    undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
+    running = fork(machine(tmp_path / "machine", replace(CONFIG, storage=address), pause=0.2))
+    wait_for(lambda: reads(tmp_path / "machine") >= 6)
+    cluster.stop()
+    time.sleep(5)
+    assert running.is_alive()
+    cluster.start()
+    running.join(240)
+    assert running.exitcode == 0
+    assert result(tmp_path / "machine") == [undisturbed.best.to_json(), undisturbed.loss, undisturbed.rows]
+    assert reads(tmp_path / "machine") <= reads(tmp_path / "undisturbed") + 1
+
+
+def test_a_database_that_never_comes_back_gives_one_line_and_nothing_is_lost(
+    tmp_path: Path, address: str, cluster: Cluster
+) -> None:
+    undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
+    folder, config = tmp_path / "machine", replace(CONFIG, storage=address, storage_timeout=2)
+    folder.mkdir()
+
+    def gives_up() -> None:
+        with pytest.raises(
+            ConnectionError, match=r"search\.storage has been away for 2 s .*run the same command"
+        ) as told:
+            search(folder, config=config, pause=0.2)
+        assert "\n" not in str(told.value)
+        (folder / "told").touch()
+
+    running = fork(gives_up)
+    wait_for(lambda: reads(folder) >= 6)
+    cluster.stop()
+    try:
+        running.join(120)
+        assert (folder / "told").exists()
+        with pytest.raises(ConnectionError, match=r"search\.storage does not answer at postgresql\+psycopg://"):
+            open_storage(address, folder=folder, heartbeat_seconds=1)
+    finally:
+        cluster.start()
+    resumed, _ = search(folder, config=config)
+    # The trial that was begun last may be another machine's until its heartbeat is missed, so later ones may differ.
+    begun = len([row for row in undisturbed.rows if row["phase"] != "evolution"])
+    assert resumed.rows[:begun] == undisturbed.rows[:begun]
+    assert [row["trial"] for row in resumed.rows[begun:]] == list(range(config.trials))
+    assert reads(folder) <= reads(tmp_path / "undisturbed") + 1
+
+
+def test_tables_that_two_machines_make_at_once(tmp_path: Path, address: str) -> None:
+    def opens() -> None:
+        open_storage(address, folder=tmp_path, heartbeat_seconds=1).engine.dispose()
+
+    processes = [fork(opens) for _ in range(4)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+def published(folder: Path, address: str, *, kill: bool = False) -> None:
+    """The stage of one machine: search, then publish what was found into ``folder``."""
+    from processes import kill_self
+
+    target = TargetSearch(
+        tiny_llama,
+        token_store(folder / "store"),
+        config=replace(CONFIG, documents=2, trials=6, storage=address),
+        target=SearchTargetConfig(lengths=[4 * WINDOW]),
+        original_length=WINDOW,
+        seed=0,
+        state_folder=folder / "state",
+        label="tiny",
+    )
+    best = target.first()[4 * WINDOW]
+
+    def write() -> None:
+        if kill:
+            kill_self()
+        (folder / "first.json").write_text(factors_json(best.best, provenance(best, search="tiny", commit="")))
+
+    def track() -> None:
+        with (folder.parent / "tracked").open("a") as out:
+            out.write(folder.name + "\n")
+
+    target.publish(write, track, [folder / "first.json"])
+
+
+def test_a_result_is_published_once_and_lies_on_every_machine(tmp_path: Path, address: str) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    fork_until_killed(lambda: published(tmp_path / "dead", address, kill=True))
+    processes = [fork(lambda folder=folder: published(folder, address)) for folder in folders]  # type: ignore[misc]
+    for process in processes:
+        process.join(240)
+        assert process.exitcode == 0
+    assert len((tmp_path / "tracked").read_text().splitlines()) == 1
+    assert len({(folder / "first.json").read_text() for folder in folders}) == 1

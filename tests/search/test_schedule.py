@@ -1,0 +1,176 @@
+"""Workers that know of each other only through a storage do each position once and agree on the end."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from processes import fork, fork_until_killed, kill_self
+from ropewalk.search.schedule import REASON, FailedTrial, done_by_position, work_off
+from ropewalk.search.storage import SharedStorage, open_storage
+
+
+def open_at(folder: Path) -> tuple[SharedStorage, optuna.Study]:
+    storage = open_storage(None, folder=folder, heartbeat_seconds=1)
+    return storage, optuna.create_study(storage=storage, study_name="numbers", load_if_exists=True)
+
+
+def worker(
+    folder: Path,
+    *,
+    length: int,
+    pause: float = 0.0,
+    kill_at: int = -1,
+    stop_at: int = -1,
+    alone: bool = False,
+) -> list[float]:
+    """Values of a schedule whose position p is worth p; each one read is a line in ``folder``/reads."""
+
+    def read(trial: Trial, position: int) -> float:
+        time.sleep(pause)
+        with (folder / "reads").open("a") as out:
+            out.write(f"{position} {os.getpid()}\n")
+        if position == kill_at:
+            kill_self()
+        if position == stop_at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return float(position)
+
+    _, study = open_at(folder)
+    return [trial.values[0] for trial in work_off(study, read, length=length, alone=alone, poll=0.05)]
+
+
+def reads(folder: Path) -> list[int]:
+    return [int(line.split()[0]) for line in (folder / "reads").read_text().splitlines()]
+
+
+def test_two_workers_do_each_position_once(tmp_path: Path) -> None:
+    open_at(tmp_path)[0].engine.dispose()
+    other = fork(lambda: worker(tmp_path, length=12, pause=0.1))
+    assert worker(tmp_path, length=12, pause=0.1) == list(map(float, range(12)))
+    other.join(60)
+    assert other.exitcode == 0
+    assert sorted(reads(tmp_path)) == list(range(12))
+    assert len({line.split()[1] for line in (tmp_path / "reads").read_text().splitlines()}) == 2
+
+
+def test_the_trial_of_a_dead_worker_is_done_by_another(tmp_path: Path) -> None:
+    fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
+    assert worker(tmp_path, length=6) == list(map(float, range(6)))
+    assert reads(tmp_path) == [0, 1, 2, 3, 4, 5, 3]
+
+
+def test_a_worker_that_slept_for_long_finds_its_trial_done_and_goes_on(tmp_path: Path) -> None:
+    def sleeper() -> None:
+        found = worker(tmp_path, length=6, stop_at=3)
+        (tmp_path / "found").write_text(repr(found))
+
+    process = fork(sleeper)
+    assert process.pid is not None
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    assert worker(tmp_path, length=6) == list(map(float, range(6)))
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "found").read_text() == repr(list(map(float, range(6))))
+
+
+def test_alone_a_left_trial_is_done_first(tmp_path: Path) -> None:
+    fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
+    assert worker(tmp_path, length=6, alone=True) == list(map(float, range(6)))
+    assert reads(tmp_path) == [0, 1, 2, 3, 3, 4, 5]
+
+
+def test_a_worker_that_died_before_its_first_heartbeat_is_missed_too(tmp_path: Path) -> None:
+    storage, study = open_at(tmp_path)
+    study.ask()
+    storage.engine.dispose()
+    begun = time.monotonic()
+    assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
+    assert time.monotonic() - begun > 3
+    assert reads(tmp_path) == [1, 2, 0]
+
+
+def test_a_position_whose_trial_failed_when_nobody_queued_it_again_is_done(tmp_path: Path) -> None:
+    storage, study = open_at(tmp_path)
+    study.tell(study.ask(), state=TrialState.FAIL)
+    storage.engine.dispose()
+    assert worker(tmp_path, length=2, alone=True) == [0.0, 1.0]
+    assert reads(tmp_path) == [0, 1]
+
+
+def test_a_candidate_that_cannot_be_read_is_done_with_its_reason(tmp_path: Path) -> None:
+    def read(trial: Trial, position: int) -> float:
+        if position == 1:
+            raise FailedTrial("no loss")
+        return 0.0
+
+    storage, study = open_at(tmp_path)
+    found = work_off(study, read, length=3)
+    assert [trial.state for trial in found] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert found[1].user_attrs[REASON] == "no loss"
+    assert len(study.trials) == 3
+    storage.engine.dispose()
+
+
+def test_a_trial_that_is_interrupted_goes_back_to_the_queue(tmp_path: Path) -> None:
+    def read(trial: Trial, position: int) -> float:
+        if position == 1:
+            raise KeyboardInterrupt
+        return 0.0
+
+    storage, study = open_at(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        work_off(study, read, length=3)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
+    storage.engine.dispose()
+    assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
+
+
+def end_at_sum(limit: float) -> object:
+    def end(trials: Sequence[FrozenTrial]) -> int | None:
+        total = 0.0
+        for count, trial in enumerate(trials, start=1):
+            total += trial.values[0]
+            if total >= limit:
+                return count
+        return None
+
+    return end
+
+
+def test_the_end_is_the_same_whatever_others_did_beyond_it(tmp_path: Path) -> None:
+    storage, study = open_at(tmp_path)
+    for value in (1.0, 1.0):
+        study.tell(study.ask(), value)
+    slow = study.ask()  # position 2, by a worker that takes its time
+    for value in (1.0, 1.0, 1.0):
+        study.tell(study.ask(), value)
+    # Positions 0, 1, 3, 4, 5 make 5.0: enough, so nothing new is begun; but the end needs position 2.
+    asked: list[int] = []
+
+    def read(trial: Trial, position: int) -> float:
+        asked.append(position)
+        return 1.0
+
+    def finish(done: dict[int, FrozenTrial]) -> None:
+        if 2 not in done:
+            study.tell(slow, 1.0)
+
+    found = work_off(study, read, length=20, end=end_at_sum(4.0), on_done=finish, poll=0.01)  # type: ignore[arg-type]
+    assert not asked
+    assert [trial.number for trial in found] == [0, 1, 2, 3]
+    assert list(done_by_position(study.trials)) == [0, 1, 2, 3, 4, 5]
+    storage.engine.dispose()
+
+
+@pytest.mark.parametrize("address", ["not an address", "nosuch://host/name"])
+def test_a_storage_that_is_no_database_address_gives_one_line(tmp_path: Path, address: str) -> None:
+    with pytest.raises(ValueError, match=r"search\.storage must be a database address such as postgresql") as raised:
+        open_storage(address, folder=tmp_path, heartbeat_seconds=1)
+    assert "\n" not in str(raised.value)
