@@ -1,19 +1,26 @@
 """Speed and memory of `prepare` (`make bench-corpus`): against bare libraries, datatrove, datasketch and HF datasets.
 
-``python benchmarks/corpus/run.py --mib 200`` takes less text than the 5 GB of the committed figures; a reference
-whose package is not installed is left out (``pip install '.[bench]'``). Text is genuine rows of RedPajama-V1 from
-../shared, or ROPEWALK_SHARED, again and again under names of their own.
+Rates are per second of processor time of all threads and processes together, which other programs on the machine
+disturb little; ``wall_s`` is what the clock said. Text is genuine rows of RedPajama-V1 from ../shared, or
+ROPEWALK_SHARED, again and again under names of their own. The 5 GB input is read, compared for copies and what is
+left of it tokenised; speed of tokenising is in rows of its own.
+
+``--mib 200`` takes less text than the 5 GB of the committed figures, ``--cases reading long`` these rows alone. Rows
+that are measured lie in work/bench-corpus, so the same command goes on where it was stopped; results.json is written
+when all are there. A reference whose package is not installed is left out (``pip install '.[bench]'``).
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,9 +39,11 @@ from ropewalk.corpus.shards import Shard
 from ropewalk.corpus.store import TokenStore
 from ropewalk.corpus.tokenise import encoder
 from ropewalk.corpus.words import BLOCK_BYTES
+from ropewalk.files import read_json, write_json
 
 FOLDER = Path("work/bench-corpus")
 TOKENIZER = "models/walker/tokenizer.json"
+Rows = list[dict[str, Any]]
 PREPARE = """
 import sys
 from pathlib import Path
@@ -42,7 +51,8 @@ from transformers import AutoTokenizer
 from ropewalk.config import CorpusConfig
 from ropewalk.corpus.prepare import prepare_shards
 from ropewalk.corpus.sources import find_shards
-config = CorpusConfig(name="jsonl", path=sys.argv[1], least_long_documents=0, exact_duplicates=False, least_tokens=16)
+config = CorpusConfig(name="jsonl", path=sys.argv[1], least_long_documents=0, least_tokens=16,
+                      exact_duplicates=sys.argv[3] == "compared")
 folder = Path(sys.argv[2])
 shards = find_shards(config, folder=folder, downloads=folder)
 prepare_shards(shards, config=config, tokenizer=AutoTokenizer.from_pretrained("models/walker"),
@@ -70,9 +80,9 @@ def genuine_rows() -> list[dict[str, Any]]:
     return [row for row in rows if row["text"].strip()]
 
 
-def write_input(path: Path, rows: list[dict[str, Any]], size: int) -> None:
+def write_input(path: Path, size: int) -> None:
     """JSON lines of ``size`` bytes before compression."""
-    written, copy = 0, 0
+    rows, written, copy = genuine_rows(), 0, 0
     with path.open("wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw) as out:
         while written < size:
             for number, row in enumerate(rows):
@@ -84,26 +94,40 @@ def write_input(path: Path, rows: list[dict[str, Any]], size: int) -> None:
             copy += 1
 
 
-def seconds(work: Callable[[], Any], *, least: int = 3) -> float:
-    """The best of some runs."""
-    times = []
+def seconds(*works: Callable[[], Any], least: int = 3) -> list[float]:
+    """Seconds of processor time of each, the best of some runs in turn."""
+    times: list[list[float]] = [[] for _ in works]
     for _ in range(least):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return min(times)
+        for own, work in zip(times, works, strict=True):
+            begun = time.process_time()
+            work()
+            own.append(time.process_time() - begun)
+    return [min(own) for own in times]
 
 
-def measured(code: str, *arguments: object) -> tuple[float, int]:
-    """(seconds, largest resident memory in MiB of the process and all below it together) of a script."""
+@dataclass(frozen=True)
+class Run:
+    """A script's cost: it and all processes below it together."""
+
+    seconds: float
+    """Of processor time."""
+    wall_s: float
+    peak_mib: int
+    """Largest resident memory."""
+
+
+def measured(code: str, *arguments: object) -> Run:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.DEVNULL)
     peak, begun, stop = 0, time.perf_counter(), threading.Event()
     while process.poll() is None:
         peak = max(peak, sum(resident_kib(pid) for pid in family(process.pid)))
-        stop.wait(0.05)
+        stop.wait(0.1)
     if process.returncode:
         sys.exit(f"a measured script failed with exit code {process.returncode}:\n{code}")
-    return time.perf_counter() - begun, peak // 1024
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(used, time.perf_counter() - begun, peak // 1024)
 
 
 def family(pid: int) -> Iterator[int]:
@@ -133,17 +157,20 @@ def row(case: str, size: int, ours: float, reference: float | None, **more: Any)
     return {"case": case, **rates, "peak_mib": None, **more}
 
 
-def tokenising(texts: list[str]) -> dict[str, Any]:
+def tokenising() -> Rows:
+    """Every fifth genuine row, as one batch."""
+    texts = [str(own["text"]) for own in genuine_rows()[::5]]
     tokenizer = Tokenizer.from_file(TOKENIZER)
     encode = encoder(tokenizer)
     size = sum(len(text.encode()) for text in texts)
-    ours = seconds(lambda: encode(texts))
-    reference = seconds(lambda: tokenizer.encode_batch(texts, add_special_tokens=False))
-    return row("tokenising, against encode_batch", size, ours, reference, least_ratio=0.85)
+    ours, theirs = seconds(lambda: encode(texts), lambda: tokenizer.encode_batch(texts, add_special_tokens=False))
+    return [row("tokenising, against encode_batch", size, ours, theirs, least_ratio=0.85)]
 
 
-def reading(path: Path) -> list[dict[str, Any]]:
+def reading(folder: Path) -> Rows:
     """Bytes of JSON lines read, parsed and filtered in one process."""
+    path = folder / "input.jsonl.zst"
+    write_input(path, 50 << 20)
     size = sum(len(chunk) for chunk in chunks(path))
     rules = Reading(search_share=0.15, test_share=0.15, salt="", least_tokens=16)
 
@@ -161,13 +188,14 @@ def reading(path: Path) -> list[dict[str, Any]]:
             count += sum(1 for line in lines if orjson.loads(line))
         return count
 
-    mine = seconds(ours)
-    found = [row("reading and filtering, against decompression and orjson", size, mine, seconds(bare), least_ratio=0.6)]
+    mine, theirs = seconds(ours, bare, least=7)
+    found = [row("reading and filtering, against decompression and orjson", size, mine, theirs, least_ratio=0.6)]
     if find_spec("datatrove"):
         from datatrove.pipeline.readers import JsonlReader
 
         reader = JsonlReader(str(path.parent), glob_pattern=path.name, compression="zstd")
-        found.append(row("reading, against datatrove", size, mine, seconds(lambda: sum(1 for _ in reader.run()))))
+        [theirs] = seconds(lambda: sum(1 for _ in reader.run()))
+        found.append(row("reading, against datatrove", size, mine, theirs))
     return found
 
 
@@ -177,12 +205,13 @@ def chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def near_duplicates(texts: list[str]) -> list[dict[str, Any]]:
+def near_duplicates() -> Rows:
+    texts = [str(own["text"]) for own in genuine_rows()]
     data = [text.encode() for text in texts]
 
-    def ours(own: list[bytes]) -> None:
+    def ours() -> None:
         batch: list[bytes] = []
-        for text in own:
+        for text in data:
             if len(text) >= BLOCK_BYTES // 2:
                 minhash.long_signature([text])
                 continue
@@ -192,83 +221,107 @@ def near_duplicates(texts: list[str]) -> list[dict[str, Any]]:
             batch.append(text)
         minhash.signatures(batch)
 
-    rates = seconds(lambda: ours(data))
+    [mine] = seconds(ours, least=2)
     size = sum(map(len, data))
-    found = []
-    if find_spec("datasketch"):
-        from datasketch import MinHash
+    if not find_spec("datasketch"):
+        return [row("signatures for near-duplicates", size, mine, None)]
+    from datasketch import MinHash
 
-        some = texts[::20]
+    some = texts[::20]
 
-        def theirs() -> None:
-            for text in some:
-                words = text.split()
-                grams = [" ".join(words[at : at + 5]).encode() for at in range(max(1, len(words) - 4))]
-                MinHash(num_perm=112).update_batch(grams)
+    def theirs() -> None:
+        for text in some:
+            words = text.split()
+            grams = [" ".join(words[at : at + 5]).encode() for at in range(max(1, len(words) - 4))]
+            MinHash(num_perm=112).update_batch(grams)
 
-        share = sum(len(text.encode()) for text in some)
-        reference = seconds(theirs, least=1) * size / share
-        found.append(row("signatures for near-duplicates, against datasketch", size, rates, reference))
-    return found or [row("signatures for near-duplicates", size, rates, None)]
+    [reference] = seconds(theirs, least=1)
+    share = size / sum(len(text.encode()) for text in some)
+    return [row("signatures for near-duplicates, against datasketch", size, mine, reference * share)]
 
 
-def whole(path: Path, size: int, *, reference: bool) -> list[dict[str, Any]]:
+def prepared(folder: Path, path: Path, *, compared: bool) -> Run:
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    (folder / "run").mkdir()
+    return measured(PREPARE, path, folder / "run", "compared" if compared else "")
+
+
+def against_datasets(folder: Path, mib: int) -> Rows:
     """The stage's work, against load, filter, map and save of HF datasets where that is installed."""
-    cores = len(os.sched_getaffinity(0))
-    shutil.rmtree(FOLDER / "run", ignore_errors=True)
-    (FOLDER / "run").mkdir()
-    ours, peak = measured(PREPARE, path, FOLDER / "run")
-    if not reference or not find_spec("datasets"):
-        return [row(f"prepare on {size >> 20} MiB", size, ours, None, peak_mib=peak, largest_mib=1024)]
-    shutil.rmtree(FOLDER / "datasets", ignore_errors=True)
-    theirs, their_peak = measured(DATASETS, path, FOLDER / "datasets", cores)
-    more = {"peak_mib": peak, "reference_peak_mib": their_peak, "largest_mib": 1024, "least_ratio": 1.0}
-    return [row(f"prepare on {size >> 20} MiB, against HF datasets", size, ours, theirs, **more)]
+    path = folder / "input.jsonl.zst"
+    write_input(path, mib << 20)
+    ours = prepared(folder, path, compared=False)
+    more = {"peak_mib": ours.peak_mib, "largest_mib": 1024, "wall_s": ours.wall_s}
+    found = [first_batch(folder / "run" / "tokens" / "train")]
+    if not find_spec("datasets"):
+        return [row(f"prepare on {mib} MiB", mib << 20, ours.seconds, None, **more), *found]
+    theirs = measured(DATASETS, path, folder / "datasets", len(os.sched_getaffinity(0)))
+    more |= {"reference_peak_mib": theirs.peak_mib, "reference_wall_s": theirs.wall_s, "least_ratio": 1.0}
+    case = f"prepare on {mib} MiB, against HF datasets"
+    return [row(case, mib << 20, ours.seconds, theirs.seconds, **more), *found]
 
 
-def first_batch() -> dict[str, Any]:
-    """From opening a store to the first rows of training, after a run of `whole`."""
-    store = FOLDER / "run" / "tokens" / "train"
+def first_batch(store: Path) -> dict[str, Any]:
+    """From opening a store to the first rows of training."""
 
     def first() -> None:
         Segments(TokenStore(store), length=2048, rows=8, steps=1, seed=0).step(0)
 
     tokens = json.loads((store / "store.json").read_text())["tokens"]
-    taken = seconds(first, least=5)
+    [taken] = seconds(first, least=5)
     print(f"first batch: {1000 * taken:.1f} ms", flush=True)
     return {"case": "first batch", "milliseconds": 1000 * taken, "largest_milliseconds": 50, "store_tokens": tokens}
+
+
+def large(folder: Path, mib: int) -> Rows:
+    path = folder / "input.jsonl.zst"
+    write_input(path, mib << 20)
+    distinct = sum(len(own["text"].encode()) for own in genuine_rows()) >> 20
+    run = prepared(folder, path, compared=True)
+    case = f"prepare on {mib} MiB, of which all but {distinct} MiB are copies"
+    more = {"peak_mib": run.peak_mib, "largest_mib": 1024, "wall_s": run.wall_s}
+    return [row(case, mib << 20, run.seconds, None, **more)]
+
+
+def long(folder: Path, mib: int) -> Rows:
+    path = folder / "input.jsonl.zst"
+    every = "\n\n".join(str(own["text"]) for own in genuine_rows()).encode()
+    text = (every * ((mib << 20) // len(every) + 1))[: mib << 20].decode(errors="ignore")
+    path.write_bytes(zstandard.compress(orjson.dumps({"text": text}) + b"\n"))
+    del every, text
+    run = prepared(folder, path, compared=False)
+    more = {"peak_mib": run.peak_mib, "largest_mib": 1024, "wall_s": run.wall_s}
+    return [row(f"prepare on one document of {mib} MiB", mib << 20, run.seconds, None, **more)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=5000, help="size of the large input")
     parser.add_argument("--document-mib", type=int, default=200, help="size of the one long document")
-    parser.add_argument("--datasets-mib", type=int, default=500, help="size of the input that HF datasets also reads")
+    parser.add_argument("--datasets-mib", type=int, default=64, help="size of the input that HF datasets also reads")
+    parser.add_argument("--cases", nargs="+", help="these alone")
     arguments = parser.parse_args()
     os.chdir(Path(__file__).resolve().parents[2])
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    rows = genuine_rows()
-    texts = [str(own["text"]) for own in rows]
-    found = [tokenising(texts)]
-    write_input(FOLDER / "reading.jsonl.zst", rows, 100 << 20)
-    found += reading(FOLDER / "reading.jsonl.zst")
-    found += near_duplicates(texts)
-    for size, reference in ((arguments.datasets_mib, True), (arguments.mib, False)):
-        write_input(FOLDER / "input.jsonl.zst", rows, size << 20)
-        found += whole(FOLDER / "input.jsonl.zst", size << 20, reference=reference)
-    found.append(first_batch())
-    every = "\n\n".join(texts)
-    long = (every * ((arguments.document_mib << 20) // len(every.encode()) + 1)).encode()[
-        : arguments.document_mib << 20
-    ]
-    with (FOLDER / "input.jsonl.zst").open("wb") as raw, zstandard.ZstdCompressor().stream_writer(raw) as out:
-        out.write(orjson.dumps({"text": long.decode(errors="ignore")}) + b"\n")
-    size = len(long)
-    del long, every
-    found += whole(FOLDER / "input.jsonl.zst", size, reference=False)
-    found[-1]["case"] = f"prepare on one document of {size >> 20} MiB"
-    write_results(Path("benchmarks/corpus/results.json"), found)
-    shutil.rmtree(FOLDER)
+    cases: dict[str, Callable[[Path], Rows]] = {
+        "tokenising": lambda _: tokenising(),
+        "reading": reading,
+        "near-duplicates": lambda _: near_duplicates(),
+        f"datasets-{arguments.datasets_mib}": lambda folder: against_datasets(folder, arguments.datasets_mib),
+        f"large-{arguments.mib}": lambda folder: large(folder, arguments.mib),
+        f"long-{arguments.document_mib}": lambda folder: long(folder, arguments.document_mib),
+    }
+    for name, case in cases.items():
+        done, folder = FOLDER / f"{name}.json", FOLDER / name
+        if done.is_file() or (arguments.cases and name.partition("-")[0] not in arguments.cases):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(done, case(folder))
+        shutil.rmtree(folder)
+    if all((FOLDER / f"{name}.json").is_file() for name in cases):
+        rows = [one for name in cases for one in read_json(FOLDER / f"{name}.json")]
+        write_results(Path("benchmarks/corpus/results.json"), rows)
+        shutil.rmtree(FOLDER)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_text_is_decoded_in_pieces_without_cutting_a_character(tmp_path: Path, m
 def test_long_documents_stand_between_short_ones_in_order(
     tmp_path: Path, novel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ropewalk.corpus.tokenise.WINDOW_CHARACTERS", 30_000)
+    monkeypatch.setattr("ropewalk.corpus.tokenise.LONG_CHARACTERS", 30_000)
     monkeypatch.setattr("ropewalk.corpus.tokenise._BATCH_CHARACTERS", 5000)
     texts = [novel[:1000], novel[1000:90_000], novel[90_000:90_100], novel[90_100:], "", novel[:10]]
     documents = [Document(str(n), "c4", text, str(n)) for n, text in enumerate(texts) if text]

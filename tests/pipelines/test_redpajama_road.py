@@ -66,9 +66,11 @@ def test_the_road_runs_on_redpajama_as_an_experiment(listing: str, tmp_path: Pat
     assert card["corpus"] == "redpajama_v1"
     stores = {split: TokenStore(project / "results" / "tokens" / split) for split in ("train", "search", "test")}
     documents = sum(len(store) for store in stores.values())
-    # 4,262 rows, of them 2 books; one row has no text.
-    assert documents + sum(card["rejected"].values()) == 4260
-    assert sum(card["rejected"].values()) == 1
+    # 4,262 rows, of them 2 books; one row has no text, two are copies and one nearly is.
+    assert card["rows"] == 4260
+    assert card["rejected"] == {"empty text": 1}
+    assert card["dropped"] == {"duplicate": 2, "near-duplicate": 1}
+    assert documents + sum(card["rejected"].values()) + sum(card["dropped"].values()) == card["rows"]
     assert {subset for store in stores.values() for subset in store.subsets} == set(SUBSETS.values())
     names = [set(store.names) for store in stores.values()]
     assert not names[0] & names[1] | names[0] & names[2] | names[1] & names[2]

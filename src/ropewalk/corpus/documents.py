@@ -107,15 +107,20 @@ def identity(row: dict[str, Any]) -> tuple[str, str, str | None]:
 
 def parse(line: bytes | bytearray, fields: Fields) -> Document | Refused:
     """The document of a row that fits into memory several times."""
-    row, refused = load(line)
-    if refused is not None:
-        return refused
-    text = value_at(row, fields.text) if isinstance(row, dict) else None
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        row, refused = _load_anew(line)
+        if refused is not None:
+            return refused
+    text = row.get(fields.text) if isinstance(row, dict) else None
+    if text is None and "." in fields.text and isinstance(row, dict):
+        text = value_at(row, fields.text)
     if not isinstance(text, str):
         return Refused.of(line, "no text")
     if not text or text.isspace():
         return Refused.of(line, "empty text")
-    if not _is_unicode(text):
+    if not (text.isascii() or _is_unicode(text)):
         return Refused.of(line, "text with lone surrogates")
     return named(row, fields, text=text)
 
@@ -125,7 +130,11 @@ def load(line: bytes | bytearray) -> tuple[Any, Refused | None]:
     try:
         return orjson.loads(line), None
     except orjson.JSONDecodeError:
-        pass
+        return _load_anew(line)
+
+
+def _load_anew(line: bytes | bytearray) -> tuple[Any, Refused | None]:
+    """As json reads a line that orjson refuses."""
     try:
         return json.loads(line), None
     except UnicodeDecodeError:
@@ -145,7 +154,7 @@ def named(row: dict[str, Any], fields: Fields, *, text: str = "", long_text: Lon
         for piece in [text] if long_text is None else long_text.pieces():
             digest.update(piece.encode())
         name = digest.hexdigest()
-    return Document(name=name, subset=subset, text=text, group=group or name, long_text=long_text)
+    return Document(name, subset, text, group or name, long_text)
 
 
 def _parse_long(line: bytes | bytearray, fields: Fields) -> Document | Refused:
@@ -219,8 +228,6 @@ def read_documents(paths: Iterable[Path], *, rejected: Counter[str]) -> Iterator
 
 def _is_unicode(text: str) -> bool:
     """Whether the text can be written as UTF-8; JSON can spell half a surrogate pair, which no tokenizer takes."""
-    if text.isascii():
-        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -17,7 +17,7 @@ import zstandard
 BROKEN = (EOFError, zstandard.ZstdError, zlib.error, gzip.BadGzipFile)
 """What reading raises where a compressed stream is damaged or cut off."""
 _CHUNK_BYTES = 1 << 20
-_ZSTD_BYTES = 1 << 15
+_ZSTD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ token and go on alike, so the tokens are those of the whole text also where a to
 documents, however long they are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from ropewalk.corpus.parts import Part, Report
 from ropewalk.corpus.split import SPLITS
 from ropewalk.files import read_json, write_json, writing
 
-WINDOW_CHARACTERS = 1 << 20
+LONG_CHARACTERS = 1 << 20
+"""Above these a document is tokenised in windows."""
+WINDOW_CHARACTERS = 1 << 18
+"""With offsets, a window of code takes about a hundred MiB."""
 OVERLAP_CHARACTERS = 1 << 13
 _AGREE = 16
 """Tokens in a row that two windows must have in common where they are joined."""
@@ -75,12 +78,16 @@ def tokenise_part(task: TokenTask, report: Report, encode: Encode | None = None)
         outs = [(aside / f"{split}.bin").open("wb") for split in SPLITS]
         try:
             for number, pieces in _tokens(part, wanted, encode, tokenizer):
-                length = sum(map(len, pieces))
+                out, length = outs[splits[number]], 0
+                start = out.tell()
+                for piece in pieces:
+                    out.write(piece.astype(task.dtype).tobytes())
+                    length += len(piece)
                 if length < task.least_tokens_by_subset.get(subsets[number], task.least_tokens):
                     short += 1
+                    out.seek(start)
+                    out.truncate()
                     continue
-                for piece in pieces:
-                    outs[splits[number]].write(piece.astype(task.dtype).tobytes())
                 kept.append(number)
                 lengths.append(length)
                 tokens[SPLITS[splits[number]]] += length
@@ -109,7 +116,7 @@ def encoder(tokenizer: Tokenizer) -> Encode:
 
 def _tokens(
     part: Part, wanted: NDArray[np.bool_], encode: Encode, tokenizer: Tokenizer | None
-) -> Iterator[tuple[int, list[Ids]]]:
+) -> Iterator[tuple[int, Iterable[Ids]]]:
     """(number, tokens in pieces) of every wanted document of a part, in order."""
     numbers: list[int] = []
     texts: list[str] = []
@@ -121,13 +128,13 @@ def _tokens(
             start, end = int(starts[number]), int(ends[number])
             source.seek(start)
             # A character has at most four bytes.
-            long = end - start > 4 * WINDOW_CHARACTERS
+            long = end - start > 4 * LONG_CHARACTERS
             text = "" if long else source.read(end - start).decode()
-            if tokenizer is not None and (long or len(text) > WINDOW_CHARACTERS):
+            if tokenizer is not None and (long or len(text) > LONG_CHARACTERS):
                 yield from zip(numbers, ([ids] for ids in encode(texts)), strict=True)
                 numbers, texts, size = [], [], 0
                 source.seek(start)
-                yield number, list(windowed(_decoded(source, end - start), tokenizer))
+                yield number, windowed(_decoded(source, end - start), tokenizer)
                 continue
             if long:
                 text = source.read(end - start).decode()
