@@ -104,6 +104,7 @@ def test_what_is_not_llama_shaped_is_refused_before_anything_is_written(tokenize
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
+SMALL_DISK = "64k"
 READ_BY_LLAMA_CPP = """
 import json, sys
 import numpy as np
@@ -116,6 +117,12 @@ top = logits.max(-1, keepdims=True)
 losses = (np.log(np.exp(logits - top).sum(-1)) + top[:, 0]) - logits[np.arange(len(ids) - 1), ids[1:]]
 print(float(np.exp(losses.mean())))
 """
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(exported: Path, small_disk: Path) -> None:
+    with pytest.raises(OSError, match=r"model\.gguf needs 1\.\d MiB and its disk has"):
+        export_gguf(exported, small_disk / "model.gguf", dtype="float32")
+    assert not list(small_disk.iterdir())
 
 
 @pytest.mark.slow
