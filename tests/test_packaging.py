@@ -57,7 +57,7 @@ print(rotary_shape(model).original_length)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_wheel_and_sdist_build_and_install_into_an_empty_environment(tmp_path: Path) -> None:
     """Empty but for the dependencies, which it borrows from this environment by its path."""
     pytest.importorskip("build", reason="the extra dev is not installed")

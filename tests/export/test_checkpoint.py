@@ -191,6 +191,16 @@ def test_tied_and_untied_embeddings_and_shards_come_through(tokenizer: Any, tmp_
         torch.testing.assert_close(loaded(ids).logits, ours, atol=1e-5 * float(ours.abs().max()), rtol=0)
 
 
+def test_generation_that_ended_at_the_old_window_ends_at_the_new_one(
+    llama: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    switch = switch_for(llama, n_hat=0)
+    for stated, expected in ((WINDOW, switch[-1][1].target_length), (WINDOW // 2, WINDOW // 2)):
+        llama.generation_config.max_length = stated
+        export_checkpoint(llama, tokenizer, switch, tmp_path / "model", card="")
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config.max_length == expected
+
+
 def test_a_tokenizers_own_length_limit_does_not_survive(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.model_max_length = 48
     export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), tmp_path / "model", card="")

@@ -104,6 +104,7 @@ def test_what_is_not_llama_shaped_is_refused_before_anything_is_written(tokenize
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
+SMALL_DISK = "64k"
 READ_BY_LLAMA_CPP = """
 import json, sys
 import numpy as np
@@ -118,8 +119,14 @@ print(float(np.exp(losses.mean())))
 """
 
 
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(exported: Path, small_disk: Path) -> None:
+    with pytest.raises(OSError, match=r"model\.gguf needs 1\.\d MiB and its disk has"):
+        export_gguf(exported, small_disk / "model.gguf", dtype="float32")
+    assert not list(small_disk.iterdir())
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("short_factor", ["same", "recovered"])
 def test_llama_cpp_reads_the_export_with_our_perplexity(tmp_path: Path, short_factor: str) -> None:
     """Below, at, right above and beyond the original window; with two sets of factors by the context asked for."""
@@ -155,7 +162,7 @@ def test_llama_cpp_reads_the_export_with_our_perplexity(tmp_path: Path, short_fa
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=300,
         )
         theirs = float(done.stdout.split()[-1])
         ours, other = (short, long) if length <= window else (long, short)

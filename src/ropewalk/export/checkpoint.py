@@ -21,7 +21,7 @@ from ropewalk.rope import methods, rotary_shape
 from ropewalk.rope.scaling import LengthSwitch, RopeScaling, scaling_for_length, switch_to_json
 
 SWITCH_FILE = "ropewalk.json"
-_BESIDE_WEIGHTS = 2**20
+BESIDE_WEIGHTS = 2**20
 """Bytes allowed for everything that is not weights."""
 
 
@@ -56,7 +56,7 @@ def export_checkpoint(
     for _, scaling in switch:
         scaling.check_rotary_dim(shape.rotary_dim)
     check_folder(folder)
-    check_space(folder, _weights_size(model) + _BESIDE_WEIGHTS)
+    check_space(folder, _weights_size(model) + BESIDE_WEIGHTS)
     short, long = exported_scalings(switch, short_factor)
     with writing(folder) as aside:
         aside.mkdir()
@@ -65,6 +65,7 @@ def export_checkpoint(
             model.save_pretrained(aside)
         _check_config(aside, short, long, shape.base)
         _save_tokenizer(tokenizer, aside, long.target_length)
+        _raise_generation_length(aside, model.config.max_position_embeddings, long.target_length)
         write_text(aside / "README.md", card)
         write_text(aside / SWITCH_FILE, switch_to_json(switch))
         for name, content in (files or {}).items():
@@ -151,3 +152,10 @@ def _save_tokenizer(tokenizer: Any, folder: Path, length: int) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     write_json(path, {**read_json(path), "model_max_length": length})
+
+
+def _raise_generation_length(folder: Path, window: int, length: int) -> None:
+    """Where generation stops at the old window because that was the end of it, let it stop at the new one."""
+    path = folder / "generation_config.json"
+    if path.is_file() and read_json(path).get("max_length") == window:
+        write_json(path, {**read_json(path), "max_length": length})

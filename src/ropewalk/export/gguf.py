@@ -7,12 +7,14 @@ attention factor is read from ``rope.scaling.attn_factor``.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
+from ropewalk.export.checkpoint import BESIDE_WEIGHTS, check_space
 from ropewalk.files import read_json, writing
 
 _TYPES = {"float32": "F32", "float16": "F16"}
@@ -27,6 +29,7 @@ def export_gguf(folder: Path, path: Path, *, dtype: str = "float16") -> None:
     Raises:
         ValueError: the model is not Llama-shaped, its tokenizer is not a byte-level BPE, or the library gguf is not
             installed.
+        OSError: the disk is full, or too full to begin.
     """
     try:
         import gguf
@@ -37,6 +40,7 @@ def export_gguf(folder: Path, path: Path, *, dtype: str = "float16") -> None:
         raise ValueError(f"a GGUF export is in {' or '.join(_TYPES)}, found {dtype}")
     config = read_json(folder / "config.json")
     _check_shape(config, folder)
+    check_space(path, _size(folder, dtype) + BESIDE_WEIGHTS)
     with writing(path) as aside:
         writer = gguf.GGUFWriter(aside, "llama")
         try:
@@ -59,6 +63,15 @@ def _check_shape(config: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder} holds a model with biases in its MLPs, which GGUF's llama does not have")
     if config.get("sliding_window"):
         raise ValueError(f"{folder} holds a model with sliding-window attention, which GGUF's llama does not have")
+
+
+def _size(folder: Path, dtype: str) -> int:
+    """Bytes of the weights."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count * np.dtype(dtype).itemsize
 
 
 def _one_set(rope: dict[str, Any]) -> bool:

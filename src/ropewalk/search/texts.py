@@ -1,6 +1,7 @@
 """A search on a model and a list of documents, without the pipeline."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,7 @@ def search_factors(
     documents: Sequence[str],
     *,
     target_length: int,
+    first: RopeScaling | None = None,
     config: SearchConfig | None = None,
     seed: int = 0,
 ) -> RopeScaling:
@@ -31,6 +33,8 @@ def search_factors(
     Args:
         documents: texts; those of fewer than ``target_length`` tokens are left out, `ropewalk.config.SearchConfig`'s
             ``documents`` are read.
+        first: scaling that the model was trained under, such as a published checkpoint's own; the search starts from
+            its window, and what it finds is composed with it. None for plain RoPE.
         config: budget of the search; by default 24 gradient steps without evolution.
 
     Raises:
@@ -39,8 +43,9 @@ def search_factors(
     """
     config = config or SearchConfig(name="gradient", gradient_steps=24, trials=0)
     shape = rotary_shape(model)
-    if target_length <= shape.original_length:
-        raise ValueError(f"target_length must be above the model's window of {shape.original_length} tokens")
+    window = first.target_length if first else shape.original_length
+    if target_length <= window:
+        raise ValueError(f"target_length must be above the model's window of {window} tokens")
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     tokens = [[*begin, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in documents]
     long = [torch.tensor(ids) for ids in tokens if len(ids) >= target_length]
@@ -52,9 +57,9 @@ def search_factors(
     space = SearchSpace(
         rotary_dim=shape.rotary_dim,
         base=shape.base,
-        original_length=shape.original_length,
+        original_length=window,
         target_length=target_length,
-        upper=config.upper_ratio * target_length / shape.original_length,
+        upper=config.upper_ratio * target_length / window,
         attention_factors=(low, high),
         n_hats=tuple(n for n in N_HATS if n <= shape.original_length),
     )
@@ -65,14 +70,17 @@ def search_factors(
         starts = [int(rng.integers(len(ids) - target_length + 1)) for ids in chosen]
         return torch.stack([ids[start : start + target_length] for ids, start in zip(chosen, starts, strict=True)])
 
+    # A temperature belongs to the whole extension, not to the second step.
+    starts = [replace(point, attention_factor=first.attention_factor) for point in space.published()] if first else []
     rows = torch.stack([ids[:target_length] for ids in long[: config.documents]])
     with TemporaryDirectory() as folder:
         search = Search(
-            fitness=Fitness(model, (Part(rows),)),
+            fitness=Fitness(model, (Part(rows),), first),
             batch=segments,
             space=space,
             config=config,
             seed=seed,
             state_folder=Path(folder),
+            starts=tuple(starts),
         )
         return search.run().best
