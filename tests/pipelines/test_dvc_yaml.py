@@ -130,7 +130,7 @@ def calls() -> dict[str, Call]:
 
 @pytest.mark.parametrize("stage", OWN)
 def test_a_stage_depends_on_the_sections_that_it_reads(calls: dict[str, Call], stage: str) -> None:
-    (params,) = (item["resolved.yaml"] for item in STAGES[stage]["params"])
+    (params,) = (item["resolved.yaml"] for item in STAGES[stage]["params"] if "resolved.yaml" in item)
     sections = {item.name for item in fields(Config)}
     assert set(params) - {"seed"} == set(calls[stage].sections)
     assert set(params) <= sections

@@ -8,6 +8,7 @@ from typing import Any
 from ropewalk.report.plots import best_case
 from ropewalk.report.style import Row, in_order, style
 
+_MODELS = {"base": "base model", "finetuned": "fine-tuned"}
 BASELINES = ("none", "pi", "ntk", "dynamic_ntk", "yarn")
 
 
@@ -81,7 +82,7 @@ def passkey_table(rows: Sequence[Row]) -> Table:
     lengths = sorted({int(row["length"]) for row in rows})
     body = []
     for model, method in dict.fromkeys((str(row["model"]), str(row["method"])) for row in rows):
-        cells = [Cell(f"{'base model' if model == 'base' else model}, {style(method)[0]}")]
+        cells = [Cell(f"{_MODELS.get(model, model)}, {style(method)[0]}")]
         for length in lengths:
             own = [r for r in rows if (r["model"], r["method"], int(r["length"])) == (model, method, length)]
             trials, correct = (sum(int(row[key]) for row in own) for key in ("trials", "correct"))
@@ -233,8 +234,7 @@ def run_sentences(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[st
         )
         sentences.append(
             f"Corpus: {corpus} ({where}); split by document into training, {_share(get('corpus.search_share'))} for "
-            f"searching and {_share(get('corpus.test_share'))} for tests. Its data card is tokens/card.json and "
-            "tokens/card.png beside this page."
+            f"searching and {_share(get('corpus.test_share'))} for tests."
         )
     if first := get("road.first_target"):
         sentences.append(f"Lengths: first target {first:,} tokens, second target {get('road.second_target'):,} tokens.")
