@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from ropewalk.config import Config, SearchTargetConfig, SourceConfig
 
-METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "longrope")
+METHODS = ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn", "longrope")
 """What evaluate compares; longrope stands for the searched factors."""
 SOURCES = ("stdlib", "jsonl", "text", "redpajama_v1", "redpajama_sample", "redpajama_v2")
 SAMPLERS = ("evolution", "paper", "start_tokens", "cmaes", "tpe", "random")

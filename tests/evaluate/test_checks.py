@@ -75,7 +75,7 @@ def fewer_keys(length: int) -> Callable[[Rows, Rows], None]:
 FAILURES = {
     **{
         f"Without fine-tuning, perplexity at 2,048: ours below {name}": worse("base", method, 2048, 5.0)
-        for method, name in zip(METHODS, ("plain RoPE", "PI", "NTK-aware", "dynamic NTK", "YaRN"), strict=True)
+        for method, name in zip(METHODS, ("plain RoPE", "PI", "NTK-aware", "dynamic NTK", "ABF", "YaRN"), strict=True)
     },
     "Fine-tuned at 2,048: perplexity below the base model's at 256": worse("base", "none", 256, 4.8),
     "Fine-tuned at 2,048: perplexity below that of a control trained as long at 256": worse(

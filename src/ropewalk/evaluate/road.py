@@ -13,6 +13,7 @@ from ropewalk.evaluate.baselines import METHODS, variants, variants_on
 from ropewalk.evaluate.compare import Reading
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet
+from ropewalk.files import file_hash
 from ropewalk.models.base import load_model
 from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, scaling_for_length, switch_from_json
@@ -148,6 +149,15 @@ def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[
     if (checkpoints / "control" / "config.json").is_file():
         paths["control"] = str(checkpoints / "control")
     return {name: load_model(path, dtype=dtype) for name, path in paths.items()}
+
+
+def weights_of(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
+    """Hash of each model's weight files, by the names of `load_models`."""
+    found = {"base": str(base.get("weights_sha256", ""))}
+    for name, folder in (("finetuned", "finetune_second"), ("control", "control")):
+        if files := sorted((checkpoints / folder).glob("*.safetensors")):
+            found[name] = "".join(map(file_hash, files))
+    return found
 
 
 def metrics(rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

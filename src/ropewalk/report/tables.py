@@ -9,7 +9,7 @@ from ropewalk.report.plots import best_case
 from ropewalk.report.style import Row, in_order, style
 
 _MODELS = {"base": "base model", "finetuned": "fine-tuned"}
-BASELINES = ("none", "pi", "ntk", "dynamic_ntk", "yarn")
+BASELINES = ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn")
 
 
 @dataclass(frozen=True)
