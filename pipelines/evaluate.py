@@ -21,6 +21,7 @@ def evaluate(stage: Stage) -> None:
     passkeys = road.passkeys(models, load_tokenizer(base["path"]), seed=config.seed)
     write_table(plots / "passkey.csv", passkeys)
     write_table(plots / "factors.csv", road.factor_rows())
+    write_table(plots / "retrieval.csv", road.retrieval(models, load_tokenizer(base["path"]), store, seed=config.seed))
     stage.write_metrics(metrics(rows, passkeys))
     whole = set(road.methods) == set(Road.ALL)
     found = checks(rows, passkeys, window=road.window, target=road.first.target_length) if whole else []
@@ -28,7 +29,7 @@ def evaluate(stage: Stage) -> None:
     weights = weights_of(base, stage.inputs / "checkpoints")
     card = read_json(stage.inputs / "tokens" / "card.json")
     tracking.log_comparison(rows, passkeys, name=base["name"], weights=weights, card=card)
-    for name in ("perplexity.csv", "passkey.csv", "factors.csv"):
+    for name in ("perplexity.csv", "passkey.csv", "factors.csv", "retrieval.csv"):
         tracking.log_file(plots / name)
     tracking.log_file(stage.output / "checks.json")
 

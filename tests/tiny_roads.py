@@ -52,7 +52,7 @@ def evaluate_inputs(folder: Path) -> Path:
     for name, scaling in (("first", first), ("first_seed", first), ("second", second)):
         (factors / f"{name}.json").write_text(scaling.to_json())
     (factors / "recovered.json").write_text(switch_to_json(((WINDOW, short), (FIRST, first), (SECOND, second))))
-    store = _store(folder / "tokens" / "test")
+    store = byte_store(folder / "tokens" / "test")
     counts = {"documents": len(store), "tokens": 4 * SECOND, "longest": store.longest, "hash": store.hash}
     write_json(folder / "tokens/card.json", {"corpus": "random", "test": counts})
     return folder
@@ -65,7 +65,8 @@ def _other_weights() -> Any:
     return model
 
 
-def _store(folder: Path) -> TokenStore:
+def byte_store(folder: Path) -> TokenStore:
+    """Four documents of random bytes, each as long as the second target."""
     generator = torch.Generator().manual_seed(0)
     made = [
         (

@@ -145,7 +145,7 @@ def test_benchmarks_and_retrieval_are_shown_where_there_are_results(
     )
     answers = [
         {"task": "passkey", "way": way, "length": length, "accuracy": share, "low": share - 0.1, "high": share + 0.1,
-         "likelihood": 0.8, "trials": 20, "tokens": length if way == "long" else 200, "seconds": 0.05,
+         "held": 0.8, "trials": 20, "tokens": length if way == "long" else 200, "seconds": 0.05,
          "protocol": "greedy"}
         for way, share in (("long", 0.5), ("retrieved", 0.75)) for length in (1024, 2048)
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def test_benchmarks_and_retrieval_are_shown_where_there_are_results(
     write_report(results, config=CONFIG, out=tmp_path / "out" / "report.html")
     found = Page((tmp_path / "out" / "report.html").read_text())
     assert "hellaswag, acc_norm 30.0 % ± 1.0 30.0 % ± 1.0" in found.text
-    assert "Passkey, 1,024 BM25 chunks, base model's window 75 % 65–85 % 0.80 200 50 ms 20" in found.text
+    assert "Passkey, 1,024 BM25 chunks, base model's window 75 % 65–85 % 80 % 200 50 ms 20" in found.text
     drawn = [str(attributes["aria-label"]) for tag, attributes in found.tags if tag == "svg"]
     assert "Right answers by length of the document, for each way of reading it, passkey" in drawn
 

@@ -46,6 +46,15 @@ def variants_on(method: str, shape: RotaryShape, first: RopeScaling, *, length: 
     return replaced + composed
 
 
+def variants_trained(method: str, shape: RotaryShape, *, length: int, target: int) -> list[Variant]:
+    """``method`` on a model that was fine-tuned under it for ``target``: as trained, and beyond it s of the length."""
+    made = [Variant(method, "as trained", methods.for_training(method, **vars(shape), target_length=target))]
+    if length > target:
+        scaling = methods.for_training(method, **vars(shape), target_length=length)
+        made.append(Variant(method, f"s={length / shape.original_length:g}", scaling))
+    return made
+
+
 def _variants(method: str, shape: RotaryShape, *, length: int, target: int, suffix: str) -> list[Variant]:
     made: dict[tuple[float, ...], Variant] = {}
     function: Callable[..., RopeScaling] = methods.METHODS[method]

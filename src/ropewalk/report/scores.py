@@ -12,7 +12,6 @@ WAYS = {
     # label, colour, line, marker
     "long": ("whole document, extended window", "#d55e00", "-", "o"),
     "retrieved": ("BM25 chunks, base model's window", "#0072b2", "--", "s"),
-    "truncated": ("end of the document, base model's window", "#555555", ":", "X"),
 }
 _TASKS = {"passkey": "Passkey", "needle": "Needle"}
 
@@ -30,7 +29,7 @@ def retrieval_table(rows: Sequence[Row]) -> Table:
                     Cell(f"{_TASKS.get(task, task)}, {length:,}"),
                     Cell(WAYS[str(row["way"])][0]),
                     Cell(f"{100 * share:.0f} %", interval, best=share == best),
-                    Cell(f"{float(row['likelihood']):.2f}" if is_number(row.get("likelihood")) else "–"),
+                    Cell(f"{100 * float(row['held']):.0f} %"),
                     Cell(f"{float(row['tokens']):,.0f}"),
                     Cell(f"{1000 * float(row['seconds']):,.0f} ms"),
                     Cell(f"{int(row['trials']):,}"),
@@ -40,7 +39,7 @@ def retrieval_table(rows: Sequence[Row]) -> Table:
         "task, tokens",
         "what is read",
         "accuracy",
-        "against distractors",
+        "answer in what is read",
         "tokens read",
         "time an answer",
         "trials",

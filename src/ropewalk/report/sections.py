@@ -55,7 +55,7 @@ def _picture(files: Results, name: str, whole: Figure | None, panels: Panels, *,
 
 def sections(files: Results, config: Mapping[str, Any], base: Mapping[str, Any]) -> list[Section]:
     """Every section for which there are results, and those without whose stages are part of every run."""
-    perplexity = files.rows("plots/perplexity.csv", "evaluate")
+    perplexity = tables.with_rivals(files.rows("plots/perplexity.csv", "evaluate"))
     original = int(base.get("original_length") or tables.setting(config, "model.original_length") or 1)
     makers: Sequence[Callable[[], Section | None]] = (
         lambda: _perplexity(files, perplexity, original),

@@ -32,7 +32,11 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
 _SPARE = ("#7a5195", "#3d7a00", "#a05000", "#4b4b9f")
 OURS = ("#f5a26b", "#e07b33", "#d55e00", "#a34700", "#6b2e00")
 """Light to dark, for our factors by input length."""
-MODELS = {"base": "base model, no training", "finetuned": "after fine-tuning"}
+MODELS = {
+    "base": "base model, no training",
+    "finetuned": "after fine-tuning",
+    "rivals": "each fine-tuned under its own factors",
+}
 PAPER, GRID, BAND = "#ffffff", "#e6e6e6", "#f3ead8"
 WHOLE, HALF, THIRD = 9.0, 4.6, 3.6
 """Widths of figures in inches: a PNG with every panel, and one panel of the page beside one or two others."""

@@ -41,13 +41,25 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], no
 
 def perplexity_tables(rows: Sequence[Row]) -> list[Table]:
     """One table per model and document set: methods by lengths, every baseline in its best case."""
-    names = {"base": "Base model, no training", "finetuned": "After fine-tuning", "control": "Control"}
+    names = {
+        "base": "Base model, no training",
+        "finetuned": "After fine-tuning",
+        "rivals": "Each fine-tuned under its own factors, for the same steps",
+        "control": "Control",
+    }
     tables = []
     for model in [name for name in names if any(row["model"] == name for row in rows)]:
         for documents in sorted({str(row["document_set"]) for row in rows if row["model"] == model}):
             own = [row for row in rows if row["model"] == model and row["document_set"] == documents]
             tables.append(_perplexity_table(f"{names[model]}, {documents} documents", own))
     return tables
+
+
+def with_rivals(rows: Sequence[Row]) -> list[Row]:
+    """``rows`` with the models that were trained under published methods, and ours beside them, as one model."""
+    rivals = [row | {"model": "rivals"} for row in rows if str(row["model"]).startswith("rival_")]
+    ours = [row for row in rows if (row["model"], row["method"]) == ("finetuned", "ours")] if rivals else []
+    return [*rows, *rivals, *(row | {"model": "rivals"} for row in ours)]
 
 
 def _perplexity_table(caption: str, rows: Sequence[Row]) -> Table:
