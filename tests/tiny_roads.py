@@ -23,6 +23,7 @@ OVERRIDES = (
     "road.search_second.trials=[0]",
     "road.search_second.gradient_steps=[1]",
     f"road.recover.lengths=[{WINDOW}]",
+    "finetune.recall_share=0",
     "finetune.first.length=256",
     f"finetune.second.length={FIRST}",
     f"evaluate.lengths=[{WINDOW},{FIRST},{SECOND}]",
@@ -52,6 +53,7 @@ def evaluate_inputs(folder: Path) -> Path:
     for name, scaling in (("first", first), ("first_seed", first), ("second", second)):
         (factors / f"{name}.json").write_text(scaling.to_json())
     (factors / "recovered.json").write_text(switch_to_json(((WINDOW, short), (FIRST, first), (SECOND, second))))
+    byte_store(folder / "tokens" / "train")
     store = byte_store(folder / "tokens" / "test")
     counts = {"documents": len(store), "tokens": 4 * SECOND, "longest": store.longest, "hash": store.hash}
     write_json(folder / "tokens/card.json", {"corpus": "random", "test": counts})
