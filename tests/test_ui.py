@@ -22,8 +22,8 @@ from selenium.webdriver.common.by import By
 from browser import chromium, text_of, until
 from ropewalk.evaluate.road import Road
 from ropewalk.files import read_table
-from tiny_roads import FIRST, OVERRIDES, SECOND, evaluate_inputs
 from tiny_models import WINDOW
+from tiny_roads import FIRST, OVERRIDES, SECOND, evaluate_inputs
 from workspace import ROOT, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
