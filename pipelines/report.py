@@ -1,19 +1,22 @@
 """Stage report: the plots and one HTML page that says what was run and what came out."""
 
 from ropewalk import tracking
-from ropewalk.report.page import write_report
-from ropewalk.stage import Stage, run
+from ropewalk.config import read_overrides
+from ropewalk.report.page import Origin, write_report
+from ropewalk.stage import ROOT, Stage, run
 
-SECTIONS = ("corpus", "model", "road", "search", "finetune", "evaluate", "rope")
+SECTIONS = ("corpus", "model", "road", "search", "finetune", "evaluate", "export", "rope")
 
 
 def report(stage: Stage) -> None:
     out = stage.output / "report.html"
-    write_report(stage.inputs, config=stage.values(*SECTIONS), out=out)
+    origin = Origin(tracking.commit_of(ROOT), tuple(read_overrides(ROOT / "overrides.yaml")))
+    write_report(stage.inputs, config=stage.values(*SECTIONS, "seed"), out=out, origin=origin)
     tracking.log_file(out)
     for plot in sorted((stage.output / "plots").glob("*.png")):
         tracking.log_file(plot)
 
 
 if __name__ == "__main__":
-    run("report", report, sections=SECTIONS, inputs=("base.json", "metrics", "plots", "factors", "checks.json"))
+    needed = ("base.json", "metrics", "plots", "factors", "checks.json", "tokens/card.json")
+    run("report", report, sections=SECTIONS, inputs=needed)

@@ -136,6 +136,16 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "fewer trials than depths": (["evaluate.passkey_trials=5"], ["evaluate.passkey_trials", "passkey_depths"]),
     "training of no steps": (["walker.cycles=[]"], ["walker.cycles", "steps from 1"]),
     "unknown method": (["rope.methods=[pi,abc]"], ["rope.methods", ", ".join(METHODS), "abc"]),
+    "a rival that is not trained": (["rivals.methods=[pi,abf]"], ["rivals.methods", "pi, ntk, yarn", "abf"]),
+    "a rival twice": (["rivals.methods=[pi,pi]"], ["rivals.methods", "each once"]),
+    "retrieval beyond the documents": (
+        ["evaluate.retrieval.lengths=[2048,32768]"],
+        ["evaluate.retrieval.lengths", "above corpus.long_tokens 16384", "32768"],
+    ),
+    "retrieval of no chunks": (
+        ["evaluate.retrieval.chunk_tokens=1"],
+        ["evaluate.retrieval.chunk_tokens", "at least 2"],
+    ),
     "two factor sets": (["export.short_factor=none"], ["export.short_factor", "same"]),
 }
 

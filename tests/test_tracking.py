@@ -168,6 +168,53 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["search_first.csv"]
 
 
+def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_names_and_steps(
+    stage: Stage, store: Path
+) -> None:
+    row = {"variant": "s", "documents": 2, "tokens": 9, "protocol": "one pass"}
+    rows = [
+        row | {"model": model, "method": method, "length": length, "document_set": documents, "perplexity": value}
+        for model in ("base", "finetuned")
+        for method in ("pi", "yarn")
+        for length, documents, value in ((64, "all", 3.0), (64, "all", 2.5), (256, "all", 2.0), (512, "long", 4.0))
+    ] + [row | {"model": "base", "method": "none", "length": 64, "document_set": "all", "perplexity": float("inf")}]
+    keys = [
+        {"model": "base", "method": "pi", "length": 64, "depth": depth, "trials": 4, "correct": 1} for depth in (0, 1)
+    ]
+    card = {"corpus": "words", "test": {"documents": 2, "tokens": 99, "longest": 60, "hash": "0123456789abcdef0"}}
+    weights = {"base": "a" * 64, "finetuned": "b" * 64}
+    for _ in range(2):
+        with tracking.stage_run(stage):
+            tracking.log_comparison(rows, keys, name="Tiny/model: 1", weights=weights, card=card)
+    found = [one for one in runs(store, stage.config.tracking.experiment) if "method" in one.data.params]
+    assert sorted({str(one.info.run_name) for one in found}) == [
+        "base none", "base pi", "base yarn", "finetuned pi", "finetuned yarn",
+    ]  # fmt: skip
+    assert len(found) == 10
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    (pi, _) = [one for one in found if one.info.run_name == "base pi"]
+    assert (pi.data.params["model"], pi.data.params["method"], pi.data.params["lengths"]) == (
+        "base",
+        "pi",
+        "64, 256, 512",
+    )
+    series = {
+        name: [(point.step, point.value) for point in client.get_metric_history(pi.info.run_id, name)]
+        for name in pi.data.metrics
+    }
+    assert series == {
+        "perplexity": [(64, 2.5), (256, 2.0)], "perplexity_long": [(512, 4.0)], "passkey_accuracy": [(64, 0.25)],
+    }  # fmt: skip
+    (dataset,) = pi.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("words test", "0123456789abcdef")
+    linked = {one.inputs.model_inputs[0].model_id for one in found}
+    assert len(linked) == 2, "the same weights are the same model in every evaluation"
+    models = client.search_logged_models([pi.info.experiment_id])
+    assert {(model.name, model.params["weights_sha256"]) for model in models} == {
+        ("Tiny-model-1-base", "a" * 64), ("Tiny-model-1-finetuned", "b" * 64),
+    }  # fmt: skip
+
+
 def test_lightning_writes_into_the_run_of_its_stage(stage: Stage, store: Path) -> None:
     with tracking.stage_run(stage):
         logger = tracking.lightning_logger()

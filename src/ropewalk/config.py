@@ -255,6 +255,26 @@ class FinetuneConfig:
 
 
 @dataclass
+class RivalsConfig:
+    """Published methods fine-tuned like ours, to compare with."""
+
+    methods: list[str] = field(default_factory=list)
+    """Some of pi, ntk, yarn: one more model is trained for each, for as many steps as ours. None by default."""
+
+
+@dataclass
+class RetrievalConfig:
+    """Answers from whole documents beside those of the base model from retrieved chunks; needs the extra retrieval."""
+
+    lengths: list[int] = field(default_factory=list)
+    """Lengths of the documents, in tokens; none for no such comparison."""
+    trials: int = 40
+    """Questions per task and length."""
+    chunk_tokens: int = 64
+    """Tokens in a retrieved chunk; as many as fit into the base model's window are read."""
+
+
+@dataclass
 class EvaluateConfig:
     name: str = MISSING
     lengths: list[int] = MISSING
@@ -273,6 +293,8 @@ class EvaluateConfig:
     """... and beyond it."""
     passkey_depths: int = 10
     """Places in the prompt that the trials are spread over, from its start to its end."""
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    """Retrieval or long context."""
 
 
 @dataclass
@@ -362,6 +384,7 @@ class Config:
     road: RoadConfig = field(default_factory=RoadConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    rivals: RivalsConfig = field(default_factory=RivalsConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from ropewalk.config import Config, SearchTargetConfig, SourceConfig
 
-METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "longrope")
+METHODS = ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn", "longrope")
 """What evaluate compares; longrope stands for the searched factors."""
 SOURCES = ("stdlib", "jsonl", "text", "redpajama_v1", "redpajama_sample", "redpajama_v2")
 SAMPLERS = ("evolution", "paper", "start_tokens", "cmaes", "tpe", "random")
@@ -40,7 +40,8 @@ _AT_LEAST_ONE = (
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
-    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows show.original_length show.target_length"
+    "evaluate.passkey_depths evaluate.passkey_long_trials evaluate.retrieval.trials walker.rows "
+    "show.original_length show.target_length"
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
@@ -258,6 +259,22 @@ def _check_evaluate(config: "Config") -> None:
         evaluate.passkey_trials >= evaluate.passkey_depths,
         f"evaluate.passkey_trials must not be below evaluate.passkey_depths, found {evaluate.passkey_trials} "
         f"and {evaluate.passkey_depths}",
+    )
+    if retrieval := evaluate.retrieval.lengths:
+        _rising("evaluate.retrieval.lengths", retrieval)
+        longest = config.corpus.long_tokens
+        _require(
+            retrieval[-1] <= longest,
+            f"evaluate.retrieval.lengths must not be above corpus.long_tokens {longest}, found {retrieval}",
+        )
+    _require(
+        evaluate.retrieval.chunk_tokens >= 2,
+        f"evaluate.retrieval.chunk_tokens must be at least 2, found {evaluate.retrieval.chunk_tokens}",
+    )
+    rivals, trained = config.rivals.methods, ("pi", "ntk", "yarn")
+    _require(
+        set(rivals) <= set(trained) and len(set(rivals)) == len(rivals),
+        f"rivals.methods must be some of {', '.join(trained)}, each once, found {rivals}",
     )
     methods = config.rope.methods
     _require(

@@ -5,10 +5,11 @@ import fcntl
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ import mlflow
 from hydra.experimental.callback import Callback
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, RunStatus
+from mlflow.entities import LoggedModelInput, LoggedModelStatus, Metric, RunStatus
 from omegaconf import DictConfig
 
 from ropewalk.config import TrackingConfig, section
@@ -116,14 +117,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def log_series(name: str, points: Sequence[tuple[int, float]]) -> None:
-    """A metric's values by step, in the active run."""
+def log_series(name: str, points: Sequence[tuple[int, float]], *, model_id: str | None = None) -> None:
+    """A metric's values by step, in the active run; of a logged model where it is said which."""
     run = mlflow.active_run()
     assert run is not None
     now = int(time.time() * 1000)
     client = mlflow.MlflowClient()
     for first in range(0, len(points), 900):
-        batch = [Metric(name, float(value), now, step) for step, value in points[first : first + 900]]
+        batch = [Metric(name, float(value), now, step, model_id) for step, value in points[first : first + 900]]
         client.log_batch(run.info.run_id, metrics=batch)
 
 
@@ -160,14 +161,96 @@ def register_model(folder: Path, name: str) -> str:
     return f"models:/{name}/{logged.registered_model_version}"
 
 
-def log_dataset(name: str, *, source: str, card: dict[str, Any]) -> None:
+def log_dataset(
+    name: str, *, source: str, card: Mapping[str, Any], splits: Sequence[str] = ("train", "search", "test")
+) -> None:
     """The corpus of the active run as MLflow datasets: each split with its counts, known by its tokens' hash."""
-    for split in ("train", "search", "test"):
+    for split in splits:
         profile = {key: card[split][key] for key in ("documents", "tokens", "longest", "hash")}
         dataset = MetaDataset(  # type: ignore[abstract]
             CodeDatasetSource({"corpus": source}), name=f"{name} {split}", digest=card[split]["hash"][:16]
         )
         mlflow.log_input(dataset, context=split, tags={key: str(value) for key, value in profile.items()})
+
+
+def log_comparison(
+    rows: Sequence[Mapping[str, Any]],
+    passkeys: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    weights: Mapping[str, str],
+    card: Mapping[str, Any],
+) -> None:
+    """A child run per model and method, so that several picked in the UI share a chart for each of their metrics.
+
+    A metric's step is the input length in tokens. ``perplexity`` is on all test documents, ``perplexity_long`` on the
+    longest ones, which do not compare; both are the method's best case. Method, model and lengths are parameters, the
+    test documents an MLflow dataset and the weights a logged model, the same one in every run that reads them.
+
+    Args:
+        rows: of ``plots/perplexity.csv``.
+        passkeys: of ``plots/passkey.csv``.
+        name: of the base model.
+        weights: hash of each model's weights.
+        card: the data card that prepare wrote.
+    """
+    parent = mlflow.active_run()
+    assert parent is not None
+    experiment = parent.info.experiment_id
+    pairs = dict.fromkeys((str(row["model"]), str(row["method"])) for row in (*rows, *passkeys))
+    for model, method in pairs:
+        own = [row for row in rows if (row["model"], row["method"]) == (model, method)]
+        keys = [row for row in passkeys if (row["model"], row["method"]) == (model, method)]
+        lengths = sorted({int(row["length"]) for row in (*own, *keys)})
+        tags = {"stage": parent.data.tags.get("stage", ""), "commit": parent.data.tags.get("commit", "")}
+        with mlflow.start_run(run_name=f"{model} {method}", nested=True, experiment_id=experiment, tags=tags) as run:
+            protocols = dict.fromkeys(str(row["protocol"]) for row in own)
+            mlflow.log_params(
+                {
+                    "model": model,
+                    "method": method,
+                    "lengths": ", ".join(map(str, lengths)),
+                    "shortest_length": lengths[0],
+                    "longest_length": lengths[-1],
+                    "protocol": "; ".join(protocols)[:_LONGEST_VALUE],
+                }
+            )
+            if "test" in card:
+                log_dataset(card["corpus"], source=card["corpus"], card=card, splits=("test",))
+            model_id = _logged_model(f"{name}-{model}", weights.get(model, ""), experiment, run.info.run_id)
+            mlflow.log_input(model=LoggedModelInput(model_id))
+            for metric, series in _by_length(own, keys).items():
+                log_series(metric, series, model_id=model_id)
+
+
+def _by_length(
+    rows: Sequence[Mapping[str, Any]], passkeys: Sequence[Mapping[str, Any]]
+) -> dict[str, list[tuple[int, float]]]:
+    """Finite values by input length, under the name of their metric."""
+    best: dict[str, dict[int, float]] = {}
+    for row in rows:
+        found = best.setdefault("perplexity" if row["document_set"] == "all" else "perplexity_long", {})
+        length, value = int(row["length"]), float(row["perplexity"])
+        if math.isfinite(value):
+            found[length] = min(value, found.get(length, math.inf))
+    for length in {int(row["length"]) for row in passkeys}:
+        own = [row for row in passkeys if int(row["length"]) == length]
+        share = sum(int(row["correct"]) for row in own) / sum(int(row["trials"]) for row in own)
+        best.setdefault("passkey_accuracy", {})[length] = share
+    return {metric: sorted(values.items()) for metric, values in best.items()}
+
+
+def _logged_model(name: str, weights: str, experiment: str, run_id: str) -> str:
+    """The id of the logged model that stands for these weights in the experiment, made where there is none."""
+    client = mlflow.MlflowClient()
+    known = re.sub(r"[^\w-]+", "-", name)[:100]
+    condition = f"name = '{known}' AND params.weights_sha256 = '{weights[:_LONGEST_VALUE]}'"
+    if found := client.search_logged_models([experiment], filter_string=condition, max_results=1):
+        return str(found[0].model_id)
+    params = {"weights_sha256": weights[:_LONGEST_VALUE]}
+    made = client.create_logged_model(experiment, name=known, source_run_id=run_id, params=params)
+    client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+    return str(made.model_id)
 
 
 def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> None:

@@ -23,9 +23,10 @@ def test_every_choice_of_s_is_tried() -> None:
     assert labels("ntk", 128) == ["s=2", "2s=4", "2s=8"]  # s=4 is 2s=4 again
     assert labels("dynamic_ntk", 128) == ["factor=1", "factor=2", "factor=4"]
     assert labels("pi", 256) == ["s=4"]
+    assert labels("abf", 128) == ["base x50", "base x100"]
 
 
-@pytest.mark.parametrize("method", ["pi", "ntk", "dynamic_ntk", "yarn"])
+@pytest.mark.parametrize("method", ["pi", "ntk", "dynamic_ntk", "abf", "yarn"])
 def test_in_the_window_one_choice_is_the_plain_model(method: str) -> None:
     first = variants(method, SHAPE, length=32, target=256)[0].scaling
     assert set(first.factors) == {1.0}
@@ -62,6 +63,15 @@ def test_none_on_a_fine_tuned_model_is_plain_rope_or_the_factors_it_was_trained_
     plain, trained = variants_on("none", SHAPE, FIRST, length=512, target=1024)
     assert set(plain.scaling.factors) == {1.0}
     assert trained.scaling == replace(FIRST, method="none")
+
+
+def test_abf_on_top_of_our_factors_multiplies_the_base_only_beyond_their_length() -> None:
+    inside = [v.scaling.factors for v in variants_on("abf", SHAPE, FIRST, length=256, target=256) if "comp" in v.label]
+    assert inside == [FIRST.factors]
+    beyond = [v for v in variants_on("abf", SHAPE, FIRST, length=512, target=512) if "composed" in v.label]
+    for variant, multiple in zip(beyond, (50, 100), strict=True):
+        expected = [factor * multiple ** (pair / 8) for pair, factor in enumerate(FIRST.factors)]
+        assert variant.scaling.factors == pytest.approx(expected)
 
 
 def test_dynamic_ntk_takes_s_from_the_length_at_hand() -> None:

@@ -14,7 +14,7 @@ from ropewalk.evaluate import compare
 from ropewalk.evaluate.baselines import METHODS
 from ropewalk.evaluate.compare import Reading, best_case, measure
 from ropewalk.evaluate.perplexity import DocumentSet, perplexities
-from ropewalk.evaluate.road import Road, load_models, metrics, with_seed
+from ropewalk.evaluate.road import Road, load_models, metrics, weights_of, with_seed
 from ropewalk.rope import RopeScaling, RotaryShape, switch_to_json
 from tiny_models import byte_tokenizer, tiny_llama
 
@@ -141,6 +141,22 @@ def test_on_a_checkpoint_with_a_scaling_of_its_own_every_baseline_is_also_put_on
     assert [(r.length, r.scaling) for r in road.readings(store) if r.model == "control"] == [(128, own)]
 
 
+def test_rivals_are_read_as_they_were_trained_and_beyond_with_s_of_the_length(
+    store: TokenStore, models: dict[str, Any], tmp_path: Path
+) -> None:
+    assert not [r for r in with_seed(ROAD, store, tmp_path, models) if r.model.startswith("rival")]
+    trained = models | {"rival_yarn": models["base"]}
+    own = [r for r in with_seed(ROAD, store, tmp_path, trained) if r.model.startswith("rival")]
+    assert [(r.model, r.method, r.length, r.variant) for r in own] == [
+        ("rival_yarn", "yarn", 64, "as trained"),
+        ("rival_yarn", "yarn", 256, "as trained"),
+        ("rival_yarn", "yarn", 600, "as trained"),
+        ("rival_yarn", "yarn", 600, "s=9.375"),
+    ]
+    assert {r.scaling.target_length for r in own} == {256, 600}
+    assert [r.documents.name for r in own] == ["all", "all", "long", "long"]
+
+
 def test_factor_rows_are_ours_by_length_and_the_published_ones() -> None:
     rows = ROAD.factor_rows()
     names = ["ours, up to 64", "ours, up to 256", "ours, up to 600", "pi", "ntk", "yarn"]
@@ -184,3 +200,9 @@ def test_models_are_loaded_from_their_checkpoints(tmp_path: Path) -> None:
     assert list(load_models(base, tmp_path, dtype="float32")) == ["base", "finetuned"]
     tiny_llama().save_pretrained(tmp_path / "control")
     assert list(load_models(base, tmp_path, dtype="float32")) == ["base", "finetuned", "control"]
+    tiny_llama().save_pretrained(tmp_path / "rivals" / "pi")
+    (tmp_path / "rivals" / ".yarn.writing").mkdir()
+    assert list(load_models(base, tmp_path, dtype="float32"))[3:] == ["rival_pi"]
+    hashes = weights_of({"weights_sha256": "a"}, tmp_path)
+    assert list(hashes) == ["base", "finetuned", "control", "rival_pi"]
+    assert hashes["control"] == hashes["rival_pi"] != "a"

@@ -72,6 +72,8 @@ def test_every_variant_is_transformers_own_model_with_that_scaling(
         elif method == "ntk":
             scale = float(variant.label.split("=")[1])
             parameters = {"rope_type": "default", "rope_theta": 10_000.0 * scale ** (16 / 14)}
+        elif method == "abf":
+            parameters = {"rope_type": "default", "rope_theta": 10_000.0 * float(variant.label.split("x")[1])}
         else:
             kind = {"pi": "linear", "yarn": "yarn"}[method]
             parameters = {**rope, "rope_type": kind, "factor": float(variant.label.split("=")[1])}

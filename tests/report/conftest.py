@@ -182,8 +182,20 @@ def whole_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "checks.json").write_text(json.dumps(checks))
     (folder / "metrics").mkdir()
-    searched = {"at_2048": {"search_perplexity": 8.64, "seed_search_perplexity": 8.8, "trials": 128}}
+    searched = {
+        "at_2048": {
+            "search_perplexity": 8.64, "seed_search_perplexity": 8.8, "gradient_steps": 40, "trials": 128,
+            "forward_tokens": 2_300_000,
+        }
+    }  # fmt: skip
     (folder / "metrics/search_first.json").write_text(json.dumps(searched))
     (folder / "metrics/search_second.json").write_text(json.dumps({"at_8192": {"search_perplexity": 4.67}}))
     (folder / "metrics/recover.json").write_text("{}")
+    split = {"documents": 68, "tokens": 3_236_199, "longest": 94_205, "long_documents": 56, "hash": "0123456789abcdef"}
+    card = {
+        "corpus": "stdlib", "fingerprint": "python 3.11.7 sources 27184", "rejected": {"damaged": 3}, "train": split,
+        "search": split | {"documents": 13}, "test": split | {"documents": 16},
+    }  # fmt: skip
+    (folder / "tokens").mkdir()
+    (folder / "tokens/card.json").write_text(json.dumps(card))
     return folder

@@ -10,8 +10,9 @@ from PIL import Image
 
 from ropewalk.files import read_table
 from ropewalk.report import plots, style
+from ropewalk.rope.methods import inverse_frequencies
 
-from .conftest import WINDOW
+from .conftest import PAIRS, WINDOW
 
 
 def search_of(folder: Path) -> Figure:
@@ -60,7 +61,40 @@ def test_perplexity_has_a_panel_per_model_a_line_per_method_and_the_window(whole
     filled, opened = (line for line in tuned.lines if line.get_color() == style.STYLES["ours"][1])
     assert list(filled.get_xdata()) == [256, 512, 1024, 2048]
     assert list(opened.get_xdata()) == [2048, 8192, 16_384]
-    assert opened.get_markerfacecolor() == "white"
+    assert opened.get_markerfacecolor() == style.PAPER
+
+
+def test_rows_with_an_interval_have_a_band_and_those_without_none(whole_results: Path) -> None:
+    rows = [row for row in read_table(whole_results / "plots/perplexity.csv") if row["method"] == "ours"]
+    banded = [row | {"low": row["perplexity"] * 0.9, "high": row["perplexity"] * 1.1} for row in rows]
+    assert not plots.perplexity(rows, original_length=WINDOW).axes[0].collections
+    base, _ = plots.perplexity(banded, original_length=WINDOW).axes
+    (band,) = base.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    values = [row["perplexity"] for row in rows if row["model"] == "base"]
+    assert heights.min() == pytest.approx(0.9 * min(values))
+    assert heights.max() == pytest.approx(1.1 * max(values))
+
+
+def test_factors_stand_against_frequency_with_the_critical_dimension_marked(whole_results: Path) -> None:
+    rows = read_table(whole_results / "plots/factors.csv")
+    frequencies = inverse_frequencies(2 * PAIRS, 10_000.0)
+    (axes,) = plots.factors(rows, frequencies=frequencies, critical=13).axes
+    assert axes.get_xlim()[0] > axes.get_xlim()[1], "high frequencies on the left, as pair 0 is"
+    assert list(axes.lines[0].get_xdata()) == pytest.approx(frequencies)
+    assert [text.get_text() for text in axes.texts] == ["critical dimension 26"]
+    assert list(axes.lines[-1].get_xdata()) == [frequencies[13]] * 2
+
+
+def test_passkey_panels_are_base_base_with_our_factors_and_fine_tuned_in_that_order(whole_results: Path) -> None:
+    rows = read_table(whole_results / "plots/passkey.csv")
+    rows += [row | {"method": "ours"} for row in rows if row["model"] == "base"]
+    figure = plots.passkey(rows)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["base model, plain RoPE", "base model, ours", "fine-tuned, ours"]
+    assert len({tuple(axes.get_position().bounds[1::2]) for axes in figure.axes}) == 1, "side by side"
+    (one,) = plots.passkey(rows, only=("base", "ours"), width=style.THIRD).axes
+    assert [label.get_text() for label in one.get_yticklabels()] == [f"{100 * d / 9:.0f} %" for d in range(10)]
 
 
 def test_a_method_has_one_colour_in_every_figure_and_no_two_share_one() -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 
 from ropewalk.rope import RopeScaling, RotaryShape, methods
 
-METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn")
+METHODS = ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn")
+_LARGER_BASES = (50, 100)
+"""Multiples of the base that ABF tries: from 10,000 to 500,000, its paper's (arXiv 2309.16039), and CodeLlama's 1e6."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,10 @@ class Variant:
 
 
 def variants(method: str, shape: RotaryShape, *, length: int, target: int) -> list[Variant]:
-    """``method`` on a model with its original window: s of this length and s of the target (NTK-aware also at 2s)."""
+    """``method`` on a model with its original window: s of this length and s of the target (NTK-aware also at 2s).
+
+    ABF has no s: it multiplies the base wherever something is to be extended.
+    """
     return _variants(method, shape, length=length, target=target, suffix="")
 
 
@@ -49,6 +54,15 @@ def variants_on(
     return replaced + composed
 
 
+def variants_trained(method: str, shape: RotaryShape, *, length: int, target: int) -> list[Variant]:
+    """``method`` on a model that was fine-tuned under it for ``target``: as trained, and beyond it s of the length."""
+    made = [Variant(method, "as trained", methods.for_training(method, **vars(shape), target_length=target))]
+    if length > target:
+        scaling = methods.for_training(method, **vars(shape), target_length=length)
+        made.append(Variant(method, f"s={length / shape.original_length:g}", scaling))
+    return made
+
+
 def _variants(method: str, shape: RotaryShape, *, length: int, target: int, suffix: str) -> list[Variant]:
     made: dict[tuple[float, ...], Variant] = {}
     function: Callable[..., RopeScaling] = methods.METHODS[method]
@@ -68,6 +82,9 @@ def _variants(method: str, shape: RotaryShape, *, length: int, target: int, suff
         elif method == "dynamic_ntk":
             sizes["current_length"] = length
             options = [("factor=1", {}), (f"factor={ratio:g}", {"factor": ratio})]
+        elif method == "abf":
+            multiples = _LARGER_BASES if ratio > 1 else (1,)
+            options = [(f"base x{multiple}", {"new_base": shape.base * multiple}) for multiple in multiples]
         else:
             options = [(f"s={ratio:g}", {})]
         for label, extra in options:

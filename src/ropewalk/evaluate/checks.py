@@ -8,7 +8,14 @@ from ropewalk.evaluate.baselines import METHODS
 from ropewalk.evaluate.compare import best_case
 from ropewalk.evaluate.passkey import accuracy
 
-_NAMES = {"none": "plain RoPE", "pi": "PI", "ntk": "NTK-aware", "dynamic_ntk": "dynamic NTK", "yarn": "YaRN"}
+_NAMES = {
+    "none": "plain RoPE",
+    "pi": "PI",
+    "ntk": "NTK-aware",
+    "dynamic_ntk": "dynamic NTK",
+    "abf": "ABF",
+    "yarn": "YaRN",
+}
 
 
 @dataclass(frozen=True)

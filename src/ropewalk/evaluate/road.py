@@ -9,13 +9,16 @@ from typing import Any, ClassVar, Self
 
 from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
-from ropewalk.evaluate.baselines import METHODS, Variant, variants, variants_on
+from ropewalk.evaluate.baselines import METHODS, Variant, variants, variants_on, variants_trained
 from ropewalk.evaluate.compare import Reading
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet
+from ropewalk.evaluate.retrieval import compare
+from ropewalk.files import file_hash
 from ropewalk.models.base import load_model, own_scaling
 from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, scaling_for_length, switch_from_json
+from ropewalk.rope.methods import TRAINED
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class Road:
                 goal = max(self.switch[-1][0], length) if length > target else target
                 for variant in variants_on(method, self.shape, self.first, length=length, target=goal):
                     yield Reading("finetuned", method, variant.label, variant.scaling, length, documents)
+                if method in TRAINED:
+                    for variant in variants_trained(method, self.shape, length=length, target=target):
+                        yield Reading(f"rival_{method}", method, variant.label, variant.scaling, length, documents)
             if "longrope" in self.methods:
                 if on_base and length <= target:
                     yield Reading("base", "ours", "searched", self.first, length, documents)
@@ -142,6 +148,15 @@ class Road:
                 rows += [{"model": model, "method": method, **row} for row in found]
         return rows
 
+    def retrieval(
+        self, models: dict[str, Any], tokenizer: Any, store: TokenStore, *, seed: int
+    ) -> list[dict[str, Any]]:
+        """Rows of `retrieval.compare`; none where the configuration names no lengths."""
+        config = self.config.retrieval
+        if not config.lengths or "longrope" not in self.methods:
+            return []
+        return compare(models, tokenizer, store, self.switch, self.plain, config, seed=seed)
+
 
 def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any]) -> Iterator[Reading]:
     """The road's readings, and the gradient's own result on the base model, to tell what evolution gained over it."""
@@ -153,11 +168,29 @@ def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any])
 
 
 def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
-    """The base model, the fine-tuned one, and the control where one was trained."""
+    """The base model, the fine-tuned one, and the control and the rivals where they were trained."""
     paths = {"base": base["path"], "finetuned": str(checkpoints / "finetune_second")}
     if (checkpoints / "control" / "config.json").is_file():
         paths["control"] = str(checkpoints / "control")
+    paths |= {f"rival_{path.parent.name}": str(path.parent) for path in _rivals(checkpoints)}
     return {name: load_model(path, dtype=dtype) for name, path in paths.items()}
+
+
+def _rivals(checkpoints: Path) -> list[Path]:
+    """Configurations of the models that stage finetune_rivals trained; a leading dot is a half-written one."""
+    found = sorted((checkpoints / "rivals").glob("*/config.json"))
+    return [path for path in found if not path.parent.name.startswith(".")]
+
+
+def weights_of(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
+    """Hash of each model's weight files, by the names of `load_models`."""
+    found = {"base": str(base.get("weights_sha256", ""))}
+    folders = {"finetuned": "finetune_second", "control": "control"}
+    folders |= {f"rival_{path.parent.name}": f"rivals/{path.parent.name}" for path in _rivals(checkpoints)}
+    for name, folder in folders.items():
+        if files := sorted((checkpoints / folder).glob("*.safetensors")):
+            found[name] = "".join(map(file_hash, files))
+    return found
 
 
 def metrics(rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

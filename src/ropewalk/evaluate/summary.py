@@ -13,6 +13,7 @@ ROWS = (
     ("PI", "pi"),
     ("NTK-aware", "ntk"),
     ("dynamic NTK", "dynamic_ntk"),
+    ("ABF", "abf"),
     ("YaRN", "yarn"),
     ("ours", "ours"),
 )

@@ -15,16 +15,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ropewalk.report.style import (
+    BAND,
     FAINT,
     INK,
     MODELS,
     OURS,
+    PAPER,
+    WHOLE,
     Row,
     groups,
     in_order,
+    legend,
     length_axis,
     log_y,
     panels_of,
+    short_length,
     style,
     token_count,
 )
@@ -40,13 +45,14 @@ def best_case(rows: Iterable[Row]) -> dict[int, Row]:
     return dict(sorted(best.items()))
 
 
-def perplexity(rows: Sequence[Row], *, original_length: int) -> Figure:
+def perplexity(rows: Sequence[Row], *, original_length: int, width: float = WHOLE) -> Figure:
     """Perplexity against length, one line per method in its best case, one panel per model; the control beside it.
 
     Figures on different document sets are different lines of one colour, filled and open, since they do not compare.
+    Rows with ``low`` and ``high`` have a band between them.
     """
     panels = [model for model in MODELS if any(row["model"] == model for row in rows)]
-    figure, grid = panels_of(max(len(panels), 1), columns=2 if len(panels) > 1 else 1, height=4.4)
+    figure, grid = panels_of(max(len(panels), 1), columns=2 if len(panels) > 1 else 1, height=4.4, width=width)
     handles: dict[str, Any] = {}
     for model, axes in zip(panels, grid, strict=False):
         shown = [(row["method"], row) for row in rows if row["model"] == model and row["method"] != "seed"]
@@ -60,30 +66,39 @@ def perplexity(rows: Sequence[Row], *, original_length: int) -> Figure:
         _perplexity_axes(axes, [row for _, row in shown], original_length)
         axes.set_title(MODELS[model], fontsize=11, loc="left")
     if any(row["document_set"] == "long" for row in rows):
-        for label, fill in (("all test documents", INK), ("the longest ones only", "white")):
+        for label, fill in (("all test documents", INK), ("the longest ones only", PAPER)):
             handles[label] = Line2D([], [], color=INK, marker="o", markerfacecolor=fill, linestyle="none")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9.5)
+    legend(figure, handles)
     return figure
 
 
 def _perplexity_line(axes: Axes, method: str, best: Mapping[int, Row], *, filled: bool) -> dict[str, Any]:
     label, colour, line, marker = style(method)
     ours = method == "ours"
+    banded = {length: row for length, row in best.items() if is_number(row.get("low")) and is_number(row.get("high"))}
+    if banded:
+        low, high = ([float(row[key]) for row in banded.values()] for key in ("low", "high"))
+        axes.fill_between(list(banded), low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
     (handle,) = axes.plot(
         list(best), [float(row["perplexity"]) for row in best.values()], line, color=colour, marker=marker,
-        markersize=6, markerfacecolor=colour if filled else "white", linewidth=2.6 if ours else 1.5,
+        markersize=6, markerfacecolor=colour if filled else PAPER, linewidth=2.6 if ours else 1.5,
         zorder=4 if ours else 3,
     )  # fmt: skip
     return {label: handle} if filled else {}
 
 
+def is_number(value: Any) -> bool:
+    """Whether a cell of a table holds a finite number; one that was not measured is empty."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _perplexity_axes(axes: Axes, rows: Sequence[Row], original_length: int) -> None:
-    values = [float(row["perplexity"]) for row in rows]
+    values = [float(row["perplexity"]) for row in rows if is_number(row["perplexity"])] or [1.0]
     lengths = sorted({int(row["length"]) for row in rows})
     if max(values) / min(values) > 3:
         log_y(axes, values)
     length_axis(axes, lengths)
-    axes.axvspan(lengths[0] / 1.15, original_length, color="#f3ead8", zorder=0, linewidth=0)
+    axes.axvspan(lengths[0] / 1.15, original_length, color=BAND, zorder=0, linewidth=0)
     axes.axvline(original_length, color=FAINT, linewidth=1, zorder=1)
     axes.annotate(
         "training window", (original_length, 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
@@ -93,11 +108,20 @@ def _perplexity_axes(axes: Axes, rows: Sequence[Row], original_length: int) -> N
     axes.set_ylabel(f"perplexity per token{' (log scale)' if axes.get_yscale() == 'log' else ''}")
 
 
-def factors(rows: Sequence[Row]) -> Figure:
-    """Rescale factors lambda by dimension pair, published methods beside ours (names that begin with "ours")."""
-    figure, (axes,) = panels_of(1, columns=1, height=4.4)
+def factors(
+    rows: Sequence[Row], *, frequencies: Sequence[float] = (), critical: int | None = None, width: float = WHOLE
+) -> Figure:
+    """Rescale factors lambda, published methods beside ours (names that begin with "ours").
+
+    Args:
+        frequencies: of each pair under plain RoPE, in radians per token; with them the factors stand against
+            frequency, and the pairs' numbers above.
+        critical: the first pair that does not turn once in the training window, marked.
+    """
+    figure, (axes,) = panels_of(1, columns=1, height=4.4, width=width)
     lines = groups(rows, lambda row: str(row["factors_of"]))
     own = [name for name in lines if name.startswith("ours")]
+    handles: dict[str, Any] = {}
     for name in [*(name for name in in_order(lines) if name not in own), *own]:
         label, colour, line, marker = style(name)
         if name in own:
@@ -105,20 +129,45 @@ def factors(rows: Sequence[Row]) -> Figure:
             shade = round(place * (len(OURS) - 1) / max(len(own) - 1, 1)) if len(own) > 1 else 2
             colour, line, marker = OURS[shade], "-", "osD^vP"[place % 6]
         ordered = sorted(lines[name], key=lambda row: int(row["pair"]))
-        axes.plot(
-            [int(row["pair"]) for row in ordered], [float(row["lambda"]) for row in ordered], line, color=colour,
-            marker=marker, markersize=4, linewidth=2.4 if name in own else 1.4, label=label,
-            zorder=4 if name in own else 3,
+        pairs = [int(row["pair"]) for row in ordered]
+        (handles[label],) = axes.plot(
+            [frequencies[pair] for pair in pairs] if frequencies else pairs,
+            [float(row["lambda"]) for row in ordered], line, color=colour, marker=marker, markersize=4,
+            linewidth=2.4 if name in own else 1.4, zorder=4 if name in own else 3,
         )  # fmt: skip
     log_y(axes, [float(row["lambda"]) for row in rows])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("dimension pair, from the highest frequency to the lowest")
     axes.set_ylabel("rescale factor λ (log scale)")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9.5)
+    if frequencies:
+        _frequency_axis(axes, frequencies)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("dimension pair, from the highest frequency to the lowest")
+    if critical is not None and critical < len(frequencies or range(critical + 1)):
+        axes.axvline(frequencies[critical] if frequencies else critical, color=FAINT, linewidth=1.2, zorder=1)
+        axes.annotate(
+            f"critical dimension {2 * critical}", (frequencies[critical] if frequencies else critical, 0),
+            xycoords=("data", "axes fraction"), xytext=(4, 4), textcoords="offset points", fontsize=8.5,
+            color="#5c5c5c", va="bottom",
+        )  # fmt: skip
+    legend(figure, handles)
     return figure
 
 
-def search(runs: Mapping[str, Sequence[Row]]) -> Figure:
+def _frequency_axis(axes: Axes, frequencies: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(max(frequencies) * 1.3, min(frequencies) / 1.3)
+    axes.minorticks_off()
+    axes.set_xlabel("frequency, radians per token (log scale, high to low)")
+    above = axes.secondary_xaxis("top")
+    pairs = range(0, len(frequencies), max(1, len(frequencies) // 8))
+    above.set_xticks([frequencies[pair] for pair in pairs], [str(pair) for pair in pairs])
+    above.minorticks_off()
+    above.spines["top"].set_visible(False)
+    above.tick_params(labelsize=8.5, colors="#5c5c5c")
+    above.set_xlabel("dimension pair", fontsize=8.5, color="#5c5c5c")
+
+
+def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure:
     """Perplexity on search documents over tokens paid: trials as dots, the best so far as a line.
 
     ``runs`` maps a title to the rows of one search; each length of it has a panel.
@@ -128,7 +177,7 @@ def search(runs: Mapping[str, Sequence[Row]]) -> Figure:
         for title, rows in runs.items()
         for length, own in groups(rows, lambda row: int(row["length"])).items()
     ]
-    figure, grid = panels_of(len(panels), columns=min(len(panels), 3), height=3.6)
+    figure, grid = panels_of(len(panels), columns=min(len(panels), 3), height=3.6, width=width)
     handles: dict[str, Any] = {}
     for place, ((title, rows), axes) in enumerate(zip(panels, grid, strict=True)):
         handles |= _search_panel(axes, rows)
@@ -136,7 +185,7 @@ def search(runs: Mapping[str, Sequence[Row]]) -> Figure:
         axes.set_xlabel("tokens paid in forward passes")
         if place % 3 == 0:
             axes.set_ylabel("perplexity, search documents (log)")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
+    legend(figure, handles)
     return figure
 
 
@@ -192,11 +241,17 @@ def _exp(nats: Any) -> float:
     return math.exp(min(float(nats), 50.0))
 
 
-def training(runs: Mapping[str, Sequence[Row]]) -> Figure:
-    """Training loss by step; ``runs`` maps a title to the rows of one run, each in a panel with the same loss axis."""
-    figure, grid = panels_of(len(runs), columns=min(len(runs), 3), height=3.6)
+def training(runs: Mapping[str, Sequence[Row]], *, only: Sequence[str] | None = None, width: float = WHOLE) -> Figure:
+    """Training loss by step; ``runs`` maps a title to the rows of one run, each in a panel with the same loss axis.
+
+    ``only`` names the runs that are drawn.
+    """
+    drawn = [title for title in runs if only is None or title in only]
+    figure, grid = panels_of(len(drawn), columns=min(len(drawn), 3), height=3.6, width=width)
     losses = [float(row["loss"]) for rows in runs.values() for row in rows]
-    for (title, rows), axes, colour in zip(runs.items(), grid, cycle(("#cc79a7", "#d55e00", "#555555")), strict=False):
+    colours = dict(zip(runs, cycle(("#cc79a7", "#d55e00", "#555555")), strict=False))
+    for title, axes in zip(drawn, grid, strict=True):
+        rows, colour = runs[title], colours[title]
         steps = [int(row["step"]) for row in rows]
         loss = np.array([float(row["loss"]) for row in rows])
         axes.plot(steps, loss, color=colour, alpha=0.35, linewidth=1)
@@ -219,36 +274,57 @@ def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return smooth
 
 
-def passkey(rows: Sequence[Row]) -> Figure:
-    """Accuracy by length and depth, in per cent in every cell, one panel per model and method."""
-    panels = dict(sorted(groups(rows, lambda row: (row["model"], row["method"])).items(), reverse=True))
-    figure, grid = panels_of(len(panels), columns=1, height=3.3)
+def passkey_panels(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows of each model and method, in the order in which they are compared: base, base with ours, fine-tuned."""
+    found = groups(rows, lambda row: (str(row["model"]), str(row["method"])))
+    models = [*MODELS, *dict.fromkeys(model for model, _ in found if model not in MODELS)]
+    methods = in_order({method: None for _, method in found})
+    return {(model, method): found[model, method] for model in models for method in methods if (model, method) in found}
+
+
+def passkey(rows: Sequence[Row], *, only: tuple[str, str] | None = None, width: float = WHOLE) -> Figure:
+    """Accuracy by length and depth, in per cent in every cell, one panel per model and method on the same axes.
+
+    ``only`` is the (model, method) that is drawn.
+    """
+    panels = {key: own for key, own in passkey_panels(rows).items() if only in (None, key)}
+    figure, grid = panels_of(len(panels), columns=min(len(panels), 3), height=3.4, width=width)
     lengths = sorted({int(row["length"]) for row in rows})
     depths = sorted({float(row["depth"]) for row in rows})
-    for ((model, method), own), axes in zip(panels.items(), grid, strict=True):
-        trials = np.zeros((len(depths), len(lengths)))
-        correct = np.zeros_like(trials)
-        for row in own:
-            place = depths.index(float(row["depth"])), lengths.index(int(row["length"]))
-            trials[place] += float(row["trials"])
-            correct[place] += float(row["correct"])
-        accuracy = np.divide(100 * correct, trials, out=np.full_like(trials, np.nan), where=trials > 0)
-        axes.grid(False)
-        image = axes.imshow(accuracy, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-        for edge in range(1, len(lengths)):
-            axes.axvline(edge - 0.5, color="white", linewidth=1)
-        for edge in range(1, len(depths)):
-            axes.axhline(edge - 0.5, color="white", linewidth=1)
-        for (row_index, column), value in np.ndenumerate(accuracy):
-            text, colour = ("–", INK) if np.isnan(value) else (f"{value:.0f}", "white" if value < 45 else "black")
-            axes.text(column, row_index, text, ha="center", va="center", fontsize=9, color=colour)
-        counts = trials.sum(axis=0)
-        ticks = [f"{length:,}\n({count:.0f})" for length, count in zip(lengths, counts, strict=True)]
-        axes.set_xticks(range(len(lengths)), ticks)
-        axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
+    for place, (((model, method), own), axes) in enumerate(zip(panels.items(), grid, strict=True)):
+        _heat_map(axes, own, lengths=lengths, depths=depths)
         axes.set_xlabel("input length, tokens (trials)")
-        axes.set_ylabel("depth of the key, share of the input")
-        axes.set_title(f"{MODELS.get(model, model)}, {style(method)[0]}", fontsize=11, loc="left")
-        bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-        bar.set_label("accuracy, %")
+        if place % 3 == 0:
+            axes.set_ylabel("depth of the key")
+        axes.set_title(f"{_SHORT.get(model, model)}, {style(method)[0]}", fontsize=10.5, loc="left")
     return figure
+
+
+_SHORT = {"base": "base model", "finetuned": "fine-tuned"}
+# Their own shades of white and black: a page that swaps paper and ink must not swap what stands on a coloured cell.
+_ON_DARK, _ON_LIGHT = "#fefefe", "#010101"
+
+
+def _heat_map(axes: Axes, rows: Sequence[Row], *, lengths: Sequence[int], depths: Sequence[float]) -> None:
+    trials = np.zeros((len(depths), len(lengths)))
+    correct = np.zeros_like(trials)
+    for row in rows:
+        place = depths.index(float(row["depth"])), lengths.index(int(row["length"]))
+        trials[place] += float(row["trials"])
+        correct[place] += float(row["correct"])
+    accuracy = np.divide(100 * correct, trials, out=np.full_like(trials, np.nan), where=trials > 0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.pcolormesh(accuracy, cmap="cividis", vmin=0, vmax=100, edgecolors=PAPER, linewidth=0.8)
+    axes.invert_yaxis()
+    for (row_index, column), value in np.ndenumerate(accuracy):
+        text, colour = ("–", FAINT) if np.isnan(value) else (f"{value:.0f}", _ON_DARK if value < 45 else _ON_LIGHT)
+        axes.text(column + 0.5, row_index + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
+    counts = trials.sum(axis=0)
+    ticks = [
+        f"{short_length(length)}\n({count:.0f})" if count else short_length(length)
+        for length, count in zip(lengths, counts, strict=True)
+    ]
+    axes.set_xticks([place + 0.5 for place in range(len(lengths))], ticks)
+    axes.set_yticks([place + 0.5 for place in range(len(depths))], [f"{100 * depth:.0f} %" for depth in depths])
+    axes.tick_params(length=0, labelsize=8.5)

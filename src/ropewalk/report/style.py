@@ -32,12 +32,26 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
 _SPARE = ("#7a5195", "#3d7a00", "#a05000", "#4b4b9f")
 OURS = ("#f5a26b", "#e07b33", "#d55e00", "#a34700", "#6b2e00")
 """Light to dark, for our factors by input length."""
-MODELS = {"base": "base model, no training", "finetuned": "after fine-tuning"}
+MODELS = {
+    "base": "base model, no training",
+    "finetuned": "after fine-tuning",
+    "rivals": "each fine-tuned under its own factors",
+}
+PAPER, GRID, BAND = "#ffffff", "#e6e6e6", "#f3ead8"
+WHOLE, HALF, THIRD = 9.0, 4.6, 3.6
+"""Widths of figures in inches: a PNG with every panel, and one panel of the page beside one or two others."""
 
 
 def style(name: str) -> tuple[str, str, str, str]:
     """(label, colour, line, marker) of a method, the same in every figure; names not known get a grey of their own."""
     return STYLES.get(name, (name.replace("_", " "), _SPARE[sum(name.encode()) % len(_SPARE)], "-.", "."))
+
+
+def legend(figure: Figure, handles: Mapping[str, Any], *, columns: int = 4) -> None:
+    """Below the panels; a narrow figure has half as many columns."""
+    columns = columns if figure.get_figwidth() > HALF else max(columns // 2, 1)
+    labels = [str(label) for label in handles]
+    figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def in_order(lines: Mapping[str, Any]) -> list[str]:
@@ -52,14 +66,15 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(aside, format="png", dpi=150, metadata={"Software": None})
 
 
-def panels_of(panels: int, *, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def panels_of(panels: int, *, columns: int, height: float, width: float = WHOLE) -> tuple[Figure, list[Axes]]:
     rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(9, height * rows), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height * rows), layout="constrained", facecolor=PAPER)
     grid = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for spare in grid[panels:]:
         spare.remove()
     for axes in grid[:panels]:
-        axes.grid(True, color="#e6e6e6", linewidth=0.8)
+        axes.set_facecolor(PAPER)
+        axes.grid(True, color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9.5, colors=INK)
@@ -94,8 +109,14 @@ def log_y(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(plain_number))
 
 
+def short_length(length: int) -> str:
+    """A length as papers write it: 2,048 tokens are 2k."""
+    return f"{length // 1024:,}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
+
+
 def length_axis(axes: Axes, lengths: Sequence[int]) -> None:
+    shown = lengths[:: math.ceil(len(lengths) / 10)]
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30 if len(lengths) > 5 else 0)
+    axes.set_xticks(shown, [short_length(length) for length in shown])
     axes.minorticks_off()
     axes.set_xlabel("input length, tokens (log scale)")

@@ -8,7 +8,8 @@ from typing import Any
 from ropewalk.report.plots import best_case
 from ropewalk.report.style import Row, in_order, style
 
-BASELINES = ("none", "pi", "ntk", "dynamic_ntk", "yarn")
+_MODELS = {"base": "base model", "finetuned": "fine-tuned"}
+BASELINES = ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn")
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,25 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], no
 
 def perplexity_tables(rows: Sequence[Row]) -> list[Table]:
     """One table per model and document set: methods by lengths, every baseline in its best case."""
-    names = {"base": "Base model, no training", "finetuned": "After fine-tuning", "control": "Control"}
+    names = {
+        "base": "Base model, no training",
+        "finetuned": "After fine-tuning",
+        "rivals": "Each fine-tuned under its own factors, for the same steps",
+        "control": "Control",
+    }
     tables = []
     for model in [name for name in names if any(row["model"] == name for row in rows)]:
         for documents in sorted({str(row["document_set"]) for row in rows if row["model"] == model}):
             own = [row for row in rows if row["model"] == model and row["document_set"] == documents]
             tables.append(_perplexity_table(f"{names[model]}, {documents} documents", own))
     return tables
+
+
+def with_rivals(rows: Sequence[Row]) -> list[Row]:
+    """``rows`` with the models that were trained under published methods, and ours beside them, as one model."""
+    rivals = [row | {"model": "rivals"} for row in rows if str(row["model"]).startswith("rival_")]
+    ours = [row for row in rows if (row["model"], row["method"]) == ("finetuned", "ours")] if rivals else []
+    return [*rows, *rivals, *(row | {"model": "rivals"} for row in ours)]
 
 
 def _perplexity_table(caption: str, rows: Sequence[Row]) -> Table:
@@ -81,7 +94,7 @@ def passkey_table(rows: Sequence[Row]) -> Table:
     lengths = sorted({int(row["length"]) for row in rows})
     body = []
     for model, method in dict.fromkeys((str(row["model"]), str(row["method"])) for row in rows):
-        cells = [Cell(f"{'base model' if model == 'base' else model}, {style(method)[0]}")]
+        cells = [Cell(f"{_MODELS.get(model, model)}, {style(method)[0]}")]
         for length in lengths:
             own = [r for r in rows if (r["model"], r["method"], int(r["length"])) == (model, method, length)]
             trials, correct = (sum(int(row[key]) for row in own) for key in ("trials", "correct"))
@@ -233,8 +246,7 @@ def run_sentences(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[st
         )
         sentences.append(
             f"Corpus: {corpus} ({where}); split by document into training, {_share(get('corpus.search_share'))} for "
-            f"searching and {_share(get('corpus.test_share'))} for tests. Its data card is tokens/card.json and "
-            "tokens/card.png beside this page."
+            f"searching and {_share(get('corpus.test_share'))} for tests."
         )
     if first := get("road.first_target"):
         sentences.append(f"Lengths: first target {first:,} tokens, second target {get('road.second_target'):,} tokens.")

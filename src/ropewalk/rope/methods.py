@@ -157,6 +157,17 @@ def longrope(
     return scaling
 
 
+TRAINED = ("pi", "ntk", "yarn")
+"""Methods that models are commonly fine-tuned under."""
+
+
+def for_training(method: str, *, rotary_dim: int, base: float, original_length: int, target_length: int) -> RopeScaling:
+    """The scaling that ``method``, one of `TRAINED`, is fine-tuned under: its defaults, for the target length."""
+    return METHODS[method](
+        rotary_dim=rotary_dim, base=base, original_length=original_length, target_length=target_length
+    )
+
+
 METHODS: dict[str, Callable[..., RopeScaling]] = {
     "none": none,
     "pi": pi,

@@ -1,0 +1,95 @@
+"""Benchmarks before and after, and retrieval against long context: tables and a figure."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from ropewalk.report.plots import is_number
+from ropewalk.report.style import HALF, Row, groups, legend, length_axis, panels_of
+from ropewalk.report.tables import Cell, Table
+
+WAYS = {
+    # label, colour, line, marker
+    "long": ("whole document, extended window", "#d55e00", "-", "o"),
+    "retrieved": ("BM25 chunks, base model's window", "#0072b2", "--", "s"),
+}
+_TASKS = {"passkey": "Passkey", "needle": "Needle"}
+
+
+def retrieval_table(rows: Sequence[Row]) -> Table:
+    """Accuracy, tokens read and seconds of an answer, by task, length and way of reading."""
+    body = []
+    for (task, length), own in groups(rows, lambda row: (str(row["task"]), int(row["length"]))).items():
+        best = max(float(row["accuracy"]) for row in own)
+        for row in sorted(own, key=lambda row: list(WAYS).index(str(row["way"]))):
+            share = float(row["accuracy"])
+            interval = f"{100 * row['low']:.0f}–{100 * row['high']:.0f} %" if is_number(row.get("low")) else ""
+            body.append(
+                (
+                    Cell(f"{_TASKS.get(task, task)}, {length:,}"),
+                    Cell(WAYS[str(row["way"])][0]),
+                    Cell(f"{100 * share:.0f} %", interval, best=share == best),
+                    Cell(f"{100 * float(row['held']):.0f} %"),
+                    Cell(f"{float(row['tokens']):,.0f}"),
+                    Cell(f"{1000 * float(row['seconds']):,.0f} ms"),
+                    Cell(f"{int(row['trials']):,}"),
+                )
+            )  # fmt: skip
+    header = (
+        "task, tokens",
+        "what is read",
+        "accuracy",
+        "answer in what is read",
+        "tokens read",
+        "time an answer",
+        "trials",
+    )
+    protocols = dict.fromkeys(str(row["protocol"]) for row in rows if row.get("protocol"))
+    return Table("Retrieval or long context", header, tuple(body), tuple(f"Protocol: {one}." for one in protocols))
+
+
+def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
+    """Accuracy by length of the document, a panel per task, a line per way of reading it."""
+    tasks = groups(rows, lambda row: str(row["task"]))
+    figure, grid = panels_of(len(tasks), columns=min(len(tasks), 2), height=3.8, width=width)
+    handles = {}
+    for (task, own), axes in zip(tasks.items(), grid, strict=True):
+        for way, read in groups(own, lambda row: str(row["way"])).items():
+            label, colour, line, marker = WAYS[way]
+            ordered = sorted(read, key=lambda row: int(row["length"]))
+            lengths = [int(row["length"]) for row in ordered]
+            shares = [100 * float(row["accuracy"]) for row in ordered]
+            if all(is_number(row.get("low")) and is_number(row.get("high")) for row in ordered):
+                low, high = ([100 * float(row[key]) for row in ordered] for key in ("low", "high"))
+                axes.fill_between(lengths, low, high, color=colour, alpha=0.15, linewidth=0)
+            (handles[label],) = axes.plot(lengths, shares, line, color=colour, marker=marker, linewidth=2)
+        length_axis(axes, sorted({int(row["length"]) for row in own}))
+        axes.set_xlabel("length of the document, tokens (log scale)")
+        axes.set_ylim(-4, 104)
+        axes.set_ylabel("right answers, %")
+        axes.set_title(_TASKS.get(task, task), fontsize=11, loc="left")
+    legend(figure, handles, columns=2)
+    return figure
+
+
+def benchmark_table(rows: Sequence[Row]) -> Table:
+    """Scores of lm-evaluation-harness tasks, one column per model and method."""
+    columns = list(dict.fromkeys((str(row["model"]), str(row["method"])) for row in rows))
+    body = []
+    for (task, metric), own in groups(rows, lambda row: (str(row["task"]), str(row.get("metric", "")))).items():
+        cells = [Cell(f"{task}, {metric}" if metric else task)]
+        for column in columns:
+            here = [row for row in own if (str(row["model"]), str(row["method"])) == column]
+            cells.append(_score(here[0]) if here else Cell("–"))
+        body.append(tuple(cells))
+    names = {"base": "base model", "finetuned": "fine-tuned"}
+    header = ("task", *(f"{names.get(model, model)}, {method}" for model, method in columns))
+    shots = dict.fromkeys(f"{row['task']}: {row['shots']} shots" for row in rows if row.get("shots") not in (None, ""))
+    return Table("General benchmarks", header, tuple(body), ("; ".join(shots),) if shots else ())
+
+
+def _score(row: Row) -> Cell:
+    if not is_number(row["score"]):
+        return Cell("–")
+    error = row.get("stderr")
+    return Cell(f"{100 * float(row['score']):.1f} %", f"± {100 * float(error):.1f}" if is_number(error) else "")  # type: ignore[arg-type]

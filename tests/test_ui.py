@@ -1,0 +1,166 @@
+"""MLflow's own pages on a sweep over every method: its runs are found, two are compared, and their chart is seen."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+from selenium.webdriver.common.by import By
+
+from browser import chromium, text_of, until
+from ropewalk.evaluate.road import Road
+from ropewalk.files import read_table
+from tiny_models import WINDOW
+from tiny_roads import FIRST, OVERRIDES, SECOND, evaluate_inputs
+from workspace import ROOT, environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+METHODS = "none,pi,ntk,dynamic_ntk,abf,yarn,longrope"
+
+
+@dataclass(frozen=True)
+class Swept:
+    folder: Path
+    address: str
+    """Of MLflow's server."""
+    experiment: str
+    runs: dict[str, Run]
+    """Those of a model and a method, by their names."""
+
+
+def script(folder: Path, name: str, *arguments: str) -> None:
+    """Run a stage alone, as the README says, with the store in ``folder``."""
+    command = (sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments, *OVERRIDES)
+    found = subprocess.run(
+        command, cwd=folder, env=environment(ROOT), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+    """PI, NTK and YaRN fine-tuned for two steps, every method evaluated in one sweep, and a server on the store."""
+    folder = tmp_path_factory.mktemp("ui")
+    inputs = evaluate_inputs(folder / "results")
+    steps = ("finetune.first.steps=2", "finetune.second.steps=2", "finetune.first.rows=2", "finetune.second.rows=2")
+    script(folder, "finetune_rivals", "rivals.methods=[pi,ntk,yarn]", f"output={inputs}", *steps)
+    script(folder, "evaluate", "-m", f"rope={METHODS}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    command = ("mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+    with (folder / "ui.log").open("w") as log:
+        server = subprocess.Popen(
+            (*command, "--backend-store-uri", store), cwd=folder, env=environment(ROOT), stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+
+        def answers() -> bool:
+            assert server.poll() is None, (folder / "ui.log").read_text()
+            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+                return True
+            return False
+
+        until(answers, "the server")
+        client = MlflowClient(store)
+        experiment = client.get_experiment_by_name("ropewalk")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], "params.method != ''", max_results=1000)
+        yield Swept(folder, address, experiment.experiment_id, {str(one.info.run_name): one for one in found})
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("profile"), width=1700, height=1000) as found:
+        yield found
+
+
+def test_each_job_of_the_sweep_reads_its_method_on_every_model(swept: Swept) -> None:
+    jobs = sorted((swept.folder / "multirun").rglob("perplexity.csv"))
+    names = METHODS.split(",")
+    assert set(names) == set(Road.ALL)
+    assert len(jobs) == len(names)
+    read: dict[str, dict[str, set[int]]] = {}
+    for table in jobs:
+        for row in read_table(table):
+            read.setdefault(row["method"], {}).setdefault(row["model"], set()).add(row["length"])
+    lengths = {WINDOW, FIRST, SECOND}
+    for method in names[:-1]:
+        assert read[method]["base"] == read[method]["finetuned"] == lengths
+    assert read["ours"]["finetuned"] == lengths
+    assert {model for methods in read.values() for model in methods if model.startswith("rival")} == {
+        "rival_pi", "rival_ntk", "rival_yarn",
+    }  # fmt: skip
+    assert read["yarn"]["rival_yarn"] == lengths
+
+
+def test_a_run_of_a_model_and_a_method_has_its_lengths_as_steps_and_its_data_and_weights_linked(swept: Swept) -> None:
+    client = MlflowClient(swept.address)
+    run = swept.runs["finetuned yarn"]
+    assert (run.data.params["model"], run.data.params["method"]) == ("finetuned", "yarn")
+    assert run.data.params["longest_length"] == str(SECOND)
+    history = client.get_metric_history(run.info.run_id, "perplexity")
+    assert [point.step for point in history] == [WINDOW, FIRST]
+    (long,) = client.get_metric_history(run.info.run_id, "perplexity_long")
+    assert long.step == SECOND
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "random test"
+    weights = {name: one.inputs.model_inputs[0].model_id for name, one in swept.runs.items()}
+    assert weights["finetuned yarn"] == weights["finetuned pi"] != weights["base yarn"]
+
+
+def test_the_runs_are_in_the_list_and_two_are_picked_and_compared(swept: Swept, browser: Any) -> None:
+    browser.get(
+        f"{swept.address}/#/experiments/{swept.experiment}/runs?searchFilter={quote('params.method != ' + repr(''))}"
+    )
+    until(lambda: "finetuned pi" in text_of(browser) and "finetuned yarn" in text_of(browser), "the list of runs")
+    picture(browser, swept.folder / "runs.png")
+
+
+def test_two_runs_share_a_chart_of_perplexity_by_length(swept: Swept, browser: Any) -> None:
+    names = ("finetuned pi", "finetuned yarn")
+    chosen = quote(json.dumps([swept.runs[name].info.run_id for name in names]))
+    experiments = quote(json.dumps([swept.experiment]))
+    browser.get(f"{swept.address}/#/compare-runs?runs={chosen}&experiments={experiments}")
+    until(lambda: "Comparing 2 Runs from 1 Experiment" in text_of(browser), "the comparison")
+    until(lambda: all(name in text_of(browser) for name in (*names, "perplexity", "method")), "names and parameters")
+    picture(browser, swept.folder / "compare.png")
+    metrics = quote(json.dumps(["perplexity"]))
+    browser.get(
+        f"{swept.address}/#/metric?runs={chosen}&experiments={experiments}&metric={quote(json.dumps('perplexity'))}"
+        f"&plot_metric_keys={metrics}&x_axis=step"
+    )
+    lines = until(lambda: browser.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace path.js-line"), "the chart")
+    until(lambda: len(browser.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace path.js-line")) == 2, "two lines")
+    assert all(line.get_attribute("d") for line in lines)
+    legend = " ".join(entry.text for entry in browser.find_elements(By.CSS_SELECTOR, ".legendtext"))
+    assert all(name in legend or name in text_of(browser) for name in names)
+    assert f"(step={FIRST})" in text_of(browser)
+    picture(browser, swept.folder / "chart.png")
+
+
+def picture(browser: Any, path: Path) -> None:
+    """A screenshot that shows something."""
+    assert browser.save_screenshot(str(path))
+    with Image.open(path) as image:
+        colours = image.convert("RGB").getcolors(maxcolors=1 << 24)
+    assert colours is not None
+    assert len(colours) > 100
