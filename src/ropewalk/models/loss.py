@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn import LinearCrossEntropyOptions
 from transformers import PreTrainedModel
 
+from ropewalk.models.prefill import chunks, kv_cache
+
 _CHUNK = LinearCrossEntropyOptions(batch_chunk_size=1024, chunking_method=None)
 
 
@@ -18,6 +20,16 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """Loss in nats of tokens 1 … length-1 of each row given all before: (rows, length - 1)."""
     return _losses(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)
+
+
+def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int) -> Tensor:
+    """`token_losses` of rows that are read ``chunk`` tokens at a time with a KV cache, on the CPU."""
+    cache, losses = kv_cache(model, rows.shape[1]), []
+    for number, states in enumerate(chunks(model, rows[:, :-1], cache, chunk=chunk)):
+        start = number * chunk + 1
+        targets = rows[:, start : start + states.shape[1]]
+        losses.append(_losses(model, states, targets, "none").view(rows.shape[0], -1).cpu())
+    return torch.cat(losses, dim=1)
 
 
 def chosen_losses(model: PreTrainedModel, rows: Tensor, chosen: Tensor) -> Tensor:
