@@ -268,6 +268,20 @@ class EvaluateConfig:
     """... and beyond it."""
     passkey_depths: int = 10
     """Places in the prompt that the trials are spread over, from its start to its end."""
+    needles: list[str] = field(default_factory=list)
+    """Needle tasks after RULER: some of single, multi_key, multi_value, variable_tracking."""
+    needle_lengths: list[int] | None = None
+    """Lengths of their prompts; by default passkey_lengths."""
+    needle_trials: int = 20
+    """Prompts per task and length ..."""
+    needle_depths: int = 5
+    """... spread over so many places, for the tasks that ask for one needle."""
+    stride: int | None = None
+    """Also measure perplexity in windows of each length that slide by so many tokens; null for one pass alone."""
+    chunk_tokens: int = 16_384
+    """Tokens in a forward pass, at most; longer inputs are read in chunks of so many with a KV cache."""
+    cache: str | None = "work/measured"
+    """Folder of measured figures, shared by all runs; null to keep none."""
 
 
 @dataclass

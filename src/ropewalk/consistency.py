@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "longrope")
 """What evaluate compares; longrope stands for the searched factors."""
 SOURCES = ("stdlib", "jsonl", "text", "redpajama_v1", "redpajama_sample", "redpajama_v2")
+NEEDLES = ("single", "multi_key", "multi_value", "variable_tracking")
 SAMPLERS = ("evolution", "paper", "start_tokens", "cmaes", "tpe", "random")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -39,7 +40,9 @@ _AT_LEAST_ONE = (
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
-    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows show.original_length show.target_length"
+    "evaluate.passkey_depths evaluate.passkey_long_trials evaluate.stride evaluate.chunk_tokens "
+    "evaluate.needle_depths "
+    "walker.rows show.original_length show.target_length"
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
@@ -257,6 +260,20 @@ def _check_evaluate(config: "Config") -> None:
         evaluate.passkey_trials >= evaluate.passkey_depths,
         f"evaluate.passkey_trials must not be below evaluate.passkey_depths, found {evaluate.passkey_trials} "
         f"and {evaluate.passkey_depths}",
+    )
+    unknown = set(evaluate.needles) - set(NEEDLES)
+    _require(not unknown, f"evaluate.needles must be some of {', '.join(NEEDLES)}, found {evaluate.needles}")
+    if evaluate.needle_lengths is not None:
+        _rising("evaluate.needle_lengths", evaluate.needle_lengths)
+    _require(
+        evaluate.needle_trials >= evaluate.needle_depths,
+        f"evaluate.needle_trials must not be below evaluate.needle_depths, found {evaluate.needle_trials} "
+        f"and {evaluate.needle_depths}",
+    )
+    _require(
+        evaluate.stride is None or evaluate.stride <= evaluate.lengths[0],
+        f"evaluate.stride must not be above the shortest of evaluate.lengths {evaluate.lengths[0]}, or tokens would be "
+        f"left out, found {evaluate.stride}",
     )
     methods = config.rope.methods
     _require(

@@ -4,15 +4,21 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.baselines import METHODS, variants, variants_on
+from ropewalk.evaluate.cache import NO_CACHE, Cache, json_hash, scaling_key, tokenizer_hash
 from ropewalk.evaluate.compare import Reading
+from ropewalk.evaluate.needles import kept_prompts, needle_prompts
+from ropewalk.evaluate.passkey import PROTOCOL as PASSKEY
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet
+from ropewalk.evaluate.recall import PROTOCOL as NEEDLES
+from ropewalk.evaluate.recall import recall_rows
 from ropewalk.models.base import load_model
 from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, scaling_for_length, switch_from_json
@@ -104,31 +110,62 @@ class Road:
             for pair, factor in enumerate(scaling.factors)
         ]
 
-    def passkeys(self, models: dict[str, Any], tokenizer: Any, *, seed: int) -> list[dict[str, Any]]:
+    def _recall_jobs(self, lengths: Sequence[int]) -> Iterator[tuple[str, str, LengthSwitch, int]]:
+        """(model, method, scaling by length, length): the fine-tuned model at every length, the base model up to the
+        first target."""
+        target = self.first.target_length
+        for length in lengths:
+            if "longrope" in self.methods:
+                yield "finetuned", "ours", self.switch, length
+            if length <= target and "none" in self.methods:
+                yield "base", "none", ((target, self.plain),), length
+            if self.window < length <= target and "longrope" in self.methods:
+                yield "base", "ours", ((target, self.first),), length
+
+    def passkeys(
+        self, models: dict[str, Any], tokenizer: Any, *, seed: int, cache: Cache = NO_CACHE
+    ) -> list[dict[str, Any]]:
         """Passkey rows: the fine-tuned model at every length, the base model up to the first target."""
         config, target = self.config, self.first.target_length
-        first_only: LengthSwitch = ((target, self.first),)
-        plain: LengthSwitch = ((target, self.plain),)
-        jobs = []
-        for length in config.passkey_lengths:
-            if "longrope" in self.methods:
-                jobs.append(("finetuned", "ours", self.switch, length))
-            if length <= target and "none" in self.methods:
-                jobs.append(("base", "none", plain, length))
-            if self.window < length <= target and "longrope" in self.methods:
-                jobs.append(("base", "ours", first_only, length))
         rows: list[dict[str, Any]] = []
-        with Progress(jobs, desc="passkey", unit="length") as bar:
+        with Progress(list(self._recall_jobs(config.passkey_lengths)), desc="passkey", unit="length") as bar:
             for model, method, switch, length in bar:
-                found = passkey_accuracy(
-                    models[model],
-                    tokenizer,
-                    switch,
-                    length=length,
-                    depths=config.passkey_depths,
-                    trials=config.passkey_trials if length <= target else config.passkey_long_trials,
-                    seed=seed,
+                sizes = {
+                    "length": length,
+                    "depths": config.passkey_depths,
+                    "trials": config.passkey_trials if length <= target else config.passkey_long_trials,
+                    "seed": seed,
+                }
+                measure = partial(
+                    passkey_accuracy, models[model], tokenizer, switch, **sizes, chunk=config.chunk_tokens
                 )
+                scaling = scaling_key(scaling_for_length(switch, length))
+                about = {"task": PASSKEY, "tokenizer": tokenizer_hash(tokenizer), "scaling": scaling, **sizes}
+                found = cache.kept(model, about, measure)
+                rows += [{"model": model, "method": method, **row} for row in found]
+        return rows
+
+    def needles(
+        self, models: dict[str, Any], tokenizer: Any, *, seed: int, prompts: Path, cache: Cache = NO_CACHE
+    ) -> list[dict[str, Any]]:
+        """Rows of every needle family at every needle length; the prompts lie in files below ``prompts``."""
+        config, names = self.config, tokenizer_hash(tokenizer)
+        lengths = config.passkey_lengths if config.needle_lengths is None else config.needle_lengths
+        jobs = [(family, *job) for job in self._recall_jobs(lengths) for family in config.needles]
+        rows: list[dict[str, Any]] = []
+        with Progress(jobs, desc="needles", unit="task") as bar:
+            for family, model, method, switch, length in bar:
+                sizes = {"length": length, "trials": config.needle_trials, "depths": config.needle_depths, "seed": seed}
+                made = kept_prompts(
+                    prompts / f"{family}-{json_hash({'tokenizer': names, **sizes})[:16]}.safetensors",
+                    partial(needle_prompts, tokenizer, family, **sizes),
+                )
+                scaling = scaling_key(scaling_for_length(switch, length))
+                about = {"task": f"{family}: {NEEDLES}", "tokenizer": names, "scaling": scaling, **sizes}
+                measure = partial(
+                    recall_rows, models[model], tokenizer, switch, made, length=length, chunk=config.chunk_tokens
+                )
+                found = cache.kept(model, about, measure)
                 rows += [{"model": model, "method": method, **row} for row in found]
         return rows
 
@@ -142,16 +179,25 @@ def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any])
         yield Reading("base", "seed", "gradient alone", seed, seed.target_length, documents)
 
 
-def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
-    """The base model, the fine-tuned one, and the control where one was trained."""
+def model_paths(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
+    """Of the base model, the fine-tuned one, and the control where one was trained."""
     paths = {"base": base["path"], "finetuned": str(checkpoints / "finetune_second")}
     if (checkpoints / "control" / "config.json").is_file():
         paths["control"] = str(checkpoints / "control")
-    return {name: load_model(path, dtype=dtype) for name, path in paths.items()}
+    return paths
 
 
-def metrics(rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Best case of each model, method and length, and passkey accuracy by length."""
+def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
+    """The models of `model_paths`."""
+    return {name: load_model(path, dtype=dtype) for name, path in model_paths(base, checkpoints).items()}
+
+
+def metrics(
+    rows: Sequence[dict[str, Any]],
+    passkey_rows: Sequence[dict[str, Any]],
+    needle_rows: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Best case of each model, method and length, passkey accuracy by length, and needle accuracies by family."""
     found: dict[str, Any] = {}
     for row in rows:
         at = found.setdefault("perplexity", {}).setdefault(row["model"], {}).setdefault(row["method"], {})
@@ -162,4 +208,12 @@ def metrics(rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any
         groups[row["model"], row["method"], row["length"]].append(row)
     for (model, method, length), own in groups.items():
         found.setdefault("passkey", {}).setdefault(model, {}).setdefault(method, {})[str(length)] = accuracy(own)
+    needles: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in needle_rows:
+        needles[row["family"], row["model"], row["method"], row["length"]].append(row)
+    for (family, model, method, length), own in needles.items():
+        trials = sum(row["trials"] for row in own)
+        at = found.setdefault("needles", {}).setdefault(family, {}).setdefault(model, {}).setdefault(method, {})
+        for score in ("accuracy", "likelihood_accuracy"):
+            at[f"{length}_{score}"] = sum(row[score] * row["trials"] for row in own) / trials
     return found

@@ -17,6 +17,16 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return states
 
 
+def last_states(model: PreTrainedModel, input_ids: Tensor, count: int, *, chunk: int) -> Tensor:
+    """(rows, count, hidden) states of the last ``count`` tokens; rows longer than ``chunk`` are read in chunks."""
+    if input_ids.shape[1] <= chunk:
+        return hidden_states(model, input_ids)[:, -count:]
+    kept = input_ids.new_empty(0)
+    for states in chunks(model, input_ids, kv_cache(model, input_ids.shape[1]), chunk=chunk):
+        kept = states[:, -count:] if kept.numel() == 0 else torch.cat([kept, states], dim=1)[:, -count:]
+    return kept
+
+
 def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """Loss in nats of tokens 1 … length-1 of each row given all before: (rows, length - 1)."""
     return _losses(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)

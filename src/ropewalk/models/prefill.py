@@ -7,7 +7,7 @@ windows, soft caps) goes through transformers' own path and cache.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-CHUNK_TOKENS = 2048
-"""Tokens of a chunk where nothing else is said."""
 _ATTENTION = "ropewalk_prefill"
 
 
@@ -147,7 +145,8 @@ def states_after(model: PreTrainedModel, ids: Tensor, cache: Cache) -> Tensor:
     """(rows, new, hidden) states of the body for ``ids`` (rows, new), which go on from what ``cache`` holds."""
     start = cache.get_seq_length()
     positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
-    with _prefill_attention(model):
+    # A first chunk and a single token need no mask anyway.
+    with _prefill_attention(model) if start and ids.shape[1] > 1 else nullcontext():
         states: Tensor = model.base_model(
             input_ids=ids, position_ids=positions, cache=cache, use_cache=True
         ).last_hidden_state
