@@ -1,4 +1,4 @@
-"""Stage evaluate: perplexity at every length for every method and our models, passkey and needles, and the checks."""
+"""Stage evaluate: perplexity by length for every method and model, passkey, needles, benchmarks, and the checks."""
 
 from pathlib import Path
 
@@ -29,6 +29,7 @@ def evaluate(stage: Stage) -> None:
     passkeys = road.passkeys(models, tokenizer, seed=config.seed, cache=cache)
     prompts = Path(own.cache) / "prompts" if own.cache else stage.state / "prompts"
     needles = road.needles(models, tokenizer, seed=config.seed, prompts=prompts, cache=cache)
+    benchmarks = road.benchmarks(models, tokenizer, cache=cache)
     tables = {
         "perplexity": rows,
         "positions": list(position_rows(found)),
@@ -36,12 +37,13 @@ def evaluate(stage: Stage) -> None:
         "sliding": [one.row for one in sliding],
         "passkey": passkeys,
         "needles": needles,
+        "benchmarks": benchmarks,
         "factors": road.factor_rows(),
     }
     for name, table in tables.items():
         write_table(stage.output / "plots" / f"{name}.csv", table)
         tracking.log_file(stage.output / "plots" / f"{name}.csv")
-    stage.write_metrics(metrics(rows, passkeys, needles))
+    stage.write_metrics(metrics(rows, passkeys, needles, benchmarks))
     whole = set(road.methods) == set(Road.ALL)
     promised = checks(rows, passkeys, window=road.window, target=road.first.target_length) if whole else []
     write_json(stage.output / "checks.json", [check.to_dict() for check in promised])

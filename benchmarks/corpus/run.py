@@ -1,8 +1,8 @@
 """Speed and memory of `prepare` (`make bench-corpus`): against bare libraries, datatrove, datasketch and HF datasets.
 
 ``python benchmarks/corpus/run.py --mib 200`` takes less text than the 5 GB of the committed figures; a reference
-whose package is not installed is left out (``pip install '.[bench]'``). Text is genuine rows of RedPajama-V1 from
-../shared, or ROPEWALK_SHARED, again and again under names of their own.
+whose package is not installed is left out (``pip install '.[bench-corpus]'``). Text is genuine rows of RedPajama-V1
+from ../shared, or ROPEWALK_SHARED, again and again under names of their own.
 """
 
 import argparse

@@ -13,6 +13,7 @@ METHODS = ("none", "pi", "ntk", "dynamic_ntk", "yarn", "longrope")
 """What evaluate compares; longrope stands for the searched factors."""
 SOURCES = ("stdlib", "jsonl", "text", "redpajama_v1", "redpajama_sample", "redpajama_v2")
 NEEDLES = ("single", "multi_key", "multi_value", "variable_tracking")
+BENCHMARKS = ("arc_challenge", "arc_easy", "hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k")
 SAMPLERS = ("evolution", "paper", "start_tokens", "cmaes", "tpe", "random")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -41,7 +42,7 @@ _AT_LEAST_ONE = (
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
     "evaluate.passkey_depths evaluate.passkey_long_trials evaluate.stride evaluate.chunk_tokens "
-    "evaluate.needle_depths "
+    "evaluate.needle_depths evaluate.benchmarks.limit "
     "walker.rows show.original_length show.target_length"
 ).split()
 _POSITIVE = (
@@ -260,6 +261,15 @@ def _check_evaluate(config: "Config") -> None:
         evaluate.passkey_trials >= evaluate.passkey_depths,
         f"evaluate.passkey_trials must not be below evaluate.passkey_depths, found {evaluate.passkey_trials} "
         f"and {evaluate.passkey_depths}",
+    )
+    benchmarks = evaluate.benchmarks
+    _require(
+        set(benchmarks.tasks) <= set(BENCHMARKS),
+        f"evaluate.benchmarks.tasks must be some of {', '.join(BENCHMARKS)}, found {benchmarks.tasks}",
+    )
+    _require(
+        set(benchmarks.shots) <= set(BENCHMARKS) and min(benchmarks.shots.values(), default=0) >= 0,
+        f"evaluate.benchmarks.shots must be numbers from 0 by task ({', '.join(BENCHMARKS)}), found {benchmarks.shots}",
     )
     unknown = set(evaluate.needles) - set(NEEDLES)
     _require(not unknown, f"evaluate.needles must be some of {', '.join(NEEDLES)}, found {evaluate.needles}")

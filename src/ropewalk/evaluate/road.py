@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.baselines import METHODS, variants, variants_on
+from ropewalk.evaluate.benchmarks import Questions, benchmark_row
 from ropewalk.evaluate.cache import NO_CACHE, Cache, json_hash, scaling_key, tokenizer_hash
 from ropewalk.evaluate.compare import Reading
 from ropewalk.evaluate.needles import kept_prompts, needle_prompts
@@ -169,6 +170,32 @@ class Road:
                 rows += [{"model": model, "method": method, **row} for row in found]
         return rows
 
+    def benchmarks(self, models: dict[str, Any], tokenizer: Any, *, cache: Cache = NO_CACHE) -> list[dict[str, Any]]:
+        """Rows of every general benchmark: original window against extended, factors by length and without recovery."""
+        own, target = self.config.benchmarks, self.first.target_length
+        ways: list[tuple[str, str, str, LengthSwitch, int]] = []
+        if "none" in self.methods:
+            ways.append(("base", "none", "original window", ((self.window, self.plain),), self.window))
+        if "longrope" in self.methods:
+            ways.append(("finetuned", "ours", "extended, not recovered", ((target, self.first),), target))
+            ways.append(("finetuned", "ours", "extended, recovered", self.switch, target))
+        rows = []
+        jobs = [(task, *way) for task in own.tasks for way in ways]
+        with Progress(jobs, desc="benchmarks", unit="task", disable=not jobs) as bar:
+            for task, model, method, factors, switch, length in bar:
+                questions = Questions(task, own.path, own.limit, own.shots.get(task))
+                about = {
+                    "task": f"{task} {questions.examples} shots",
+                    "tokenizer": tokenizer_hash(tokenizer),
+                    "scaling": scaling_key(switch),
+                    "length": length,
+                    "limit": own.limit,
+                    "questions": questions.source,
+                }
+                measure = partial(benchmark_row, models[model], tokenizer, switch, questions, max_length=length)
+                rows.append({"model": model, "method": method, "factors": factors, **cache.kept(model, about, measure)})
+        return rows
+
 
 def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any]) -> Iterator[Reading]:
     """The road's readings, and the gradient's own result on the base model, to tell what evolution gained over it."""
@@ -196,8 +223,9 @@ def metrics(
     rows: Sequence[dict[str, Any]],
     passkey_rows: Sequence[dict[str, Any]],
     needle_rows: Sequence[dict[str, Any]] = (),
+    benchmark_rows: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Best case of each model, method and length, passkey accuracy by length, and needle accuracies by family."""
+    """Best case of each model, method and length; passkey accuracy by length, needles by family, benchmarks by task."""
     found: dict[str, Any] = {}
     for row in rows:
         at = found.setdefault("perplexity", {}).setdefault(row["model"], {}).setdefault(row["method"], {})
@@ -208,6 +236,8 @@ def metrics(
         groups[row["model"], row["method"], row["length"]].append(row)
     for (model, method, length), own in groups.items():
         found.setdefault("passkey", {}).setdefault(model, {}).setdefault(method, {})[str(length)] = accuracy(own)
+    for row in benchmark_rows:
+        found.setdefault("benchmarks", {}).setdefault(row["task"], {})[row["factors"]] = row["score"]
     needles: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in needle_rows:
         needles[row["family"], row["model"], row["method"], row["length"]].append(row)
