@@ -1,10 +1,13 @@
-"""Stage evaluate: perplexity at every length for every method and our models, passkey accuracy, and the checks."""
+"""Stage evaluate: perplexity by length for every method and model, passkey, needles, benchmarks, and the checks."""
+
+from pathlib import Path
 
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
+from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.checks import checks
-from ropewalk.evaluate.compare import measure
-from ropewalk.evaluate.road import Road, load_models, metrics, weights_of, with_seed
+from ropewalk.evaluate.compare import measured, measured_sliding, paired_rows, position_rows
+from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, weights_of, with_seed
 from ropewalk.files import read_json, write_json, write_table
 from ropewalk.models.base import load_tokenizer
 from ropewalk.stage import Stage, run
@@ -12,25 +15,41 @@ from ropewalk.stage import Stage, run
 
 def evaluate(stage: Stage) -> None:
     config, base = stage.config, read_json(stage.inputs / "base.json")
-    models = load_models(base, stage.inputs / "checkpoints", dtype=config.model.dtype)
-    road = Road.read(stage.inputs / "factors", base, config.evaluate, methods=tuple(config.rope.methods))
-    store = TokenStore(stage.inputs / "tokens" / "test")
-    rows = measure(models, with_seed(road, store, stage.inputs / "factors" / "first_seed.json", models))
-    plots = stage.output / "plots"
-    write_table(plots / "perplexity.csv", rows)
-    passkeys = road.passkeys(models, load_tokenizer(base["path"]), seed=config.seed)
-    write_table(plots / "passkey.csv", passkeys)
-    write_table(plots / "factors.csv", road.factor_rows())
-    write_table(plots / "retrieval.csv", road.retrieval(models, load_tokenizer(base["path"]), store, seed=config.seed))
-    stage.write_metrics(metrics(rows, passkeys))
+    own, checkpoints = config.evaluate, stage.inputs / "checkpoints"
+    models = load_models(base, checkpoints, dtype=config.model.dtype)
+    cache = model_cache(own.cache, model_paths(base, checkpoints), models)
+    road = Road.read(stage.inputs / "factors", base, own, methods=tuple(config.rope.methods))
+    store, tokenizer = TokenStore(stage.inputs / "tokens" / "test"), load_tokenizer(base["path"])
+    readings = list(with_seed(road, store, stage.inputs / "factors" / "first_seed.json", models))
+    found = measured(models, readings, cache=cache, chunk=own.chunk_tokens)
+    rows = [one.row for one in found]
+    sliding = []
+    if own.stride is not None:
+        sliding = measured_sliding(models, readings, stride=own.stride, cache=cache, chunk=own.chunk_tokens)
+    passkeys = road.passkeys(models, tokenizer, seed=config.seed, cache=cache)
+    prompts = Path(own.cache) / "prompts" if own.cache else stage.state / "prompts"
+    needles = road.needles(models, tokenizer, seed=config.seed, prompts=prompts, cache=cache)
+    benchmarks = road.benchmarks(models, tokenizer, cache=cache)
+    tables = {
+        "perplexity": rows,
+        "positions": list(position_rows(found)),
+        "paired": list(paired_rows(found)),
+        "sliding": [one.row for one in sliding],
+        "passkey": passkeys,
+        "needles": needles,
+        "benchmarks": benchmarks,
+        "factors": road.factor_rows(),
+        "retrieval": road.retrieval(models, tokenizer, store, seed=config.seed),
+    }
+    for name, table in tables.items():
+        write_table(stage.output / "plots" / f"{name}.csv", table)
+        tracking.log_file(stage.output / "plots" / f"{name}.csv")
+    stage.write_metrics(metrics(rows, passkeys, needles, benchmarks))
     whole = set(road.methods) == set(Road.ALL)
-    found = checks(rows, passkeys, window=road.window, target=road.first.target_length) if whole else []
-    write_json(stage.output / "checks.json", [check.to_dict() for check in found])
-    weights = weights_of(base, stage.inputs / "checkpoints")
+    promised = checks(rows, passkeys, window=road.window, target=road.first.target_length) if whole else []
+    write_json(stage.output / "checks.json", [check.to_dict() for check in promised])
     card = read_json(stage.inputs / "tokens" / "card.json")
-    tracking.log_comparison(rows, passkeys, name=base["name"], weights=weights, card=card)
-    for name in ("perplexity.csv", "passkey.csv", "factors.csv", "retrieval.csv"):
-        tracking.log_file(plots / name)
+    tracking.log_comparison(rows, passkeys, name=base["name"], weights=weights_of(base, checkpoints), card=card)
     tracking.log_file(stage.output / "checks.json")
 
 

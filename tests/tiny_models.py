@@ -121,3 +121,15 @@ def byte_tokenizer() -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     make: Callable[..., Any] = PreTrainedTokenizerFast
     return make(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def odd_digit_tokenizer() -> Any:
+    """Bytes, and some pairs and triples of digits: "12345" is 12, 345, "51234" is 5, 12, 34; " 1" is a token too."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("1", "2"), ("3", "4"), ("34", "5"), ("7", "8"), ("9", "0"), ("Ġ", "1"), ("s", "Ġ")]
+    words = [*alphabet, *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    make: Callable[..., Any] = PreTrainedTokenizerFast
+    return make(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")

@@ -7,7 +7,7 @@ left of it tokenised; speed of tokenising is in rows of its own.
 
 ``--mib 200`` takes less text than the 5 GB of the committed figures, ``--cases reading long`` these rows alone. Rows
 that are measured lie in work/bench-corpus, so the same command goes on where it was stopped; results.json is written
-when all are there. A reference whose package is not installed is left out (``pip install '.[bench]'``).
+when all are there. A reference whose package is not installed is left out (``pip install '.[bench-corpus]'``).
 """
 
 import argparse

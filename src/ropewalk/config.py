@@ -275,6 +275,21 @@ class RetrievalConfig:
 
 
 @dataclass
+class BenchmarksConfig:
+    """General benchmarks through lm-evaluation-harness (group evaluate/benchmarks); needs the extra bench."""
+
+    name: str = "none"
+    tasks: list[str] = field(default_factory=list)
+    """Some of arc_challenge, arc_easy, hellaswag, mmlu, truthfulqa_mc1, truthfulqa_mc2, gsm8k."""
+    path: str | None = None
+    """Folder of local files (`ropewalk.evaluate.questions`); by default the questions come from the hub."""
+    limit: int | None = None
+    """The first questions of each task; all by default."""
+    shots: dict[str, int] = field(default_factory=dict)
+    """Examples before each question, by task, in place of the paper's."""
+
+
+@dataclass
 class EvaluateConfig:
     name: str = MISSING
     lengths: list[int] = MISSING
@@ -295,6 +310,22 @@ class EvaluateConfig:
     """Places in the prompt that the trials are spread over, from its start to its end."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     """Retrieval or long context."""
+    needles: list[str] = field(default_factory=list)
+    """Needle tasks after RULER: some of single, multi_key, multi_value, variable_tracking."""
+    needle_lengths: list[int] | None = None
+    """Lengths of their prompts; by default passkey_lengths."""
+    needle_trials: int = 20
+    """Prompts per task and length ..."""
+    needle_depths: int = 5
+    """... spread over so many places, for the tasks that ask for one needle."""
+    benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
+    """General benchmarks, in the original window and in the extended one."""
+    stride: int | None = None
+    """Also measure perplexity in windows of each length that slide by so many tokens; null for one pass alone."""
+    chunk_tokens: int = 16_384
+    """Tokens in a forward pass, at most; longer inputs are read in chunks of so many with a KV cache."""
+    cache: str | None = "work/measured"
+    """Folder of measured figures, shared by all runs; null to keep none."""
 
 
 @dataclass

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 METHODS = ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn", "longrope")
 """What evaluate compares; longrope stands for the searched factors."""
 SOURCES = ("stdlib", "jsonl", "text", "redpajama_v1", "redpajama_sample", "redpajama_v2")
+NEEDLES = ("single", "multi_key", "multi_value", "variable_tracking")
+BENCHMARKS = ("arc_challenge", "arc_easy", "hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k")
 SAMPLERS = ("evolution", "paper", "start_tokens", "cmaes", "tpe", "random")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -40,8 +42,9 @@ _AT_LEAST_ONE = (
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
-    "evaluate.passkey_depths evaluate.passkey_long_trials evaluate.retrieval.trials walker.rows "
-    "show.original_length show.target_length"
+    "evaluate.passkey_depths evaluate.passkey_long_trials evaluate.stride evaluate.chunk_tokens "
+    "evaluate.needle_depths evaluate.benchmarks.limit evaluate.retrieval.trials "
+    "walker.rows show.original_length show.target_length"
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
@@ -275,6 +278,29 @@ def _check_evaluate(config: "Config") -> None:
     _require(
         set(rivals) <= set(trained) and len(set(rivals)) == len(rivals),
         f"rivals.methods must be some of {', '.join(trained)}, each once, found {rivals}",
+    )
+    benchmarks = evaluate.benchmarks
+    _require(
+        set(benchmarks.tasks) <= set(BENCHMARKS),
+        f"evaluate.benchmarks.tasks must be some of {', '.join(BENCHMARKS)}, found {benchmarks.tasks}",
+    )
+    _require(
+        set(benchmarks.shots) <= set(BENCHMARKS) and min(benchmarks.shots.values(), default=0) >= 0,
+        f"evaluate.benchmarks.shots must be numbers from 0 by task ({', '.join(BENCHMARKS)}), found {benchmarks.shots}",
+    )
+    unknown = set(evaluate.needles) - set(NEEDLES)
+    _require(not unknown, f"evaluate.needles must be some of {', '.join(NEEDLES)}, found {evaluate.needles}")
+    if evaluate.needle_lengths is not None:
+        _rising("evaluate.needle_lengths", evaluate.needle_lengths)
+    _require(
+        evaluate.needle_trials >= evaluate.needle_depths,
+        f"evaluate.needle_trials must not be below evaluate.needle_depths, found {evaluate.needle_trials} "
+        f"and {evaluate.needle_depths}",
+    )
+    _require(
+        evaluate.stride is None or evaluate.stride <= evaluate.lengths[0],
+        f"evaluate.stride must not be above the shortest of evaluate.lengths {evaluate.lengths[0]}, or tokens would be "
+        f"left out, found {evaluate.stride}",
     )
     methods = config.rope.methods
     _require(

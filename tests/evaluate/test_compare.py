@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate import compare
 from ropewalk.evaluate.baselines import METHODS
-from ropewalk.evaluate.compare import Reading, best_case, measure
-from ropewalk.evaluate.perplexity import DocumentSet, perplexities
+from ropewalk.evaluate.compare import (
+    Measured,
+    Reading,
+    best_case,
+    measure,
+    measured,
+    measured_sliding,
+    paired_rows,
+    position_rows,
+)
+from ropewalk.evaluate.perplexity import DocumentSet, Losses, document_losses, perplexities, sliding_losses
 from ropewalk.evaluate.road import Road, load_models, metrics, weights_of, with_seed
 from ropewalk.rope import RopeScaling, RotaryShape, switch_to_json
 from tiny_models import byte_tokenizer, tiny_llama
@@ -50,11 +60,11 @@ def test_readings_that_share_a_pass_give_what_separate_passes_give(
     readings += [Reading("m", "none", "plain", SHORT, 64, short)]
     passes = []
 
-    def counted(*arguments: Any) -> dict[int, float]:
+    def counted(*arguments: Any, **more: Any) -> dict[int, Losses]:
         passes.append(arguments[3])
-        return perplexities(*arguments)
+        return document_losses(*arguments, **more)
 
-    monkeypatch.setattr(compare, "perplexities", counted)
+    monkeypatch.setattr(compare, "document_losses", counted)
     rows = measure({"m": trained}, readings)
     assert passes == [[64, 128, 256], [64]]
     for reading in readings:
@@ -63,6 +73,59 @@ def test_readings_that_share_a_pass_give_what_separate_passes_give(
         assert row["perplexity"] == pytest.approx(alone, rel=1e-5)
         assert (row["documents"], row["tokens"]) == (3, 3 * (reading.length - 1))
         assert "one pass" in row["protocol"]
+
+
+def losses(*means: float) -> Losses:
+    return Losses(means, tuple((mean,) for mean in means))
+
+
+def test_every_row_has_its_protocol_its_interval_and_its_mark() -> None:
+    documents = DocumentSet("all", torch.zeros(4, 16, dtype=torch.long))
+    reading = Reading("m", "pi", "s=4", FIRST, 16, documents)
+    row = Measured(reading, losses(1.0, 1.1, 1.3, 1.2)).row
+    assert row["low"] < row["perplexity"] == pytest.approx(math.exp(1.15)) < row["high"]
+    assert (row["documents"], row["tokens"], row["nan_documents"]) == (4, 4 * 15, 0)
+    nan = Measured(reading, losses(1.0, math.nan, 1.3, 1.2)).row
+    assert (nan["perplexity"], nan["low"], nan["high"], nan["nan_documents"]) == (math.inf, "", "", 1)
+    sliding = Measured(replace(reading, length=8), losses(1.0, 1.1, 1.3, 1.2), stride=4).row
+    assert (sliding["stride"], sliding["tokens"]) == (4, 4 * 15)
+    assert sliding["protocol"].startswith("windows of 8 tokens, moved by 4")
+
+
+def test_methods_are_compared_on_the_same_documents_at_their_best() -> None:
+    documents = DocumentSet("all", torch.zeros(8, 16, dtype=torch.long))
+    ours = [1.0, 1.2, 0.9, 1.1, 1.3, 1.0, 0.8, 1.2]
+
+    def found(method: str, variant: str, means: list[float]) -> Measured:
+        return Measured(Reading("m", method, variant, FIRST, 16, documents), losses(*means))
+
+    rows = list(
+        paired_rows(
+            [
+                found("ours", "searched", ours),
+                found("pi", "s=2", [mean + 0.5 for mean in ours]),
+                found("pi", "s=4", [mean + 0.1 + 0.001 * place for place, mean in enumerate(ours)]),
+                found("yarn", "s=4", [math.nan, *ours[1:]]),
+            ]
+        )
+    )
+    assert [(row["against"], row["against_variant"]) for row in rows] == [("pi", "s=4"), ("yarn", "s=4")]
+    assert rows[0]["low"] < rows[0]["perplexity_ratio"] < rows[0]["high"] < 1
+    # All of 2^8 exchanges of signs but the two extreme ones are less extreme.
+    assert rows[0]["p_value"] == pytest.approx(2 / 2**8)
+    assert rows[1]["p_value"] == ""
+
+
+def test_loss_by_position_and_sliding_windows_come_with_every_scaling(trained: Any, store: TokenStore) -> None:
+    short = DocumentSet.of("all", store, length=256, documents=3)
+    readings = [Reading("m", "ours", "searched", FIRST, length, short) for length in (64, 256)]
+    rows = list(position_rows(measured({"m": trained}, readings)))
+    assert [(row["from_position"], row["to_position"]) for row in rows][:2] == [(1, 16), (17, 24)]
+    assert {row["length"] for row in rows} == {256}
+    weighted = sum(row["loss_nats"] * (row["to_position"] - row["from_position"] + 1) for row in rows) / 255
+    assert math.exp(weighted) == pytest.approx(perplexities(trained, FIRST, short, [256])[256], rel=1e-6)
+    sliding = measured_sliding({"m": trained}, readings[:1], stride=32)
+    assert sliding[0].losses == sliding_losses(trained, FIRST, short, 64, stride=32)
 
 
 def test_the_best_case_is_the_lowest_of_a_methods_variants() -> None:

@@ -13,7 +13,7 @@ from ropewalk.corpus.recall import is_held_out_key, recall_row
 from ropewalk.evaluate import passkey
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy, passkey_row
 from ropewalk.rope import RopeScaling, extend
-from tiny_models import byte_tokenizer, tiny_llama
+from tiny_models import byte_tokenizer, odd_digit_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()
 SWITCH = ((400, RopeScaling((1.0,) * 8, 64, 400)), (800, RopeScaling((2.0,) * 8, 64, 800, attention_factor=1.1)))
@@ -112,3 +112,64 @@ def test_the_scaling_is_the_switchs_for_the_length(length: int, which: int) -> N
     model = tiny_llama(vocab_size=258)
     passkey_accuracy(model, TOKENIZER, SWITCH, length=length, depths=1, trials=1, seed=0)
     assert model.model.rotary_emb.scaling == SWITCH[which][1]
+
+
+def test_long_prompts_are_read_in_chunks_to_the_same_verdict() -> None:
+    model = tiny_llama(vocab_size=258)
+    rows = torch.tensor([passkey_row(TOKENIZER, key=key, length=300, depth=0.5)[0] for key in (10_006, 99_998)])
+    learned = copying_llama(rows[:1], 6)
+    for one in (model, learned):
+        whole, parts = (
+            passkey_accuracy(one, TOKENIZER, SWITCH, length=300, depths=2, trials=4, seed=2, chunk=chunk)
+            for chunk in (16_384, 70)
+        )
+        assert whole == parts
+
+
+@pytest.mark.parametrize("key", [12_345, 51_234, 78_901, 90_120, 11_111])
+def test_a_tokenizer_that_splits_digits_oddly_gives_rows_of_the_exact_length(key: int) -> None:
+    tokenizer = odd_digit_tokenizer()
+    ids, count = passkey_row(tokenizer, key=key, length=300, depth=0.3)
+    assert len(ids) == 300
+    assert tokenizer.decode(ids[1:]).endswith(f"The pass key is {key}")
+    assert str(key).endswith(tokenizer.decode(ids[-count:]).removeprefix("s ").strip())
+
+
+def writes(model: Any, tokenizer: Any, prompt: list[int], answer: list[int]) -> Any:
+    """``model`` after learning to write ``answer`` after ``prompt``."""
+    rows, count = torch.tensor([[*prompt, *answer]]), len(answer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(25):
+        logits = model(rows).logits[:, -count - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -count:].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize(("written", "correct"), [(" 12345", 1), (" 1|2|3|4|5", 1), (" 1|2|34|6", 0), (" 12|9|9|9", 0)])
+def test_a_key_counts_by_its_text_and_not_by_its_tokens(
+    written: str, correct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = odd_digit_tokenizer()
+    monkeypatch.setattr(passkey, "draw_key", lambda rng: 12_345)
+    row, count = passkey_row(tokenizer, key=12_345, length=260, depth=0.0)
+    pieces = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in written.split("|")]
+    switch = ((400, RopeScaling((1.0,) * 8, 64, 400)),)
+    prompt, kept = row[:-count], tokenizer.decode(row[:-count])
+    answer = [token for piece in pieces for token in piece]
+    if kept.endswith(("i", "is")):
+        # " is" and " 1" may share a token, which then belongs to the answer.
+        assert kept.endswith("is")
+    model = writes(extend(tiny_llama(vocab_size=len(tokenizer)), switch[0][1]), tokenizer, prompt, answer)
+    (found,) = passkey_accuracy(model, tokenizer, switch, length=260, depths=1, trials=1, seed=0)
+    assert (found["correct"], found["nan"]) == (correct, 0)
+
+
+def test_a_model_that_emits_nan_is_marked() -> None:
+    model = tiny_llama(vocab_size=258)
+    with torch.no_grad():
+        model.lm_head.weight[0] = float("nan")
+    (found,) = passkey_accuracy(model, TOKENIZER, SWITCH, length=300, depths=1, trials=3, seed=0)
+    assert (found["trials"], found["correct"], found["nan"]) == (3, 0, 3)

@@ -1,5 +1,6 @@
 """Perplexity against transformers' own loss, on the same tokens and under its own scaled models."""
 
+import itertools
 import math
 from typing import Any
 
@@ -8,7 +9,15 @@ import torch
 
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.baselines import METHODS, variants
-from ropewalk.evaluate.perplexity import DocumentSet, perplexities
+from ropewalk.evaluate.perplexity import (
+    DocumentSet,
+    document_losses,
+    longest_length,
+    perplexities,
+    position_edges,
+    sliding_losses,
+    windows,
+)
 from ropewalk.rope import RopeScaling, rotary_shape
 from tiny_models import WINDOW, tiny_llama
 
@@ -41,13 +50,91 @@ def test_all_lengths_of_one_pass_equal_separate_passes(trained: Any, store: Toke
     assert together[256] > 2 * together[WINDOW]
 
 
-def test_many_documents_are_read_in_several_passes_to_the_same_figure(
-    trained: Any, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_documents_are_read_in_several_passes_to_the_same_figure(trained: Any, store: TokenStore) -> None:
     own = documents(store)
     whole = perplexities(trained, PLAIN, own, [256])
-    monkeypatch.setattr("ropewalk.evaluate.perplexity._TOKENS_AT_ONCE", 256 * 3)
-    assert perplexities(trained, PLAIN, own, [256]) == pytest.approx(whole, rel=1e-6)
+    assert perplexities(trained, PLAIN, own, [256], chunk=256 * 3) == pytest.approx(whole, rel=1e-6)
+
+
+def test_long_documents_are_read_in_chunks_to_the_same_figures(trained: Any, store: TokenStore) -> None:
+    own = documents(store, length=600)
+    scaling = RopeScaling((1.0, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 4.3), WINDOW, 600, n_hat=8, attention_factor=1.1)
+    whole = document_losses(trained, scaling, own, [100, 600])
+    parts = document_losses(trained, scaling, own, [100, 600], chunk=70)
+    for length in (100, 600):
+        assert parts[length].perplexity == pytest.approx(whole[length].perplexity, rel=1e-5)
+        assert parts[length].means == pytest.approx(whole[length].means, rel=1e-5)
+        assert sum(parts[length].bins, ()) == pytest.approx(sum(whole[length].bins, ()), rel=1e-4)
+
+
+def test_loss_by_position_is_that_of_the_positions(trained: Any, store: TokenStore) -> None:
+    own = documents(store)
+    edges = position_edges(256)
+    assert edges == [0, 16, 24, 32, 48, 64, 96, 128, 192, 255]
+    found = document_losses(trained, PLAIN, own, [256])[256]
+    with torch.no_grad():
+        logits = trained(own.rows).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), own.rows[:, 1:], reduction="none")
+    for place, (low, high) in enumerate(itertools.pairwise(edges)):
+        assert [bins[place] for bins in found.bins] == pytest.approx(losses[:, low:high].mean(1).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "length", "stride"), [(256, 64, 16), (256, 64, 64), (250, 64, 48), (64, 64, 32)])
+def test_windows_count_every_token_but_the_first_once(tokens: int, length: int, stride: int) -> None:
+    made = windows(tokens, length, stride)
+    counted = [place for _, end, first in made for place in range(first, end)]
+    assert counted == list(range(1, tokens))
+    assert all(end - start <= length for start, end, _ in made)
+    # A stride's worth of tokens is new, so the others are context.
+    assert all(first - start >= length - stride for start, _, first in made[1:] if length > stride)
+
+
+def test_sliding_perplexity_is_that_of_transformers_guide(trained: Any, store: TokenStore) -> None:
+    """The loop of "Perplexity of fixed-length models", with transformers' own loss of each window."""
+    own, length, stride = documents(store), WINDOW, 24
+    expected = []
+    for row in own.rows:
+        total, count, previous = 0.0, 0, 0
+        for begin in range(0, len(row), stride):
+            end = min(begin + length, len(row))
+            labels = row[begin:end].clone()
+            labels[: -(end - previous)] = -100
+            with torch.no_grad():
+                loss = trained(row[None, begin:end], labels=labels[None]).loss.item()
+            valid = int((labels[1:] != -100).sum())
+            total, count, previous = total + loss * valid, count + valid, end
+            if end == len(row):
+                break
+        expected.append(total / count)
+    found = sliding_losses(trained, PLAIN, own, length, stride=stride)
+    assert found.means == pytest.approx(expected, rel=1e-5)
+    assert sliding_losses(trained, PLAIN, own, length, stride=stride, chunk=40).means == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert found.perplexity < sliding_losses(trained, PLAIN, own, length, stride=length).perplexity
+    with pytest.raises(ValueError, match="stride must lie between 1 and the window of 64 tokens, found 65"):
+        sliding_losses(trained, PLAIN, own, length, stride=65)
+
+
+def test_perplexity_is_transformers_own_under_its_own_longrope(trained: Any, store: TokenStore) -> None:
+    factors = (1.0, 1.1, 1.3, 1.7, 2.2, 3.0, 3.9, 4.4)
+    reference = tiny_llama(
+        max_position_embeddings=256,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": list(factors),
+            "attention_factor": 1.15,
+            "original_max_position_embeddings": WINDOW,
+        },
+    )
+    reference.load_state_dict(trained.state_dict())
+    own = documents(store)
+    expected = transformers_perplexity(reference, own.rows)
+    scaling = RopeScaling(factors, WINDOW, 256, attention_factor=1.15)
+    assert perplexities(trained, scaling, own, [256])[256] == pytest.approx(expected, rel=1e-4)
+    assert perplexities(trained, scaling, own, [256], chunk=50)[256] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("length", [100, 256])
@@ -86,15 +173,32 @@ def test_every_variant_is_transformers_own_model_with_that_scaling(
         assert measured == pytest.approx(expected, rel=1e-4), variant.label
 
 
-def test_a_model_that_emits_nan_has_infinite_perplexity(store: TokenStore) -> None:
+def test_a_model_that_emits_nan_has_infinite_perplexity_from_there_on_alone(trained: Any, store: TokenStore) -> None:
+    """The weights of a token that a document holds late are no numbers: shorter lengths have their figures."""
+    own = documents(store)
     model = tiny_llama()
+    model.load_state_dict(trained.state_dict())
+    broken = own.rows.clone()
+    broken[1, 200] = 2  # which no document holds
     with torch.no_grad():
-        model.lm_head.weight.fill_(math.nan)
-    assert perplexities(model, PLAIN, documents(store), [WINDOW]) == {WINDOW: math.inf}
+        model.get_input_embeddings().weight[2] = math.nan
+    found = document_losses(model, PLAIN, DocumentSet("all", broken), [WINDOW, 256])
+    assert found[WINDOW].perplexity == pytest.approx(perplexities(trained, PLAIN, own, [WINDOW])[WINDOW], rel=1e-5)
+    assert (found[WINDOW].nan_documents, found[256].nan_documents) == (0, 1)
+    assert found[256].perplexity == math.inf
 
 
 def test_a_document_set_holds_the_first_that_are_long_enough(store: TokenStore) -> None:
     assert DocumentSet.of("long", store, length=600, documents=None).documents == 2
     assert torch.equal(DocumentSet.of("all", store, length=256, documents=3).rows, documents(store).rows[:3])
-    with pytest.raises(ValueError, match="holds 2 documents of at least 599 tokens, 3 are needed"):
+
+
+def test_too_few_or_too_short_documents_are_refused_with_the_lengths_that_can_be_read(store: TokenStore) -> None:
+    with pytest.raises(ValueError, match=r"2 documents of at least 599 tokens, 3 are needed; lengths up to 302 can be"):
         DocumentSet.of("long", store, length=600, documents=3)
+    with pytest.raises(ValueError, match=r"0 documents of at least 799 tokens, 1 are needed; lengths up to 702 can be"):
+        DocumentSet.of("long", store, length=800, documents=None)
+    for documents_, reach in ((3, 302), (1, 702)):
+        assert longest_length(store, documents=documents_) == reach
+        assert DocumentSet.of("all", store, length=reach, documents=documents_).documents == documents_
+    assert longest_length(store, documents=9) == 0

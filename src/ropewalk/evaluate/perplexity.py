@@ -1,19 +1,30 @@
-"""Perplexity in one pass over the first N tokens of test documents, for any scaling and several N at once."""
+"""Perplexity of test documents under any scaling: in one pass over the first N tokens, for several N at once, and in
+windows of N tokens that slide over a document. What is longer than a chunk is read with a KV cache."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, pairwise, takewhile
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ropewalk.corpus.store import TokenStore
-from ropewalk.models.loss import token_losses
+from ropewalk.models.loss import long_token_losses, token_losses
 from ropewalk.rope import RopeScaling, extend
 
 PROTOCOL = "one pass over BOS and the first N-1 tokens of each document, mean over all predicted tokens"
 _TOKENS_AT_ONCE = 16_384
+
+
+def sliding_protocol(length: int, stride: int) -> str:
+    """The protocol of `sliding_losses`, in words."""
+    return (
+        f"windows of {length} tokens, moved by {stride}, over BOS and the first tokens of each document; a token "
+        "counts once, in the first window that holds it, mean over all predicted tokens"
+    )
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,19 @@ class DocumentSet:
 
     @classmethod
     def of(cls, name: str, store: TokenStore, *, length: int, documents: int | None) -> "DocumentSet":
-        """The first ``documents`` (or all) of at least ``length`` tokens; raises ValueError when they are too few."""
+        """The first ``documents`` (or all) of at least ``length`` tokens.
+
+        Raises:
+            ValueError: they are too few; says which lengths can be read.
+        """
+        wanted = documents or 1
+        if len(store.long_documents(length - 1)) < wanted:
+            reach = longest_length(store, documents=wanted)
+            raise ValueError(
+                f"{store.path} holds {len(store.long_documents(length - 1))} documents of at least {length - 1} "
+                f"tokens, {wanted} are needed; lengths up to {reach} can be evaluated on so many (the longest has "
+                f"{store.longest}): lower the lengths or the number of documents, or add longer documents"
+            )
         return cls(name, torch.from_numpy(store.first_tokens(length, documents=documents)))
 
     @property
@@ -34,22 +57,121 @@ class DocumentSet:
         return self.rows.shape[0]
 
 
+def longest_length(store: TokenStore, *, documents: int) -> int:
+    """The longest length, BOS included, that ``documents`` documents can be read at; 0 where there are fewer."""
+    lengths = np.sort(store.lengths)[::-1]
+    return int(lengths[documents - 1]) + 1 if len(lengths) >= documents else 0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a model lost on each document at one length, in nats per predicted token."""
+
+    means: tuple[float, ...]
+    """Of each document; NaN where the model gave NaN."""
+    bins: tuple[tuple[float, ...], ...] = ()
+    """Of each document, the mean in each bin of positions of `position_edges`."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean over documents; infinite where a document's loss is not a number."""
+        mean = sum(self.means) / len(self.means)
+        return math.exp(mean) if mean < 700 else math.inf
+
+    @property
+    def nan_documents(self) -> int:
+        return sum(math.isnan(mean) for mean in self.means)
+
+    def joined(self, other: "Losses") -> "Losses":
+        return Losses(self.means + other.means, self.bins + other.bins)
+
+
+def position_edges(length: int) -> list[int]:
+    """Edges of bins of positions among the ``length - 1`` predicted tokens: 0, 16, 24, 32, 48, 64, … and the end."""
+    steps = (16 * 2 ** (number // 2) * (3 if number % 2 else 2) // 2 for number in count())
+    return [0, *takewhile(lambda edge: edge < length - 1, steps), length - 1]
+
+
 @torch.no_grad()
-def perplexities(model: Any, scaling: RopeScaling, documents: DocumentSet, lengths: Sequence[int]) -> dict[int, float]:
-    """Perplexity over the first N tokens for each N of ``lengths``, all from one pass over the longest.
+def document_losses(
+    model: Any, scaling: RopeScaling, documents: DocumentSet, lengths: Sequence[int], *, chunk: int = _TOKENS_AT_ONCE
+) -> dict[int, Losses]:
+    """Losses over the first N tokens for each N of ``lengths``, all from one pass over the longest.
 
     The scaling is the same at every position, so what is read after token N changes nothing before it.
+
+    Args:
+        chunk: tokens in a forward pass, at most.
     """
     extend(model, scaling)
     longest = max(lengths)
-    device = next(model.parameters()).device
-    totals = dict.fromkeys(lengths, 0.0)
-    for rows in documents.rows[:, :longest].split(max(1, _TOKENS_AT_ONCE // longest)):
-        losses = token_losses(model, rows.to(device)).double()
+    found: dict[int, Losses] = {length: Losses(()) for length in lengths}
+    for rows in documents.rows[:, :longest].split(max(1, chunk // longest)):
+        losses = _row_losses(model, rows, chunk=chunk)
         for length in lengths:
-            totals[length] += losses[:, : length - 1].sum().item()
-    return {length: _exp(total / (documents.documents * (length - 1))) for length, total in totals.items()}
+            found[length] = found[length].joined(_by_document(losses, length))
+    return found
 
 
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+def _row_losses(model: Any, rows: Tensor, *, chunk: int) -> Tensor:
+    """(rows, length - 1) losses in float64 on the CPU."""
+    rows = rows.to(next(model.parameters()).device)
+    whole = rows.shape[1] <= chunk
+    return (token_losses(model, rows) if whole else long_token_losses(model, rows, chunk=chunk)).cpu().double()
+
+
+def _by_document(losses: Tensor, length: int) -> Losses:
+    own = losses[:, : length - 1]
+    edges = position_edges(length)
+    bins = [own[:, low:high].mean(1) for low, high in pairwise(edges)]
+    return Losses(tuple(own.mean(1).tolist()), tuple(map(tuple, torch.stack(bins, 1).tolist())))
+
+
+def perplexities(
+    model: Any, scaling: RopeScaling, documents: DocumentSet, lengths: Sequence[int], *, chunk: int = _TOKENS_AT_ONCE
+) -> dict[int, float]:
+    """Perplexity over the first N tokens for each N of ``lengths``; see `document_losses`."""
+    found = document_losses(model, scaling, documents, lengths, chunk=chunk)
+    return {length: losses.perplexity for length, losses in found.items()}
+
+
+def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]:
+    """(start, end, first counted token) of each window over ``tokens`` tokens; the first token is never counted."""
+    made, end = [], 0
+    for start in range(0, tokens, stride):
+        counted, end = max(end, 1), min(start + length, tokens)
+        made.append((start, end, counted))
+        if end == tokens:
+            break
+    return made
+
+
+@torch.no_grad()
+def sliding_losses(
+    model: Any,
+    scaling: RopeScaling,
+    documents: DocumentSet,
+    length: int,
+    *,
+    stride: int,
+    chunk: int = _TOKENS_AT_ONCE,
+) -> Losses:
+    """Losses over all tokens of the documents, each with at least ``length - stride`` tokens before it where there are.
+
+    Positions count from each window's start, and nothing is kept from one window to the next
+    (transformers' guide "Perplexity of fixed-length models").
+
+    Raises:
+        ValueError: the stride is longer than the window, which would leave tokens out, or below 1.
+    """
+    if not 1 <= stride <= length:
+        raise ValueError(f"the stride must lie between 1 and the window of {length} tokens, found {stride}")
+    extend(model, scaling)
+    tokens = documents.rows.shape[1]
+    totals = torch.zeros(documents.documents, dtype=torch.float64)
+    for start, end, counted in windows(tokens, length, stride):
+        for first in range(0, documents.documents, batch := max(1, chunk // (end - start))):
+            rows = documents.rows[first : first + batch, start:end]
+            losses = _row_losses(model, rows, chunk=chunk)
+            totals[first : first + batch] += losses[:, counted - start - 1 :].sum(1)
+    return Losses(tuple((totals / (tokens - 1)).tolist()))

@@ -4,15 +4,22 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.baselines import METHODS, Variant, variants, variants_on, variants_trained
+from ropewalk.evaluate.benchmarks import Questions, benchmark_row
+from ropewalk.evaluate.cache import NO_CACHE, Cache, json_hash, scaling_key, tokenizer_hash
 from ropewalk.evaluate.compare import Reading
+from ropewalk.evaluate.needles import kept_prompts, needle_prompts
+from ropewalk.evaluate.passkey import PROTOCOL as PASSKEY
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet
+from ropewalk.evaluate.recall import PROTOCOL as NEEDLES
+from ropewalk.evaluate.recall import recall_rows
 from ropewalk.evaluate.retrieval import compare
 from ropewalk.files import file_hash
 from ropewalk.models.base import load_model, own_scaling
@@ -120,31 +127,38 @@ class Road:
             for pair, factor in enumerate(scaling.factors)
         ]
 
-    def passkeys(self, models: dict[str, Any], tokenizer: Any, *, seed: int) -> list[dict[str, Any]]:
+    def _recall_jobs(self, lengths: Sequence[int]) -> Iterator[tuple[str, str, LengthSwitch, int]]:
+        """(model, method, scaling by length, length): the fine-tuned model at every length, the base model up to the
+        first target."""
+        target = self.first.target_length
+        for length in lengths:
+            if "longrope" in self.methods:
+                yield "finetuned", "ours", self.switch, length
+            if length <= target and "none" in self.methods:
+                yield "base", "none", ((target, self.plain),), length
+            if self.window < length <= target and "longrope" in self.methods:
+                yield "base", "ours", ((target, self.first),), length
+
+    def passkeys(
+        self, models: dict[str, Any], tokenizer: Any, *, seed: int, cache: Cache = NO_CACHE
+    ) -> list[dict[str, Any]]:
         """Passkey rows: the fine-tuned model at every length, the base model up to the first target."""
         config, target = self.config, self.first.target_length
-        first_only: LengthSwitch = ((target, self.first),)
-        plain: LengthSwitch = ((target, self.plain),)
-        jobs = []
-        for length in config.passkey_lengths:
-            if "longrope" in self.methods:
-                jobs.append(("finetuned", "ours", self.switch, length))
-            if length <= target and "none" in self.methods:
-                jobs.append(("base", "none", plain, length))
-            if self.window < length <= target and "longrope" in self.methods:
-                jobs.append(("base", "ours", first_only, length))
         rows: list[dict[str, Any]] = []
-        with Progress(jobs, desc="passkey", unit="length") as bar:
+        with Progress(list(self._recall_jobs(config.passkey_lengths)), desc="passkey", unit="length") as bar:
             for model, method, switch, length in bar:
-                found = passkey_accuracy(
-                    models[model],
-                    tokenizer,
-                    switch,
-                    length=length,
-                    depths=config.passkey_depths,
-                    trials=config.passkey_trials if length <= target else config.passkey_long_trials,
-                    seed=seed,
+                sizes = {
+                    "length": length,
+                    "depths": config.passkey_depths,
+                    "trials": config.passkey_trials if length <= target else config.passkey_long_trials,
+                    "seed": seed,
+                }
+                measure = partial(
+                    passkey_accuracy, models[model], tokenizer, switch, **sizes, chunk=config.chunk_tokens
                 )
+                scaling = scaling_key(scaling_for_length(switch, length))
+                about = {"task": PASSKEY, "tokenizer": tokenizer_hash(tokenizer), "scaling": scaling, **sizes}
+                found = cache.kept(model, about, measure)
                 rows += [{"model": model, "method": method, **row} for row in found]
         return rows
 
@@ -157,6 +171,56 @@ class Road:
             return []
         return compare(models, tokenizer, store, self.switch, self.plain, config, seed=seed)
 
+    def needles(
+        self, models: dict[str, Any], tokenizer: Any, *, seed: int, prompts: Path, cache: Cache = NO_CACHE
+    ) -> list[dict[str, Any]]:
+        """Rows of every needle family at every needle length; the prompts lie in files below ``prompts``."""
+        config, names = self.config, tokenizer_hash(tokenizer)
+        lengths = config.passkey_lengths if config.needle_lengths is None else config.needle_lengths
+        jobs = [(family, *job) for job in self._recall_jobs(lengths) for family in config.needles]
+        rows: list[dict[str, Any]] = []
+        with Progress(jobs, desc="needles", unit="task") as bar:
+            for family, model, method, switch, length in bar:
+                sizes = {"length": length, "trials": config.needle_trials, "depths": config.needle_depths, "seed": seed}
+                made = kept_prompts(
+                    prompts / f"{family}-{json_hash({'tokenizer': names, **sizes})[:16]}.safetensors",
+                    partial(needle_prompts, tokenizer, family, **sizes),
+                )
+                scaling = scaling_key(scaling_for_length(switch, length))
+                about = {"task": f"{family}: {NEEDLES}", "tokenizer": names, "scaling": scaling, **sizes}
+                measure = partial(
+                    recall_rows, models[model], tokenizer, switch, made, length=length, chunk=config.chunk_tokens
+                )
+                found = cache.kept(model, about, measure)
+                rows += [{"model": model, "method": method, **row} for row in found]
+        return rows
+
+    def benchmarks(self, models: dict[str, Any], tokenizer: Any, *, cache: Cache = NO_CACHE) -> list[dict[str, Any]]:
+        """Rows of every general benchmark: original window against extended, factors by length and without recovery."""
+        own, target = self.config.benchmarks, self.first.target_length
+        ways: list[tuple[str, str, str, LengthSwitch, int]] = []
+        if "none" in self.methods:
+            ways.append(("base", "none", "original window", ((self.window, self.plain),), self.window))
+        if "longrope" in self.methods:
+            ways.append(("finetuned", "ours", "extended, not recovered", ((target, self.first),), target))
+            ways.append(("finetuned", "ours", "extended, recovered", self.switch, target))
+        rows = []
+        jobs = [(task, *way) for task in own.tasks for way in ways]
+        with Progress(jobs, desc="benchmarks", unit="task", disable=not jobs) as bar:
+            for task, model, method, factors, switch, length in bar:
+                questions = Questions(task, own.path, own.limit, own.shots.get(task))
+                about = {
+                    "task": f"{task} {questions.examples} shots",
+                    "tokenizer": tokenizer_hash(tokenizer),
+                    "scaling": scaling_key(switch),
+                    "length": length,
+                    "limit": own.limit,
+                    "questions": questions.source,
+                }
+                measure = partial(benchmark_row, models[model], tokenizer, switch, questions, max_length=length)
+                rows.append({"model": model, "method": method, "factors": factors, **cache.kept(model, about, measure)})
+        return rows
+
 
 def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any]) -> Iterator[Reading]:
     """The road's readings, and the gradient's own result on the base model, to tell what evolution gained over it."""
@@ -167,13 +231,12 @@ def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any])
         yield Reading("base", "seed", "gradient alone", seed, seed.target_length, documents)
 
 
-def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
-    """The base model, the fine-tuned one, and the control and the rivals where they were trained."""
+def model_paths(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
+    """Of the base model, the fine-tuned one, and the control and the rivals where they were trained."""
     paths = {"base": base["path"], "finetuned": str(checkpoints / "finetune_second")}
     if (checkpoints / "control" / "config.json").is_file():
         paths["control"] = str(checkpoints / "control")
-    paths |= {f"rival_{path.parent.name}": str(path.parent) for path in _rivals(checkpoints)}
-    return {name: load_model(path, dtype=dtype) for name, path in paths.items()}
+    return paths | {f"rival_{path.parent.name}": str(path.parent) for path in _rivals(checkpoints)}
 
 
 def _rivals(checkpoints: Path) -> list[Path]:
@@ -193,8 +256,18 @@ def weights_of(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
     return found
 
 
-def metrics(rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Best case of each model, method and length, and passkey accuracy by length."""
+def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
+    """The models of `model_paths`."""
+    return {name: load_model(path, dtype=dtype) for name, path in model_paths(base, checkpoints).items()}
+
+
+def metrics(
+    rows: Sequence[dict[str, Any]],
+    passkey_rows: Sequence[dict[str, Any]],
+    needle_rows: Sequence[dict[str, Any]] = (),
+    benchmark_rows: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Best case of each model, method and length; passkey accuracy by length, needles by family, benchmarks by task."""
     found: dict[str, Any] = {}
     for row in rows:
         at = found.setdefault("perplexity", {}).setdefault(row["model"], {}).setdefault(row["method"], {})
@@ -205,4 +278,14 @@ def metrics(rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any
         groups[row["model"], row["method"], row["length"]].append(row)
     for (model, method, length), own in groups.items():
         found.setdefault("passkey", {}).setdefault(model, {}).setdefault(method, {})[str(length)] = accuracy(own)
+    for row in benchmark_rows:
+        found.setdefault("benchmarks", {}).setdefault(row["task"], {})[row["factors"]] = row["score"]
+    needles: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in needle_rows:
+        needles[row["family"], row["model"], row["method"], row["length"]].append(row)
+    for (family, model, method, length), own in needles.items():
+        trials = sum(row["trials"] for row in own)
+        at = found.setdefault("needles", {}).setdefault(family, {}).setdefault(model, {}).setdefault(method, {})
+        for score in ("accuracy", "likelihood_accuracy"):
+            at[f"{length}_{score}"] = sum(row[score] * row["trials"] for row in own) / trials
     return found

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn import LinearCrossEntropyOptions
 from transformers import PreTrainedModel
 
+from ropewalk.models.prefill import chunks, kv_cache
+
 _CHUNK = LinearCrossEntropyOptions(batch_chunk_size=1024, chunking_method=None)
 
 
@@ -15,9 +17,29 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return states
 
 
+def last_states(model: PreTrainedModel, input_ids: Tensor, count: int, *, chunk: int) -> Tensor:
+    """(rows, count, hidden) states of the last ``count`` tokens; rows longer than ``chunk`` are read in chunks."""
+    if input_ids.shape[1] <= chunk:
+        return hidden_states(model, input_ids)[:, -count:]
+    kept = input_ids.new_empty(0)
+    for states in chunks(model, input_ids, kv_cache(model, input_ids.shape[1]), chunk=chunk):
+        kept = states[:, -count:] if kept.numel() == 0 else torch.cat([kept, states], dim=1)[:, -count:]
+    return kept
+
+
 def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """Loss in nats of tokens 1 … length-1 of each row given all before: (rows, length - 1)."""
     return _losses(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)
+
+
+def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int) -> Tensor:
+    """`token_losses` of rows that are read ``chunk`` tokens at a time with a KV cache, on the CPU."""
+    cache, losses = kv_cache(model, rows.shape[1]), []
+    for number, states in enumerate(chunks(model, rows[:, :-1], cache, chunk=chunk)):
+        start = number * chunk + 1
+        targets = rows[:, start : start + states.shape[1]]
+        losses.append(_losses(model, states, targets, "none").view(rows.shape[0], -1).cpu())
+    return torch.cat(losses, dim=1)
 
 
 def chosen_losses(model: PreTrainedModel, rows: Tensor, chosen: Tensor) -> Tensor:

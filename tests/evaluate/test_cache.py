@@ -1,0 +1,124 @@
+"""What was measured is kept: after a kill, for another method, and for nothing that differs."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from processes import fork_until_killed, kill_self
+from ropewalk.evaluate import compare
+from ropewalk.evaluate.cache import Cache, model_cache, scaling_key, tokenizer_hash, weights_hash
+from ropewalk.evaluate.compare import Reading, measured
+from ropewalk.evaluate.perplexity import DocumentSet, document_losses
+from ropewalk.rope import RopeScaling
+from tiny_models import byte_tokenizer, tiny_llama, token_rows
+
+SCALINGS = {s: RopeScaling((float(s),) * 8, 64, 64 * s) for s in (1, 2, 3, 4)}
+DOCUMENTS = DocumentSet("all", token_rows(100, 3))
+
+
+def readings(*numbers: int, documents: DocumentSet = DOCUMENTS, lengths: tuple[int, ...] = (64, 100)) -> list[Reading]:
+    return [Reading("m", f"s{s}", "", SCALINGS[s], length, documents) for s in numbers for length in lengths]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[int], int]]:
+    """(s, lengths, documents) of every pass that is paid for."""
+    paid: list[tuple[float, list[int], int]] = []
+
+    def noted(model: Any, scaling: RopeScaling, documents: DocumentSet, lengths: list[int], **more: Any) -> Any:
+        paid.append((scaling.factors[0], lengths, documents.documents))
+        return document_losses(model, scaling, documents, lengths, **more)
+
+    monkeypatch.setattr(compare, "document_losses", noted)
+    return paid
+
+
+def test_a_killed_evaluation_goes_on_and_a_new_method_alone_is_measured(
+    tmp_path: Path, passes: list[tuple[float, list[int], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = tiny_llama(), Cache(tmp_path, {"m": "weights"})
+    undisturbed = [one.losses for one in measured({"m": model}, readings(1, 2, 3))]
+    passes.clear()
+
+    def until_killed() -> None:
+        torch.set_num_threads(1)
+        counted = compare.document_losses
+
+        def third_kills(*arguments: Any, **more: Any) -> Any:
+            if len(passes) == 2:
+                kill_self()
+            return counted(*arguments, **more)
+
+        compare.document_losses = third_kills
+        measured({"m": model}, readings(1, 2, 3), cache=cache)
+
+    fork_until_killed(until_killed)
+    found = measured({"m": model}, readings(1, 2, 3), cache=cache)
+    assert passes == [(3.0, [64, 100], 3)]
+    assert [one.losses for one in found] == undisturbed
+    measured({"m": model}, readings(4, 2, 1, 3), cache=cache)
+    assert passes[1:] == [(4.0, [64, 100], 3)]
+
+
+def test_only_what_differs_is_measured_again(tmp_path: Path, passes: list[tuple[float, list[int], int]]) -> None:
+    model, cache = tiny_llama(), Cache(tmp_path, {"m": "weights"})
+
+    def paid(*numbers: int, cache: Cache = cache, **more: Any) -> list[tuple[float, list[int], int]]:
+        passes.clear()
+        measured({"m": model}, readings(*numbers, **more), cache=cache)
+        return list(passes)
+
+    assert paid(1) == [(1.0, [64, 100], 3)]
+    assert paid(1) == []
+    assert paid(1, lengths=(50, 64)) == [(1.0, [50], 3)]
+    other = DocumentSet("all", DOCUMENTS.rows.roll(1, 1))
+    assert paid(1, documents=other) == [(1.0, [64, 100], 3)]
+    assert paid(1, cache=replace(cache, weights={"m": "trained on"})) == [(1.0, [64, 100], 3)]
+    assert paid(1, cache=Cache()) == [(1.0, [64, 100], 3)]
+    # A document that lies after token 64 alone changes nothing before it.
+    late = DOCUMENTS.rows.clone()
+    late[:, 80] = 5
+    assert paid(1, documents=DocumentSet("all", late)) == [(1.0, [100], 3)]
+
+
+def test_long_documents_are_kept_one_by_one(tmp_path: Path, passes: list[tuple[float, list[int], int]]) -> None:
+    model, cache = tiny_llama(), Cache(tmp_path, {"m": "weights"})
+    two = DocumentSet("all", DOCUMENTS.rows[:2])
+    measured({"m": model}, readings(1, documents=two), cache=cache, chunk=40)
+    found = measured({"m": model}, readings(1), cache=cache, chunk=40)
+    assert passes == [(1.0, [64, 100], 1)] * 3
+    whole = measured({"m": model}, readings(1))
+    for part, one in zip(found, whole, strict=True):
+        assert part.losses.means == pytest.approx(one.losses.means, rel=1e-5)
+
+
+def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, {"m": "weights"})
+    assert cache.kept("m", {"task": "a"}, lambda: [1.5]) == [1.5]
+    (file,) = tmp_path.rglob("*.json")
+    assert cache.kept("m", {"task": "a"}, lambda: [2.5]) == [1.5]
+    file.write_text('{"figure"')
+    assert cache.kept("m", {"task": "a"}, lambda: [2.5]) == [2.5]
+    assert cache.get("m", {"task": "a"}) == [2.5]
+
+
+def test_weights_scalings_and_tokenizers_have_hashes_of_their_own(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "one")
+    same = model_cache(str(tmp_path / "cache"), {"m": str(tmp_path / "one")}, {"m": model}).weights["m"]
+    assert same == weights_hash(tmp_path / "one", model)
+    with torch.no_grad():
+        model.lm_head.weight[0] += 1
+    model.save_pretrained(tmp_path / "two")
+    assert weights_hash(tmp_path / "two", model) != same
+    assert weights_hash(tmp_path / "one", model.to(torch.bfloat16)) != same
+    assert model_cache(None, {}, {}).folder is None
+    one, two = SCALINGS[1], SCALINGS[2]
+    assert scaling_key(one) == scaling_key(replace(one, target_length=128, method="pi")) != scaling_key(two)
+    assert scaling_key(((64, one), (128, two))) != scaling_key(((32, one), (128, two)))
+    longer = byte_tokenizer()
+    longer.add_tokens(["12"])
+    assert tokenizer_hash(byte_tokenizer()) != tokenizer_hash(longer)

@@ -1,0 +1,142 @@
+"""Needle prompts: exact lengths, answers where they are said to be, one file for every method; and their scores."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ropewalk.corpus.recall import is_held_out_key
+from ropewalk.evaluate.needles import FAMILIES, NeedlePrompt, kept_prompts, needle_prompts
+from ropewalk.evaluate.recall import answered, recall_rows
+from ropewalk.models.continuation import ReadPrompt
+from ropewalk.rope import RopeScaling, extend
+from tiny_models import byte_tokenizer, odd_digit_tokenizer, tiny_llama, tiny_mistral
+
+TOKENIZER = byte_tokenizer()
+LENGTH = 1600
+SCALING = RopeScaling((1.0,) * 8, 64, 2000, n_hat=4, attention_factor=1.1)
+SWITCH = ((2000, SCALING),)
+
+
+def prompts(family: str, tokenizer: Any = TOKENIZER, **more: int) -> list[NeedlePrompt]:
+    return needle_prompts(tokenizer, family, **{"length": LENGTH, "trials": 6, "depths": 3, "seed": 0, **more})
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, odd_digit_tokenizer()], ids=["bytes", "odd digits"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompt_and_answer_have_the_exact_length_and_the_text_says_the_answer(family: str, tokenizer: Any) -> None:
+    for prompt in prompts(family, tokenizer):
+        text = tokenizer.decode(prompt.ids[1:])
+        joined = (" " if family == "variable_tracking" else ", ").join(prompt.answers)
+        question = text[text.rindex("\n") :]
+        # The tokenizer may have left the question's last letters to the answers.
+        first = tokenizer.decode(prompt.right[0])
+        start = first[: len(first) - len(prompt.answers[-1 if family == "variable_tracking" else 0])]
+        whole = tokenizer(f"{question}{start}{joined}", add_special_tokens=False)["input_ids"]
+        tail = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        assert len(prompt.ids) + len(whole) - tail == LENGTH
+        for answer in prompt.answers:
+            assert answer in text
+        for side in (prompt.right, prompt.wrong):
+            for ids in side:
+                assert tokenizer.decode([*prompt.ids[1:], *ids]).startswith(text)
+    assert len({prompt.ids for prompt in prompts(family, tokenizer)}) == 6
+
+
+def test_a_needle_stands_at_its_depth_among_others() -> None:
+    for prompt in prompts("multi_key"):
+        text = TOKENIZER.decode(prompt.ids[1:])
+        assert text.count("One of the special magic numbers for") == 4
+        (value,) = prompt.answers
+        assert text.count(value) == 1
+        assert is_held_out_key(int(value))
+        place = text.index(value) / text.rindex("\nWhat is")
+        assert prompt.depth is not None
+        assert abs(place - prompt.depth) < 0.55
+    depths = [prompt.depth for prompt in prompts("single")]
+    assert depths == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+    places = [TOKENIZER.decode(p.ids[1:]).index(p.answers[0]) for p in prompts("single")]
+    assert places == sorted(places)
+
+
+def test_a_chain_is_told_hop_by_hop_and_its_last_variable_is_the_right_one() -> None:
+    for prompt in prompts("variable_tracking"):
+        text = TOKENIZER.decode(prompt.ids[1:])
+        first, *later = prompt.answers
+        (value,) = {line.split(" = ")[1] for line in text.splitlines() if line.startswith(f"VAR {first} = ")}
+        assert text.count(f"assigned the value {value}") == 2
+        for before, after in zip(prompt.answers, later, strict=False):
+            assert f"VAR {after} = VAR {before}" in text
+        places = [text.index(f"VAR {name} =") for name in prompt.answers]
+        assert places == sorted(places)
+        assert [TOKENIZER.decode(ids).strip() for ids in prompt.right] == [later[-1]]
+        assert prompt.chance == 0.25
+
+
+def test_a_length_too_short_for_a_family_is_refused_with_the_least_length() -> None:
+    with pytest.raises(ValueError, match=r"family multi_key need at least (\d+) tokens .*found length 300") as raised:
+        prompts("multi_key", length=300)
+    least = int(str(raised.value).split("at least ")[1].split()[0])
+    assert len(prompts("multi_key", length=least + 20)) == 6
+    with pytest.raises(ValueError, match="no needle family double; there are single, multi_key"):
+        prompts("double")
+
+
+def test_prompts_are_made_once_and_read_from_their_file(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> list[NeedlePrompt]:
+        made.append(prompts("multi_value"))
+        return made[-1]
+
+    first, second = (kept_prompts(tmp_path / "p.safetensors", make) for _ in range(2))
+    assert len(made) == 1
+    assert first == second == made[0]
+
+
+def test_answers_are_whole_words_and_numbers() -> None:
+    assert answered(" 12345, 67890.", ["12345", "67890", "11111", "22222"]) == 0.5
+    assert answered("123456", ["12345"]) == 0.0
+    assert answered("ABCDE = VAR XYZ", ["ABCDE", "XYZAB"]) == 0.5
+
+
+@pytest.mark.parametrize("make", [tiny_llama, lambda **more: tiny_mistral(sliding_window=24, **more)])
+def test_what_follows_a_prompt_is_what_transformers_generates_and_scores(make: Any) -> None:
+    model = extend(make(vocab_size=258), SCALING)
+    ids = torch.randint(0, 250, (1, 90), generator=torch.Generator().manual_seed(3))
+    read = ReadPrompt(model, ids[0].tolist(), room=8, chunk=40)
+    expected = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, eos_token_id=None
+    )[0, 90:].tolist()
+    assert read.greedy(8) == expected
+    assert read.greedy(8, stop=expected[5]) == expected[: expected.index(expected[5])]
+    for answer in ([7], [7, 8, 9], expected[:4]):
+        row = torch.cat([ids, torch.tensor([answer])], 1)
+        with torch.no_grad():
+            logs = model(row).logits[0, 89:-1].log_softmax(-1).gather(-1, row[0, 90:, None])
+        assert read.log_likelihood(answer) == pytest.approx(float(logs.sum()), rel=1e-5)
+    assert read.greedy(8) == expected
+
+
+def test_a_model_that_knows_the_answer_scores_and_one_that_emits_nan_is_marked() -> None:
+    made = prompts("single", length=500, trials=3, depths=3)
+    rows = torch.tensor([[*prompt.ids, *prompt.right[0]] for prompt in made])
+    model = extend(tiny_llama(vocab_size=258, initializer_range=0.05), SCALING)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    count = len(made[0].right[0])
+    for _ in range(30):
+        logits = model(rows[:2]).logits[:, -count - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:2, -count:].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    found = recall_rows(model.eval(), TOKENIZER, SWITCH, made, length=500, chunk=200)
+    assert [row["depth"] for row in found] == [0.0, 0.5, 1.0]
+    # The digits run on, so the text is not the number alone; the likelihood tells.
+    assert [row["likelihood_accuracy"] for row in found[:2]] == [1.0, 1.0]
+    assert {row["chance"] for row in found} == {1 / 8}
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    broken = recall_rows(model, TOKENIZER, SWITCH, made, length=500, chunk=200)
+    assert [(row["nan"], row["accuracy"], row["likelihood_accuracy"]) for row in broken] == [(1, 0.0, 0.0)] * 3
