@@ -134,6 +134,7 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["evaluate.base_lengths", "among evaluate.lengths"],
     ),
     "fewer trials than depths": (["evaluate.passkey_trials=5"], ["evaluate.passkey_trials", "passkey_depths"]),
+    "a cycle without a rate": (["walker.cycles=[5]"], ["walker.learning_rates", "each of the 1 walker.cycles"]),
     "training of no steps": (["walker.cycles=[]"], ["walker.cycles", "steps from 1"]),
     "unknown method": (["rope.methods=[pi,abc]"], ["rope.methods", ", ".join(METHODS), "abc"]),
     "a rival that is not trained": (["rivals.methods=[pi,abf]"], ["rivals.methods", "pi, ntk, yarn", "abf"]),

@@ -41,7 +41,9 @@ def main() -> None:
     extend(model, plain)
     before = window_perplexity(model, test, rows=1024)
     walker = WalkerConfig()
-    again = dataclasses.replace(walker, cycles=[sum(walker.cycles) // 2], practice_steps=0)
+    again = dataclasses.replace(
+        walker, cycles=[sum(walker.cycles) // 2], learning_rates=walker.learning_rates[-1:], practice_steps=0
+    )
     train_walker(model, tokenizer, TokenStore(tokens / "train"), again, seed=1, state_folder=FOLDER)
     after = window_perplexity(model.eval(), test, rows=1024)
     write_results(

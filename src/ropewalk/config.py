@@ -379,12 +379,12 @@ class RopeConfig:
 class WalkerConfig:
     """Training of the embedded base model (`make walker`)."""
 
-    cycles: list[int] = field(default_factory=lambda: [12_000, 6_000])
-    """Steps of each cosine of the learning rate; a later one restarts from the peak."""
+    cycles: list[int] = field(default_factory=lambda: [12_000, 24_000])
+    """Steps of each cosine of the learning rate."""
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3])
+    """Peak of each cosine, reached after 2 % of its steps. Attention learns to look back at the first, not at 3e-3."""
     rows: int = 16
     """Rows of 256 tokens in a step."""
-    learning_rate: float = 1e-3
-    """Peak, reached after 2 % of a cycle and decayed to zero along its cosine."""
     weight_decay: float = 0.1
     practice_steps: int = 3000
     """Pace of the practice rows, from which attention learns to look back (`ropewalk.corpus.practice`)."""

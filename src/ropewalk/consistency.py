@@ -48,7 +48,7 @@ _AT_LEAST_ONE = (
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
-    "finetune.gradient_clip walker.learning_rate show.base"
+    "finetune.gradient_clip show.base"
 ).split()
 _SHARES = (
     "corpus.largest_rejected_share corpus.near_duplicates search.mutation_probability finetune.recall_share "
@@ -75,6 +75,11 @@ def check(config: "Config") -> None:
             _require(value is not None, f"show.{name} must be given with show.table, in tokens, found none")
     cycles = config.walker.cycles
     _require(bool(cycles) and min(cycles) >= 1, f"walker.cycles must be numbers of steps from 1, found {cycles}")
+    rates = config.walker.learning_rates
+    _require(
+        len(rates) == len(cycles) and min(rates) > 0,
+        f"walker.learning_rates must be a number above 0 for each of the {len(cycles)} walker.cycles, found {rates}",
+    )
     if config.model.original_length is not None:
         check_window(config, config.model.original_length)
 

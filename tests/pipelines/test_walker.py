@@ -37,7 +37,7 @@ def command(steps: int) -> tuple[str, ...]:
     """pipelines/walker.py with a checkpoint after every step, each of one row."""
     corpus = ("corpus=text", "corpus.path=texts", "corpus.long_tokens=4096", "corpus.least_long_documents=2")
     shares = ("corpus.search_share=0.3", "corpus.test_share=0.3")
-    training = ("walker.rows=1", f"walker.cycles=[{steps}]", "work=work")
+    training = ("walker.rows=1", f"walker.cycles=[{steps}]", "walker.learning_rates=[1e-3]", "work=work")
     return (sys.executable, "-c", SCRIPT, "experiment=smoke", *corpus, *shares, *training)
 
 

@@ -86,7 +86,7 @@ def start_of(path: str, *, start: str, original_length: int | None) -> LengthSwi
     if start == FROM_PLAIN:
         return ()
     try:
-        config = Path(path) if Path(path).is_dir() else Path(cached_file(path, "config.json"))
+        config = Path(path) if Path(path).is_dir() else Path(str(cached_file(path, "config.json")))
         found = published_scaling(config).start
     except (OSError, ValueError) as error:
         hint = "; model.start=plain starts without the checkpoint's scaling"

@@ -98,19 +98,20 @@ class _Walker(L.LightningModule):
         matrices = [p for p in self.parameters() if p.dim() >= 2]
         vectors = [p for p in self.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95))
 
-        def share(step: int) -> float:
-            for cycle in config.cycles:
-                if step < cycle:
-                    break
-                step -= cycle
+        def rate(step: int) -> float:
+            number = 0
+            while number + 1 < len(config.cycles) and step >= config.cycles[number]:
+                step -= config.cycles[number]
+                number += 1
+            cycle, peak = config.cycles[number], config.learning_rates[number]
             warm_up = max(1, cycle // 50)
             if step < warm_up:
-                return (step + 1) / warm_up
-            return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, cycle - warm_up)))
+                return peak * (step + 1) / warm_up
+            return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, cycle - warm_up)))
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
