@@ -7,12 +7,13 @@ The steps, all but the last in parts of some MiB (`ropewalk.corpus.parts`):
 3. tokenise (`ropewalk.corpus.tokenise`);
 4. write the stores of the three splits in the order of the corpus, whatever the number of workers.
 
-datatrove 0.10 has the same steps, more filters, and goes on to Slurm and Ray. Measured on the 4,262 genuine rows of
-RedPajama-V1 (`benchmarks/corpus` repeats it): its JSON reader gave 27 MB/s where orjson alone gave 58, since a
-document is a Python object with metadata from reader to writer. Its unit of resuming is a task's whole file, its
-token files lie in the order of tasks, rows that it cannot read are logged and not kept, and deduplication is four
-jobs with a folder each, after which one document of a cluster is left whatever its split. So it is not used here. A
-corpus that needs a cluster can be filtered by it first; its JSON lines are read with ``corpus=jsonl``.
+datatrove 0.10 has the same steps, more filters, and goes on to Slurm and Ray. Measured on genuine rows of RedPajama-V1
+(`benchmarks/corpus`): its JSON reader alone has half the speed of decompression and orjson, where reading, filtering
+and splitting here have two thirds; a document is a Python object with metadata from its reader to its writer. Its unit
+of resuming is a task's whole file, its token files lie in the order of tasks, rows that it cannot read are logged and
+not kept, and deduplication is four jobs with a folder each, after which one document of a cluster is left whatever its
+split. So it is not used here. A corpus that needs a cluster can be filtered by it first; its JSON lines are read with
+``corpus=jsonl``.
 """
 
 import shutil
