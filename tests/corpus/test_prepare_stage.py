@@ -17,7 +17,14 @@ STACK = "/v1.0.0/stackexchange/stackexchange.jsonl"
 
 
 def stage(listing: str, folder: Path, output: str) -> subprocess.Popen[str]:
-    arguments = ("corpus=redpajama_v1", f"corpus.url={listing}", "corpus.least_long_documents=0", f"output={output}")
+    arguments = (
+        "experiment=smoke",
+        "corpus=redpajama_v1",
+        f"corpus.url={listing}",
+        "corpus.long_tokens=4096",
+        "corpus.least_long_documents=2",
+        f"output={output}",
+    )
     return subprocess.Popen(
         [sys.executable, str(ROOT / "pipelines" / "prepare.py"), *arguments, f"work={output}-work"],
         cwd=folder,
@@ -36,9 +43,10 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_two_at_once_are_told_apart_and_a_killed_one_ends_with_the_same_bytes(
     published: Published, shared: Path, scratch: Path
 ) -> None:
-    rows = shared / "data" / "redpajama_v1"
-    published.files[ARXIV] = (rows / "arxiv" / "sample_arxiv1.jsonl").read_bytes()
-    published.files[STACK] = next(iter(sorted((rows / "stackexchange").glob("*.jsonl")))).read_bytes()
+    paths = sorted((shared / "data" / "redpajama_v1").glob("*/*.jsonl"))
+    rows = [line for path in paths for line in path.read_bytes().splitlines(keepends=True)]
+    published.files[ARXIV] = b"".join(row for row in rows if 20_000 <= len(row) < 60_000)
+    published.files[STACK] = b"".join(rows[-50:])
     published.list_files(published.url + ARXIV, published.url + STACK)
     published.slow[ARXIV] = 300
     first = stage(published.listing(), scratch, "results")
