@@ -84,6 +84,21 @@ def test_the_store_is_sqlite_and_artifacts_lie_below_mlartifacts(stage: Stage, s
     assert not (store / "mlruns").exists()
 
 
+def test_the_corpus_is_logged_as_a_dataset_by_split(stage: Stage, store: Path) -> None:
+    own = {"documents": 3, "tokens": 500, "longest": 300}
+    card = {split: {**own, "hash": f"{number}" * 64} for number, split in enumerate(("train", "search", "test"))}
+    with tracking.stage_run(stage):
+        tracking.log_dataset("jsonl", source="data/*.jsonl", card=card)
+    (found,) = runs(store, stage.config.tracking.experiment)
+    logged = {one.dataset.name: one for one in found.inputs.dataset_inputs}
+    assert set(logged) == {"jsonl train", "jsonl search", "jsonl test"}
+    assert logged["jsonl search"].dataset.digest == "1" * 16
+    assert "data/*.jsonl" in logged["jsonl search"].dataset.source
+    tags = {tag.key: tag.value for tag in logged["jsonl search"].tags}
+    assert tags["mlflow.data.context"] == "search"
+    assert (tags["documents"], tags["tokens"], tags["hash"]) == ("3", "500", "1" * 64)
+
+
 def test_the_store_is_the_one_that_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking.store_uri(TrackingConfig()) == "http://127.0.0.1:5000"

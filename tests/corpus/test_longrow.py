@@ -100,6 +100,7 @@ print(characters, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_
 """
 
 
+@pytest.mark.slow
 def test_a_row_of_200_mb_takes_its_own_size_and_little_more(tmp_path: Path) -> None:
     path, line = tmp_path / "a.jsonl", "ropes and 绳索 and 😀 "
     count = 200_000_000 // len(line.encode())

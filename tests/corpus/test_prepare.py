@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -24,6 +25,7 @@ from ropewalk.corpus import prepare as prepare_module
 from ropewalk.corpus.documents import read_documents
 from ropewalk.corpus.mixture import quotas
 from ropewalk.corpus.prepare import prepare_shards, prepare_stores
+from ropewalk.corpus.progress import PrepareProgress
 from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.sources import evaluation_shards, find_shards, fingerprint
 from ropewalk.corpus.split import SPLITS, split_of
@@ -32,7 +34,7 @@ from ropewalk.files import locked
 from workspace import ROOT
 
 WALKER = ROOT / "models" / "walker"
-SMALL_DISK = "3m"
+SMALL_DISK = "1m"
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +406,7 @@ def test_rows_are_read_over_http(tmp_path: Path, tokenizer: Any, published: Any)
 @pytest.mark.parametrize("weights", [{"web": 0.25, "books": 0.75}, {"web": 1.0, "books/other": 2.0}])
 def test_a_mixture_is_exact_in_tokens(tmp_path: Path, tokenizer: Any, weights: dict[str, float]) -> None:
     write_rows(tmp_path / "web.jsonl", [row(n) for n in range(60)])
-    write_rows(tmp_path / "books.jsonl", [row(n, words(n + 500, 900)) for n in range(40)])
+    write_rows(tmp_path / "books.jsonl", [row(n, words(n + 500, 500)) for n in range(30)])
     sources = {name: SourceConfig(name="jsonl", path=str(tmp_path / f"{name}.jsonl")) for name in ("web", "books")}
     own = CorpusConfig(name="mixture", sources=sources, weights=weights, least_long_documents=0, long_tokens=1000)
     card = prepare(own, tmp_path / "run", tokenizer)
@@ -430,10 +432,30 @@ def test_quotas_use_up_the_scarcest_and_round_to_the_whole() -> None:
         quotas({"a": 1}, {"a": 1, "d": 1}, tokens=None)
 
 
+def test_the_bar_tells_documents_tokens_speed_time_left_and_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    with PrepareProgress(3_000_000) as bar:
+        time.sleep(0.01)
+        bar.read({"documents": 1200, "rejected": {"no text": 3, "empty text": 1}, "read": 3_000_000})
+        bar.begin_tokenising(5_000_000)
+        bar.tokenised({"tokens": {"train": 70_000, "search": 0, "test": 30_000}, "text_bytes": 2_000_000})
+        bar._bar.refresh()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    pattern = (
+        r"tokenising: +62%\|.*\| 5\.00M/8\.00M \[\d\d:\d\d<\d\d:\d\d, .*MB/s, "
+        r"1,200 documents, 100,000 tokens kept, 4 rejected\]"
+    )
+    assert re.fullmatch(pattern, lines[-1])
+
+
+def test_an_address_that_no_library_opens_is_told_in_one_line(tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=r"^corpus\.path nowhere://a/\*\.jsonl cannot be opened: Protocol not known"):
+        prepare(config("nowhere://a/*.jsonl"), tmp_path / "run", tokenizer)
+
+
 def test_a_disk_that_fills_while_reading_is_named_and_the_run_goes_on(
     tmp_path: Path, tokenizer: Any, small_disk: Path
 ) -> None:
-    write_rows(tmp_path / "a.jsonl", [row(n, words(n, 2000)) for n in range(300)])
+    write_rows(tmp_path / "a.jsonl", [row(n, words(n, 2000)) for n in range(100)])
     own = config(tmp_path / "a.jsonl")
     with pytest.raises(OSError, match=r"no space left on the disk of .*; free some and run the same command again"):
         prepare(own, small_disk / "run", tokenizer)

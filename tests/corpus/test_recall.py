@@ -15,7 +15,7 @@ from ropewalk.evaluate import passkey
 from tiny_models import byte_tokenizer
 
 CODE = "def walk(rope):\n    return [pair for pair in rope]\n\n"
-ROWS = 1500
+ROWS = 600
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ def test_a_seventh_of_all_five_digit_values_is_held_out() -> None:
     assert len(keys) == pytest.approx(90_000 / 7, abs=1)
 
 
-@pytest.mark.parametrize("length", [300, 2046])
-def test_what_is_asked_was_stated_before(tokenizer: Any, length: int) -> None:
+@pytest.mark.parametrize(("length", "rows"), [(300, 200), (2046, 50)])
+def test_what_is_asked_was_stated_before(tokenizer: Any, length: int, rows: int) -> None:
     asked_apart = 0
-    for seed in range(200):
+    for seed in range(rows):
         row = watched_row(seed, length=length, tokenizer=tokenizer)
         stated = 0
         for fact, statement in zip(row.facts, row.statements, strict=True):
@@ -134,7 +134,7 @@ def test_the_values_at_the_ends_of_questions_are_marked_as_answers(tokenizer: An
 
 def test_long_rows_hold_more_facts(tokenizer: Any) -> None:
     def mean_facts(length: int) -> float:
-        rows = [watched_row(seed, length=length, tokenizer=tokenizer) for seed in range(100)]
+        rows = [watched_row(seed, length=length, tokenizer=tokenizer) for seed in range(50)]
         return float(np.mean([sum(statement in row.text for statement in row.statements) for row in rows]))
 
     short, middle, long = map(mean_facts, (254, 1022, 2046))
@@ -158,7 +158,7 @@ def test_nothing_that_the_passkey_task_says_occurs(tokenizer: Any) -> None:
     # Its words, each on a line of its own, as the text that things are named by.
     words = sorted({word for text in task for word in re.findall("[a-z]{3,}", text.lower())})
     code = "\n".join(words) + "\n"
-    for seed in range(300):
+    for seed in range(150):
         text = watched_row(seed, length=1022, tokenizer=tokenizer, code=code).text.lower()
         for part in (*said, "pass key", "what is the"):
             assert part not in text, text

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+import subprocess
 import threading
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +14,13 @@ import pytest
 import zstandard
 
 from published import Published
+from ropewalk.config import CorpusConfig
 from ropewalk.corpus import redpajama
-from ropewalk.corpus.documents import read_documents
+from ropewalk.corpus.documents import Document, read_documents
 from ropewalk.corpus.fetch import Fetcher
+from ropewalk.corpus.sources import find_shards
+
+SMALL_DISK = "64k"
 
 QUICK = Fetcher(attempts=3, wait=0.01, timeout=2)
 download_redpajama = partial(redpajama.download_redpajama, fetcher=QUICK)
@@ -294,6 +300,29 @@ def test_names_from_outside_never_leave_the_folder(published: Published, tmp_pat
         download_redpajama(published.listing(), folder, subsets=[])
     assert not list(tmp_path.rglob("*escaped*"))
     assert published.fetched() == []
+
+
+def test_the_samples_files_are_fetched_and_read(published: Published, shared: Path, tmp_path: Path) -> None:
+    rows = shared / "data" / "redpajama_v1"
+    published.files["/sample/c4_sample.jsonl"] = (rows / "c4-rp" / "sample_c4-rp1.jsonl").read_bytes()
+    published.files["/sample/arxiv_sample.jsonl"] = (rows / "arxiv" / "sample_arxiv1.jsonl").read_bytes()
+    own = CorpusConfig(name="redpajama_sample", url=f"{published.url}/sample", subsets=["arxiv", "book", "c4"])
+    with pytest.warns(UserWarning, match=r"book_sample\.jsonl is no longer published"):
+        shards = find_shards(own, folder=tmp_path, downloads=tmp_path)
+    found = [row for shard in shards for _, row in shard.rows()]
+    assert [Path(shard.path).name for shard in shards] == ["arxiv_sample.jsonl", "c4_sample.jsonl"]
+    assert {row.subset for row in found if isinstance(row, Document)} == {"arxiv", "c4"}
+    with pytest.raises(OSError, match=r"wikipedia_sample\.jsonl cannot be fetched: HTTP 404"):
+        find_shards(replace(own, subsets=["wikipedia"]), folder=tmp_path, downloads=tmp_path)
+
+
+def test_a_disk_that_fills_while_fetching_is_named_and_the_run_goes_on(three: Published, small_disk: Path) -> None:
+    with pytest.raises(OSError, match=r"no space left on the disk of .*arxiv; free some and run the same command"):
+        download_redpajama(three.listing(), small_disk, subsets=["arxiv"])
+    assert not (small_disk / "arxiv" / "arxiv_1.jsonl").exists()
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    [path] = download_redpajama(three.listing(), small_disk, subsets=["arxiv"])
+    assert path.read_bytes() == three.files[ARXIV]
 
 
 def test_a_link_in_the_folder_is_not_followed_out_of_it(three: Published, tmp_path: Path) -> None:

@@ -15,9 +15,12 @@ import yaml
 from published import Published
 from ropewalk.config import CorpusConfig
 from ropewalk.corpus.documents import Document, Refused
+from ropewalk.corpus.prepare import prepare_shards
 from ropewalk.corpus.quality import broken_rule, value_of
 from ropewalk.corpus.shards import Shard
 from ropewalk.corpus.sources import find_shards
+from ropewalk.corpus.split import SPLITS
+from tiny_models import byte_tokenizer
 from workspace import ROOT
 
 SNAPSHOT = "2023-06"
@@ -110,6 +113,21 @@ def test_documents_are_joined_with_signals_and_duplicates(v2: Published, texts: 
     assert dropped["duplicate by RedPajama-V2's list"] == 4
     assert dropped["rps_doc_word_count below 50"] > 10
     assert len(documents) + dropped.total() == 200
+
+
+def test_the_whole_of_prepare_counts_what_rules_and_lists_leave_out(v2: Published, tmp_path: Path) -> None:
+    own = config(v2, near_duplicates=0.8, least_long_documents=0)
+    card = prepare_shards(
+        shards_of(own, tmp_path),
+        config=own,
+        tokenizer=byte_tokenizer(),
+        state=tmp_path / "state",
+        folder=tmp_path / "tokens",
+    )
+    kept = sum(card[split]["documents"] for split in SPLITS)
+    assert card["rows"] == 200 == kept + sum(card["dropped"].values())
+    assert card["dropped"]["duplicate by RedPajama-V2's list"] == 4
+    assert set(card["train"]["tokens_by_subset"]) == {"en_head", "en_middle"}
 
 
 def test_the_tail_has_documents_only(v2: Published, texts: list[str], tmp_path: Path) -> None:

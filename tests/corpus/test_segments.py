@@ -1,5 +1,6 @@
 """Training rows: BOS and EOS at the ends, one document each, the same for the same seed and step."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,34 @@ def test_a_resumed_run_gets_the_rows_of_one_that_never_stopped(store: TokenStore
     resumed = segments(store, steps=12, first_step=5)
     assert len(resumed) == 12  # counts from step 0, as Lightning's loop does
     assert all(torch.equal(a.ids, b.ids) for a, b in zip(whole[5:], resumed, strict=True))
+
+
+def test_rows_across_documents_have_eos_and_bos_between_them(store: TokenStore) -> None:
+    rows = Segments(store, length=LENGTH, rows=4, steps=200, seed=1, across_documents=True)
+    seen: set[int] = set()
+    crossing = 0
+    for row in torch.cat(list(rows)).tolist():
+        assert (row[0], row[-1], len(row)) == (BOS, EOS, LENGTH)
+        inner = row[1:-1]
+        seen |= {token // 1000 for token in inner if token not in (BOS, EOS)}
+        crossing += EOS in inner
+        for token, following in itertools.pairwise(inner):
+            if token == EOS:
+                assert following == BOS
+            elif token == BOS:
+                assert following % 1000 == 0
+            elif following == EOS:
+                assert token % 1000 == LENGTHS[token // 1000] - 1
+            else:
+                assert following == token + 1
+    assert seen == {0, 1, 2, 3, 4}
+    assert crossing > 20
+    with pytest.raises(ValueError, match="has 1443 tokens in all, 1498 are needed"):
+        Segments(store, length=1500, rows=1, steps=1, seed=0, across_documents=True)
+    # As long as all documents together.
+    [batch] = Segments(store, length=1445, rows=1, steps=1, seed=0, across_documents=True)
+    assert batch[0, 1:401].tolist() == list(range(400))
+    assert batch[0, 401:404].tolist() == [EOS, BOS, 1000]
 
 
 def test_documents_that_are_all_too_short_are_refused(store: TokenStore) -> None:

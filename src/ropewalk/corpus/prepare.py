@@ -7,12 +7,13 @@ The steps, all but the last in parts of some MiB (`ropewalk.corpus.parts`):
 3. tokenise (`ropewalk.corpus.tokenise`);
 4. write the stores of the three splits in the order of the corpus, whatever the number of workers.
 
-datatrove 0.10 has the same steps, more filters, and goes on to Slurm and Ray. Measured on the 4,262 genuine rows of
-RedPajama-V1 (`benchmarks/corpus` repeats it): its JSON reader gave 27 MB/s where orjson alone gave 58, since a
-document is a Python object with metadata from reader to writer. Its unit of resuming is a task's whole file, its
-token files lie in the order of tasks, rows that it cannot read are logged and not kept, and deduplication is four
-jobs with a folder each, after which one document of a cluster is left whatever its split. So it is not used here. A
-corpus that needs a cluster can be filtered by it first; its JSON lines are read with ``corpus=jsonl``.
+datatrove 0.10 has the same steps, more filters, and goes on to Slurm and Ray. Measured on genuine rows of RedPajama-V1
+(`benchmarks/corpus`): its JSON reader alone has half the speed of decompression and orjson, where reading, filtering
+and splitting here have two thirds; a document is a Python object with metadata from its reader to its writer. Its unit
+of resuming is a task's whole file, its token files lie in the order of tasks, rows that it cannot read are logged and
+not kept, and deduplication is four jobs with a folder each, after which one document of a cluster is left whatever its
+split. So it is not used here. A corpus that needs a cluster can be filtered by it first; its JSON lines are read with
+``corpus=jsonl``.
 """
 
 import shutil
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import orjson
 
 from ropewalk.config import CorpusConfig
 from ropewalk.corpus.card import describe, draw_card
@@ -33,10 +33,11 @@ from ropewalk.corpus.mixture import pool_of, quotas
 from ropewalk.corpus.overlap import write_evaluation
 from ropewalk.corpus.parts import Part, Reading, ReadTask, whole_parts, write_parts
 from ropewalk.corpus.progress import PrepareProgress
+from ropewalk.corpus.rejected import check_rejected, write_rejected
 from ropewalk.corpus.shards import Shard
 from ropewalk.corpus.split import SPLITS, Split, split_of
 from ropewalk.corpus.store import StoreWriter, TokenStore, token_type
-from ropewalk.corpus.tokenise import TokenTask, tokenise_part
+from ropewalk.corpus.tokenise import TokenTask, stored, tokenise_part
 from ropewalk.corpus.worker import cores, work_all
 from ropewalk.files import read_json, write_json, writing
 
@@ -147,12 +148,12 @@ class _Preparation:
             rejected.update(part.about["rejected"])
             dropped.update(part.about["dropped"])
         rows = sum(map(len, parts)) + dropped.total() + rejected.total()
-        self._check(rows, rejected, dropped)
+        check_rejected(rows, rejected, dropped, config=self.config, parts=self.state / "parts")
         verdicts = self._verdicts(parts)
         for code, count in zip(*np.unique(verdicts, return_counts=True), strict=True):
             if code:
                 (rejected if code == SAME_ID else dropped)[REASONS[code]] += int(count)
-        self._check(rows, rejected, dropped)
+        check_rejected(rows, rejected, dropped, config=self.config, parts=self.state / "parts")
         self._tokenise(parts, bar)
         tokenised = [read_json(self.state / "tokens" / part.path.name / "part.json") for part in parts]
         if short := sum(about["too short"] for about in tokenised):
@@ -166,7 +167,7 @@ class _Preparation:
                 "rejected": dict(rejected),
                 "dropped": {},
             }
-            _write_rejected(parts, verdicts, aside / "rejected.jsonl")
+            write_rejected(parts, verdicts, aside / "rejected.jsonl")
             for split in SPLITS:
                 card[split] = self._write_split(split, parts, aside, dropped)
             card["dropped"] = dict(dropped)
@@ -174,20 +175,6 @@ class _Preparation:
             write_json(aside / "card.json", card)
             draw_card(card, aside / "card.png")
         return card
-
-    def _check(self, rows: int, rejected: Counter[str], dropped: Counter[str]) -> None:
-        config, refused = self.config, rejected.total()
-        if rows == refused + dropped.total():
-            lost = f"; left out as configured: {dict(dropped)}" if dropped else ""
-            raise ValueError(
-                f"the corpus {config.name} holds no document with text; rejected: {dict(rejected) or 'none'}{lost}"
-            )
-        if refused > config.largest_rejected_share * rows:
-            raise ValueError(
-                f"{refused} of {rows} rows were rejected ({dict(rejected)}), more than "
-                f"corpus.largest_rejected_share {config.largest_rejected_share}; mend the files or raise it "
-                f"(the rows are listed in {self.state / 'parts'}/*/rejected.jsonl)"
-            )
 
     def _check_long(self, card: dict[str, Any]) -> None:
         config = self.config
@@ -257,7 +244,7 @@ class _Preparation:
             for part in parts:
                 tokens = self.state / "tokens" / part.path.name
                 with (tokens / f"{split}.bin").open("rb") as source:
-                    for name, subset, length in _stored(part, tokens, split):
+                    for name, subset, length in stored(part, tokens, split):
                         size = length * writer.dtype.itemsize
                         used = length
                         if left is not None:
@@ -280,18 +267,9 @@ class _Preparation:
     def _quotas(self, parts: Sequence[Part]) -> dict[str, int]:
         available: Counter[str] = Counter()
         for part in parts:
-            for _, subset, length in _stored(part, self.state / "tokens" / part.path.name, "train"):
+            for _, subset, length in stored(part, self.state / "tokens" / part.path.name, "train"):
                 available[subset] += length
         return quotas(available, self.config.weights, tokens=self.config.mixture_tokens)
-
-
-def _stored(part: Part, tokens: Path, split: Split) -> Iterator[tuple[str, str, int]]:
-    """(name, subset, length in tokens) of a part's documents of one split that were tokenised, in order."""
-    documents, splits, own = part.documents(), part.array("splits"), SPLITS.index(split)
-    kept, lengths = np.load(tokens / "kept.npy"), np.load(tokens / "lengths.npy")
-    for number, length in zip(kept.tolist(), lengths.tolist(), strict=True):
-        if splits[number] == own:
-            yield *documents[number], length
 
 
 def _pieces(source: BinaryIO, size: int) -> Iterator[bytes]:
@@ -299,19 +277,3 @@ def _pieces(source: BinaryIO, size: int) -> Iterator[bytes]:
         piece = source.read(min(size, _COPY_BYTES))
         size -= len(piece)
         yield piece
-
-
-def _write_rejected(parts: Sequence[Part], verdicts: np.ndarray, path: Path) -> None:
-    """Every rejected row with its file, number, reason and beginning; rows with another one's id by their names."""
-    start = 0
-    with path.open("wb") as out:
-        for part in parts:
-            with (part.path / "rejected.jsonl").open("rb") as rows:
-                shutil.copyfileobj(rows, out)
-            own = np.flatnonzero(verdicts[start : start + len(part)] == SAME_ID)
-            start += len(part)
-            if len(own):
-                names = part.documents()
-                for number in own.tolist():
-                    row = {"file": part.about["shard"], "reason": REASONS[SAME_ID], "name": names[number][0]}
-                    out.write(orjson.dumps(row) + b"\n")

@@ -31,6 +31,8 @@ class Segments(IterableDataset[Rows]):
         recall_share: expected share of rows that are recall documents.
         practice_steps: what `practice_row` says, for a model trained from nothing; 0 for no practice rows.
         first_step: the step to go on from.
+        across_documents: whether a segment may go on in the documents that follow in the store, with EOS and BOS
+            between them; documents of every length are used then, and each token is as likely.
 
     Raises:
         ValueError: no document is long enough.
@@ -48,10 +50,20 @@ class Segments(IterableDataset[Rows]):
         recall_share: float = 0.0,
         practice_steps: int = 0,
         first_step: int = 0,
+        across_documents: bool = False,
     ) -> None:
         self.store, self.length, self.rows, self.steps, self.seed = store, length, rows, steps, seed
         self.tokenizer, self.recall_share, self.first_step = tokenizer, recall_share, first_step
         self.practice_steps = practice_steps
+        self._inside = length - 2
+        self._across = across_documents
+        if across_documents:
+            if len(store.tokens) < self._inside:
+                raise ValueError(
+                    f"{store.path} has {len(store.tokens)} tokens in all, {self._inside} are needed; lower the length "
+                    "or add documents"
+                )
+            return
         self._documents = store.long_documents(length - 2)
         if not len(self._documents):
             raise ValueError(
@@ -71,12 +83,7 @@ class Segments(IterableDataset[Rows]):
         answers = np.zeros(batch.shape, np.bool_)
         batch[:, 0], batch[:, -1] = self.store.bos, self.store.eos
         for row, answer in zip(batch, answers, strict=True):
-            place = int(rng.integers(self._cumulative[-1]))
-            which = int(np.searchsorted(self._cumulative, place, side="right"))
-            start = place - (int(self._cumulative[which - 1]) if which else 0)
-            segment: np.ndarray | list[int] = self.store.document(int(self._documents[which]))[
-                start : start + self.length - 2
-            ]
+            segment: np.ndarray | list[int] = self._joined(rng) if self._across else self._of_one(rng)
             practice = self._practice(step, rng)
             if practice is not None:
                 segment = practice
@@ -86,6 +93,23 @@ class Segments(IterableDataset[Rows]):
                 )
             row[1:-1] = segment
         return Rows(torch.from_numpy(batch), torch.from_numpy(answers))
+
+    def _of_one(self, rng: np.random.Generator) -> np.ndarray:
+        place = int(rng.integers(self._cumulative[-1]))
+        which = int(np.searchsorted(self._cumulative, place, side="right"))
+        start = place - (int(self._cumulative[which - 1]) if which else 0)
+        return self.store.document(int(self._documents[which]))[start : start + self._inside]
+
+    def _joined(self, rng: np.random.Generator) -> np.ndarray:
+        """Documents lie one after the other in the store, so this is one read as well."""
+        store, inside = self.store, self._inside
+        start = int(rng.integers(len(store.tokens) - inside + 1))
+        first, last = np.searchsorted(store.ends, [start, start + inside], side="right")
+        ends = np.asarray(store.ends[first:last]) - start
+        between = [store.eos] if store.eos == store.bos else [store.eos, store.bos]
+        segment = store.tokens[start : start + inside].astype(np.int64)
+        ends = ends[(ends > 0) & (ends < inside)]
+        return np.insert(segment, np.repeat(ends, len(between)), between * len(ends))[:inside]
 
     def _practice(self, step: int, rng: np.random.Generator) -> list[int] | None:
         if not self.practice_steps:

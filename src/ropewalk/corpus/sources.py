@@ -28,9 +28,13 @@ def _matched(pattern: str, key: str) -> list[str]:
     if is_remote(pattern):
         try:
             filesystem, path = fsspec.url_to_fs(pattern)
-            found = filesystem.glob(path) if "*" in path else [path] if filesystem.exists(path) else []
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             raise ValueError(f"{key} {pattern} cannot be opened: {error}") from None
+        try:
+            found = filesystem.glob(path) if "*" in path else [path] if filesystem.exists(path) else []
+        except Exception as error:  # each library has its own for credentials and connections
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(f"{key} {pattern} cannot be listed: {reason}") from None
         files = [str(filesystem.unstrip_protocol(name)) for name in sorted(found)]
     else:
         path = Path(pattern)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ropewalk.corpus.parts import Part, Report
-from ropewalk.corpus.split import SPLITS
+from ropewalk.corpus.split import SPLITS, Split
 from ropewalk.files import read_json, write_json, writing
 
 LONG_CHARACTERS = 1 << 20
@@ -101,6 +101,19 @@ def tokenise_part(task: TokenTask, report: Report, encode: Encode | None = None)
     # The text is not needed again.
     (Path(task.part) / "text.bin").unlink(missing_ok=True)
     report(about)
+
+
+def stored(part: Part, tokens: Path, split: Split) -> Iterator[tuple[str, str, int]]:
+    """(name, subset, length in tokens) of a part's documents of one split that were tokenised, in order.
+
+    Args:
+        tokens: the folder that `tokenise_part` wrote.
+    """
+    documents, splits, own = part.documents(), part.array("splits"), SPLITS.index(split)
+    kept, lengths = np.load(tokens / "kept.npy"), np.load(tokens / "lengths.npy")
+    for number, length in zip(kept.tolist(), lengths.tolist(), strict=True):
+        if splits[number] == own:
+            yield *documents[number], length
 
 
 def encoder(tokenizer: Tokenizer) -> Encode:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from ropewalk.report.plots import best_case
 from ropewalk.report.style import Row, in_order, style
 
@@ -247,6 +249,12 @@ def run_sentences(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[st
         sentences.append(
             f"Corpus: {corpus} ({where}); split by document into training, {_share(get('corpus.search_share'))} for "
             f"searching and {_share(get('corpus.test_share'))} for tests."
+        )
+        sentences.append(
+            Markup(
+                'What was kept and what was left out: the <a href="tokens/card.json">data card</a>, also '
+                '<a href="tokens/card.png">as a plot</a>, beside this page.'
+            )
         )
     if first := get("road.first_target"):
         sentences.append(f"Lengths: first target {first:,} tokens, second target {get('road.second_target'):,} tokens.")
