@@ -88,9 +88,12 @@ def start_of(path: str, *, start: str, original_length: int | None) -> LengthSwi
     try:
         config = Path(path) if Path(path).is_dir() else Path(str(cached_file(path, "config.json")))
         found = published_scaling(config).start
-    except (OSError, ValueError) as error:
-        hint = "; model.start=plain starts without the checkpoint's scaling"
-        raise ValueError(f"model.path {path}: {_first_line(error)}{hint}") from None
+    except OSError as error:
+        raise ValueError(f"model.path {path}: its config.json cannot be read: {_first_line(error)}") from None
+    except ValueError as error:
+        raise ValueError(
+            f"model.path {path}: {_first_line(error)}; model.start=plain starts without the checkpoint's scaling"
+        ) from None
     if found and original_length not in (None, found[-1][1].original_length):
         raise ValueError(
             f"model.original_length is {original_length}, but the checkpoint's {found[-1][1].method} scaling starts "
