@@ -139,7 +139,7 @@ def test_two_runs_are_picked_from_the_list_and_their_perplexity_by_length_is_see
 def compare_runs(browser: Any, address: str, experiment: str, names: list[str], *, pictures: Path) -> None:
     """Pick two runs in the list, compare them and open the chart of their perplexity; a screenshot of each page."""
     browser.get(f"{address}/#/experiments/{experiment}/runs?searchFilter={quote(_OF_A_METHOD)}")
-    until(lambda: all(name in text_of(browser) for name in names), "the list of runs")
+    until(lambda: browser.execute_script(_EXPAND, names), "the list of runs")
     close_assistant(browser)
     for name in names:
         until(lambda name=name: browser.execute_script(_PICK, name), f"the box of {name}")
@@ -165,7 +165,18 @@ def compare_runs(browser: Any, address: str, experiment: str, names: list[str], 
     picture(browser, pictures / "chart.png")
 
 
-_OF_A_METHOD = "params.method != ''"
+# No more runs than the list draws at once.
+_OF_A_METHOD = "params.model = 'finetuned'"
+# Runs lie below the evaluation that made them, and that below its sweep: each is opened once.
+_EXPAND = """
+window.opened = window.opened || new Set();
+for (const button of document.querySelectorAll('[role=row] button[data-component-id*=runnamecellrenderer]')) {
+  const id = button.closest('[role=row]').getAttribute('row-id');
+  if (!window.opened.has(id)) { window.opened.add(id); button.click(); }
+}
+const names = [...document.querySelectorAll('[role=row] a')].map(a => a.textContent.trim());
+return arguments[0].every(name => names.includes(name));
+"""
 # The list draws each row twice, a pinned part and the rest; the box stands in either.
 _PICK = """
 const link = [...document.querySelectorAll('[role=row] a')].find(a => a.textContent.trim() == arguments[0]);
