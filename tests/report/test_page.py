@@ -137,11 +137,11 @@ def test_benchmarks_and_retrieval_are_shown_where_there_are_results(
     assert "Retrieval or long context" not in page.text
     results = tmp_path / "results"
     shutil.copytree(whole_results, results)
-    scores = {"task": "hellaswag", "metric": "acc_norm", "shots": 10, "stderr": 0.01}
-    models = {"base": "none", "finetuned": "ours"}
+    scores = {"task": "hellaswag", "metric": "acc_norm", "questions": 50, "cut": 0.1, "protocol": "10 shots"}
+    models = {"base": "original window", "finetuned": "extended, recovered"}
     write_table(
         results / "plots/benchmarks.csv",
-        [scores | {"model": model, "method": method, "score": 0.3} for model, method in models.items()],
+        [scores | {"model": model, "factors": factors, "score": 0.3} for model, factors in models.items()],
     )
     answers = [
         {"task": "passkey", "way": way, "length": length, "accuracy": share, "low": share - 0.1, "high": share + 0.1,
@@ -150,9 +150,16 @@ def test_benchmarks_and_retrieval_are_shown_where_there_are_results(
         for way, share in (("long", 0.5), ("retrieved", 0.75)) for length in (1024, 2048)
     ]  # fmt: skip
     write_table(results / "plots/retrieval.csv", answers)
+    needle = {"family": "multi_key", "model": "finetuned", "method": "ours", "length": 512, "depth": 0.5, "trials": 4}
+    shares = {"accuracy": 0.25, "likelihood_accuracy": 0.75, "chance": 0.1, "protocol": "greedy"}
+    write_table(results / "plots/needles.csv", [needle | shares, needle | shares | {"depth": 1.0, "accuracy": 0.75}])
+    ratio = {"model": "base", "length": 2048, "against": "yarn", "perplexity_ratio": 0.9, "low": 0.85, "high": 0.95}
+    write_table(results / "plots/paired.csv", [ratio | {"p_value": 0.01, "documents": 9}])
     write_report(results, config=CONFIG, out=tmp_path / "out" / "report.html")
     found = Page((tmp_path / "out" / "report.html").read_text())
-    assert "hellaswag, acc_norm 30.0 % ± 1.0 30.0 % ± 1.0" in found.text
+    assert "multi key: fine-tuned, ours 50 % likelier than others 75 %, chance 10 %" in found.text
+    assert "base model, YaRN 0.900 0.850–0.950, p 0.01, 9" in found.text
+    assert "hellaswag, acc_norm 30.0 % of 50, 10 % cut 30.0 % of 50, 10 % cut" in found.text
     assert "Passkey, 1,024 BM25 chunks, base model's window 75 % 65–85 % 80 % 200 50 ms 20" in found.text
     drawn = [str(attributes["aria-label"]) for tag, attributes in found.tags if tag == "svg"]
     assert "Right answers by length of the document, for each way of reading it, passkey" in drawn

@@ -1,11 +1,11 @@
-"""Benchmarks before and after, and retrieval against long context: tables and a figure."""
+"""Paired comparisons, needles, benchmarks before and after, retrieval against long context: tables and a figure."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from ropewalk.report.plots import is_number
-from ropewalk.report.style import HALF, Row, groups, legend, length_axis, panels_of
+from ropewalk.report.style import HALF, Row, groups, legend, length_axis, panels_of, style
 from ropewalk.report.tables import Cell, Table
 
 WAYS = {
@@ -73,23 +73,73 @@ def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
 
 
 def benchmark_table(rows: Sequence[Row]) -> Table:
-    """Scores of lm-evaluation-harness tasks, one column per model and method."""
-    columns = list(dict.fromkeys((str(row["model"]), str(row["method"])) for row in rows))
+    """Scores of general benchmarks, one column per model and factors: the original window, then the extended one."""
+    columns = list(dict.fromkeys((str(row["model"]), str(row["factors"])) for row in rows))
     body = []
-    for (task, metric), own in groups(rows, lambda row: (str(row["task"]), str(row.get("metric", "")))).items():
-        cells = [Cell(f"{task}, {metric}" if metric else task)]
+    for (task, metric), own in groups(rows, lambda row: (str(row["task"]), str(row["metric"]))).items():
+        cells = [Cell(f"{task}, {metric}")]
         for column in columns:
-            here = [row for row in own if (str(row["model"]), str(row["method"])) == column]
+            here = [row for row in own if (str(row["model"]), str(row["factors"])) == column]
             cells.append(_score(here[0]) if here else Cell("–"))
         body.append(tuple(cells))
     names = {"base": "base model", "finetuned": "fine-tuned"}
-    header = ("task", *(f"{names.get(model, model)}, {method}" for model, method in columns))
-    shots = dict.fromkeys(f"{row['task']}: {row['shots']} shots" for row in rows if row.get("shots") not in (None, ""))
-    return Table("General benchmarks", header, tuple(body), ("; ".join(shots),) if shots else ())
+    header = ("task", *(f"{names.get(model, model)}, {factors}" for model, factors in columns))
+    protocols = dict.fromkeys(f"{row['task']}: {row['protocol']}" for row in rows)
+    return Table("General benchmarks before and after", header, tuple(body), tuple(f"{one}." for one in protocols))
 
 
 def _score(row: Row) -> Cell:
     if not is_number(row["score"]):
         return Cell("–")
-    error = row.get("stderr")
-    return Cell(f"{100 * float(row['score']):.1f} %", f"± {100 * float(error):.1f}" if is_number(error) else "")  # type: ignore[arg-type]
+    cut = f", {100 * row['cut']:.0f} % cut" if is_number(row.get("cut")) and row["cut"] else ""
+    return Cell(f"{100 * float(row['score']):.1f} %", f"of {int(row['questions']):,}{cut}")
+
+
+def needle_table(rows: Sequence[Row]) -> Table:
+    """Needle families by length, all depths together: answers decoded, and likelihood of the right answer beside it."""
+    lengths = sorted({int(row["length"]) for row in rows})
+    body = []
+    kinds = groups(rows, lambda row: (str(row["family"]), str(row["model"]), str(row["method"])))
+    names = {"base": "base model", "finetuned": "fine-tuned"}
+    for (family, model, method), own in kinds.items():
+        cells = [Cell(f"{family.replace('_', ' ')}: {names.get(model, model)}, {style(method)[0]}")]
+        for length in lengths:
+            here = [row for row in own if int(row["length"]) == length]
+            trials = sum(int(row["trials"]) for row in here)
+            if not trials:
+                cells.append(Cell("–"))
+                continue
+            shares = {
+                key: 100 * sum(float(row[key]) * int(row["trials"]) for row in here) / trials
+                for key in ("accuracy", "likelihood_accuracy", "chance")
+            }
+            likely = f"likelier than others {shares['likelihood_accuracy']:.0f} %, chance {shares['chance']:.0f} %"
+            cells.append(Cell(f"{shares['accuracy']:.0f} %", likely))
+        body.append(tuple(cells))
+    protocols = dict.fromkeys(str(row["protocol"]) for row in rows)
+    header = ("accuracy at length", *(f"{length:,}" for length in lengths))
+    return Table("Needles", header, tuple(body), tuple(f"Protocol: {one}." for one in protocols))
+
+
+def paired_table(rows: Sequence[Row]) -> Table:
+    """Ours over each other method's best case on the same documents: the ratio of perplexities and how sure it is."""
+    names = {"base": "base model", "finetuned": "fine-tuned"}
+    kinds = groups(rows, lambda row: (str(row["model"]), str(row["against"])))
+    lengths = sorted({int(row["length"]) for row in rows})
+    body = []
+    for (model, against), own in kinds.items():
+        cells = [Cell(f"{names.get(model, model)}, {style(against)[0]}")]
+        for length in lengths:
+            here = [row for row in own if int(row["length"]) == length and is_number(row["perplexity_ratio"])]
+            cells.append(_ratio(here[0]) if here else Cell("–"))
+        body.append(tuple(cells))
+    note = "Below 1, ours is the lower one. In small print the 95 % interval, the p-value and the number of documents."
+    header = ("ours over", *(f"{length:,}" for length in lengths))
+    return Table("Perplexity of ours over that of others, same documents", header, tuple(body), (note,))
+
+
+def _ratio(row: Row) -> Cell:
+    known = is_number(row["low"]) and is_number(row["high"])
+    interval = f"{row['low']:.3f}–{row['high']:.3f}, " if known else ""
+    p_value = f"p {row['p_value']:.2g}, " if is_number(row["p_value"]) else ""
+    return Cell(f"{row['perplexity_ratio']:.3f}", f"{interval}{p_value}{int(row['documents'])}")

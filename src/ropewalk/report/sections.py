@@ -60,6 +60,7 @@ def sections(files: Results, config: Mapping[str, Any], base: Mapping[str, Any])
     makers: Sequence[Callable[[], Section | None]] = (
         lambda: _perplexity(files, perplexity, original),
         lambda: _passkey(files),
+        lambda: _needles(files),
         lambda: _factors(files, base),
         lambda: _search(files, config, perplexity),
         lambda: _training(files, config, original),
@@ -92,6 +93,8 @@ def _perplexity(files: Results, rows: list[Row], original: int) -> Section:
         "The lowest is set in bold.",
     )
     found = tuple(tables.perplexity_tables(rows))
+    if compared := files.optional_rows("plots/paired.csv"):
+        found = (*found, scores.paired_table(compared))
     return Section("Perplexity", sentences if rows else (), found, pictures, files.noted())
 
 
@@ -209,6 +212,11 @@ def _training(files: Results, config: Mapping[str, Any], original: int) -> Secti
     panels = [(f"Training loss by step, {title}", plots.training(runs, only=[title], width=THIRD)) for title in runs]
     picture = _picture(files, "training", plots.training(runs), panels, caption=caption, size="third")
     return Section("Fine-tuning", (), (tables.table("Training", header, body),), (picture,), files.noted())
+
+
+def _needles(files: Results) -> Section | None:
+    rows = files.optional_rows("plots/needles.csv")
+    return Section("Needles", (), (scores.needle_table(rows),)) if rows else None
 
 
 def _benchmarks(files: Results) -> Section | None:
