@@ -20,7 +20,7 @@ def composed() -> Config:
     overrides = read_overrides("overrides.yaml")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = checked(compose("config", [*overrides, "output=results", "work=work"]))
-    window = config.model.original_length or window_of(config.model.path)
+    window = config.model.original_length or window_of(config.model.path, **config.model.trust)
     check_window(config, window)
     check_measured(config, window)
     config.corpus.fingerprint = fingerprint(config.corpus)

@@ -12,13 +12,13 @@ from ropewalk.stage import Stage, run
 
 def evaluate(stage: Stage) -> None:
     config, base = stage.config, read_json(stage.inputs / "base.json")
-    models = load_models(base, stage.inputs / "checkpoints", dtype=config.model.dtype)
+    models = load_models(base, stage.inputs / "checkpoints", **config.model.loading)
     road = Road.read(stage.inputs / "factors", base, config.evaluate, methods=tuple(config.rope.methods))
     store = TokenStore(stage.inputs / "tokens" / "test")
     rows = measure(models, with_seed(road, store, stage.inputs / "factors" / "first_seed.json", models))
     plots = stage.output / "plots"
     write_table(plots / "perplexity.csv", rows)
-    passkeys = road.passkeys(models, load_tokenizer(base["path"]), seed=config.seed)
+    passkeys = road.passkeys(models, load_tokenizer(base["path"], **config.model.trust), seed=config.seed)
     write_table(plots / "passkey.csv", passkeys)
     write_table(plots / "factors.csv", road.factor_rows())
     stage.write_metrics(metrics(rows, passkeys))

@@ -14,7 +14,8 @@ def finetune_first(stage: Stage) -> None:
     config = stage.config
     base = read_json(stage.inputs / "base.json")
     scaling = RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text())
-    model, tokenizer = load_model(base["path"], dtype=config.model.dtype), load_tokenizer(base["path"])
+    model = load_model(base["path"], **config.model.loading)
+    tokenizer = load_tokenizer(base["path"], **config.model.trust)
     rows = finetune(
         model,
         tokenizer,

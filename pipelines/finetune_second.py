@@ -5,7 +5,7 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table
 from ropewalk.finetune.history import training_metrics
 from ropewalk.finetune.train import control_step, finetune, save_checkpoint
-from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.models.base import check_same_model, load_model, load_tokenizer
 from ropewalk.rope import RopeScaling
 from ropewalk.stage import Stage, run
 
@@ -14,7 +14,7 @@ def finetune_second(stage: Stage) -> None:
     config = stage.config
     base = read_json(stage.inputs / "base.json")
     scaling = RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text())
-    tokenizer = load_tokenizer(base["path"])
+    tokenizer = load_tokenizer(base["path"], **config.model.trust)
     control = control_step(config.finetune, window=base["original_length"])
     start = str(stage.inputs / "checkpoints" / "finetune_first")
     parts = [("finetune_second", start, config.finetune.second, scaling), ("control", base["path"], control, None)]
@@ -25,7 +25,8 @@ def finetune_second(stage: Stage) -> None:
             (stage.output / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
             write_table(stage.output / "plots" / f"{name}.csv", [])
             continue
-        model = load_model(path, dtype=config.model.dtype)
+        model = load_model(path, **config.model.loading)
+        check_same_model(model, base, path=path)
         rows = finetune(
             model,
             tokenizer,

@@ -17,14 +17,14 @@ def recover(stage: Stage) -> None:
     first = factors_entry((stage.inputs / "factors" / "first.json").read_text())
     second = switch_entries((stage.inputs / "factors" / "second_by_length.json").read_text())
     search = TargetSearch(
-        partial(load_model, str(stage.inputs / "checkpoints" / "finetune_second"), dtype=config.model.dtype),
+        partial(load_model, str(stage.inputs / "checkpoints" / "finetune_second"), **config.model.loading),
         TokenStore(stage.inputs / "tokens" / "search"),
         config=config.search,
         target=config.road.recover,
         original_length=base["original_length"],
         seed=config.seed,
         state_folder=stage.state,
-        load_tokenizer=partial(load_tokenizer, base["path"]),
+        load_tokenizer=partial(load_tokenizer, base["path"], **config.model.trust),
         name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="short-input factors",
     )

@@ -16,14 +16,14 @@ def search_second(stage: Stage) -> None:
     config = stage.config
     base = read_json(stage.inputs / "base.json")
     search = TargetSearch(
-        partial(load_model, str(stage.inputs / "checkpoints" / "finetune_second"), dtype=config.model.dtype),
+        partial(load_model, str(stage.inputs / "checkpoints" / "finetune_second"), **config.model.loading),
         TokenStore(stage.inputs / "tokens" / "search"),
         config=config.search,
         target=config.road.search_second,
         original_length=base["original_length"],
         seed=config.seed,
         state_folder=stage.state,
-        load_tokenizer=partial(load_tokenizer, base["path"]),
+        load_tokenizer=partial(load_tokenizer, base["path"], **config.model.trust),
         name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="second factors",
     )

@@ -101,6 +101,22 @@ class ModelConfig:
     original_length: int | None = None
     """Window in tokens; by default what the checkpoint says."""
     dtype: str = "float32"
+    trust_remote_code: bool = False
+    """Run the code that comes with a checkpoint whose architecture transformers does not have."""
+    keep_sliding_window: bool = False
+    """Leave attention to the last tokens only where the checkpoint has it; otherwise it is turned off, as the paper
+    does for Mistral."""
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Keyword arguments of `ropewalk.models.base.load_model`."""
+        names = ("dtype", "trust_remote_code", "keep_sliding_window")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def trust(self) -> dict[str, bool]:
+        """Those of `load_tokenizer` and `window_of`."""
+        return {"trust_remote_code": self.trust_remote_code}
 
 
 @dataclass

@@ -142,12 +142,12 @@ def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any])
         yield Reading("base", "seed", "gradient alone", seed, seed.target_length, documents)
 
 
-def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
-    """The base model, the fine-tuned one, and the control where one was trained."""
+def load_models(base: dict[str, Any], checkpoints: Path, **loading: Any) -> dict[str, Any]:
+    """The base model, the fine-tuned one, and the control where one was trained; ``loading`` is `load_model`'s."""
     paths = {"base": base["path"], "finetuned": str(checkpoints / "finetune_second")}
     if (checkpoints / "control" / "config.json").is_file():
         paths["control"] = str(checkpoints / "control")
-    return {name: load_model(path, dtype=dtype) for name, path in paths.items()}
+    return {name: load_model(path, **loading) for name, path in paths.items()}
 
 
 def metrics(rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The model to extend: a local transformers checkpoint or a hub id, weights as safetensors only."""
 
+import logging
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,10 +8,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ropewalk.files import file_hash
 from ropewalk.rope import rotary_shape
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def _check_path(path: str) -> None:
         raise FileNotFoundError(f"model.path {path} is not there; give a folder with a transformers checkpoint")
 
 
-def window_of(path: str) -> int:
+def window_of(path: str, *, trust_remote_code: bool = False) -> int:
     """Window in tokens that the checkpoint's config states, before any scaling it already has.
 
     Raises:
@@ -51,7 +60,7 @@ def window_of(path: str) -> int:
     """
     _check_path(path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path}: its config.json cannot be read: {_first_line(error)}") from None
     parameters = getattr(config, "rope_parameters", None) or {}
@@ -62,11 +71,21 @@ def window_of(path: str) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "contains custom code" in line:
+        return "its code comes with the checkpoint; read it, and set model.trust_remote_code=true if you trust it"
+    return line
 
 
-def load_model(path: str, *, dtype: str = "float32") -> PreTrainedModel:
+def load_model(
+    path: str, *, dtype: str = "float32", trust_remote_code: bool = False, keep_sliding_window: bool = False
+) -> PreTrainedModel:
     """A causal language model in evaluation mode.
+
+    Args:
+        trust_remote_code: run the model's code where it comes with the checkpoint.
+        keep_sliding_window: leave attention to the last tokens only, where the checkpoint has it. Otherwise it is
+            turned off, as LongRoPE does for Mistral: a model that never looks back further needs no extension.
 
     Raises:
         FileNotFoundError: no checkpoint there, or none with safetensors weights.
@@ -74,10 +93,18 @@ def load_model(path: str, *, dtype: str = "float32") -> PreTrainedModel:
     """
     _check_path(path)
     try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if not keep_sliding_window and (sliding := _turn_off_sliding_window(config)):
+            log.warning(
+                "%s attends to the last %d tokens only; this is turned off, and what it gives for longer inputs differs",
+                path,
+                sliding,
+            )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
+            config=config,
             dtype=getattr(torch, dtype),
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             use_safetensors=True,
             attn_implementation="sdpa",
             output_loading_info=True,
@@ -93,7 +120,20 @@ def load_model(path: str, *, dtype: str = "float32") -> PreTrainedModel:
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def _turn_off_sliding_window(config: Any) -> int | None:
+    """Let every layer attend to all tokens; returns the window in tokens that was turned off, if any."""
+    sliding: int | None = getattr(config, "sliding_window", None)
+    if sliding is None:
+        return None
+    config.sliding_window = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention"] * len(config.layer_types)
+    if hasattr(config, "use_sliding_window"):
+        config.use_sliding_window = False
+    return sliding
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
 
     Raises:
@@ -101,12 +141,23 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     _check_path(path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
             f"model.path {path} has no tokenizer that can be loaded ({_first_line(error)}); save one beside it"
         ) from None
     return tokenizer
+
+
+def check_same_model(model: PreTrainedModel, base: dict[str, Any], *, path: str) -> None:
+    """Raise ValueError unless the model loaded from ``path`` is of the architecture of the stage base's ``base``."""
+    found = describe(model, name="", path="", original_length=base["original_length"]).to_dict()
+    for key in ("parameters", "vocab_size", "rotary_dim", "base"):
+        if found[key] != base[key]:
+            raise ValueError(
+                f"{path} is a checkpoint of another architecture than {base['path']}: {key} {found[key]} where that "
+                f"has {base[key]}; run the earlier stages again"
+            )
 
 
 def describe(model: PreTrainedModel, *, name: str, path: str, original_length: int | None) -> BaseModel:
