@@ -1,6 +1,6 @@
 """Segments: training rows of one length, cut from single documents, in an order that depends on seed and step only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ class Segments(IterableDataset[torch.Tensor]):
         recall_share: expected share of rows that are recall documents.
         practice_steps: what `practice_row` says, for a model trained from nothing; 0 for no practice rows.
         first_step: the step to go on from.
+        subsets: those whose documents are read; all by default.
 
     Raises:
-        ValueError: no document is long enough.
+        ValueError: no document is long enough, or the store has no such subset.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Segments(IterableDataset[torch.Tensor]):
         recall_share: float = 0.0,
         practice_steps: int = 0,
         first_step: int = 0,
+        subsets: Sequence[str] = (),
     ) -> None:
         self.store, self.length, self.rows, self.steps, self.seed = store, length, rows, steps, seed
         self.tokenizer, self.recall_share, self.first_step = tokenizer, recall_share, first_step
         self.practice_steps = practice_steps
-        self._documents = store.long_documents(length - 2)
+        self._documents = store.of_subsets(store.long_documents(length - 2), subsets)
         if not len(self._documents):
             raise ValueError(
                 f"no document of {store.path} has {length - 2} tokens (the longest has {store.longest}); "

@@ -96,7 +96,7 @@ def load_model(
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if not keep_sliding_window and (sliding := _turn_off_sliding_window(config)):
             log.warning(
-                "%s attends to the last %d tokens only; this is turned off, and what it gives for longer inputs differs",
+                "%s attends to the last %d tokens only; this is turned off, so longer inputs give something else",
                 path,
                 sliding,
             )

@@ -9,9 +9,14 @@ from transformers import PreTrainedModel
 _CHUNK = LinearCrossEntropyOptions(batch_chunk_size=1024, chunking_method=None)
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """(rows, length, hidden) output of the model's body, before the output matrix."""
-    states: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, *, position_ids: Tensor | None = None) -> Tensor:
+    """(rows, length, hidden) output of the model's body, before the output matrix.
+
+    Args:
+        position_ids: (rows, length); where they start again at 0, a document begins that attention does not leave.
+    """
+    more = {} if position_ids is None else {"position_ids": position_ids}
+    states: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **more).last_hidden_state
     return states
 
 
@@ -35,9 +40,25 @@ def mean_loss(model: PreTrainedModel, rows: Tensor, *, ignore: int = -100) -> Te
 
     The last place holds EOS where a segment was cut; it cannot be foretold and is left out.
     """
+    return mean_loss_of(model, hidden_states(model, rows), targets_of(rows, ignore=ignore))
+
+
+def targets_of(rows: Tensor, *, ignore: int = -100) -> Tensor:
+    """(rows, length - 1): what `mean_loss` foretells, -100 where nothing is."""
     targets = rows[:, 1:].clone()
     targets[:, -1] = torch.where(targets[:, -1] == ignore, -100, targets[:, -1])
-    return _losses(model, hidden_states(model, rows)[:, :-1], targets, "mean")
+    return targets
+
+
+def mean_loss_of(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss in nats of ``targets`` (rows, length - 1) but those of -100, from `hidden_states`'s output."""
+    return _losses(model, states[:, :-1], targets, "mean")
+
+
+@torch.no_grad()
+def target_losses(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+    """Loss in nats of each of ``targets``, 0 where it is -100: (rows, length - 1), without gradient."""
+    return _losses(model, states[:, :-1], targets, "none").view(targets.shape)
 
 
 def _losses(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction: str) -> Tensor:
