@@ -32,7 +32,8 @@ def search_first(stage: Stage) -> None:
     factors, plot = stage.output / "factors" / "first.json", stage.output / "plots" / "search_first.csv"
 
     def write() -> None:
-        write_text(factors, factors_json(found.best, origin))
+        shorter = [results[length].best for length in sorted(results)[:-1]]
+        write_text(factors, factors_json(found.best, origin, shorter=shorter))
         write_text(stage.output / "factors" / "first_seed.json", factors_json(found.seed or found.best, origin))
         write_table(plot, table(results))
         stage.write_metrics(search_metrics(results))

@@ -49,6 +49,11 @@ class Road:
         return self.shape.original_length
 
     @property
+    def trained(self) -> RopeScaling:
+        """What the fine-tuned model was trained under: ``first``, unless that was learned further."""
+        return scaling_for_length(self.switch, self.first.target_length)
+
+    @property
     def plain(self) -> RopeScaling:
         return RopeScaling((1.0,) * len(self.first.factors), self.window, self.first.target_length, method="none")
 
@@ -78,7 +83,7 @@ class Road:
                     for variant in variants(method, self.shape, length=length, target=max(length, target)):
                         yield Reading("base", method, variant.label, variant.scaling, length, documents)
                 goal = max(self.switch[-1][0], length) if length > target else target
-                for variant in variants_on(method, self.shape, self.first, length=length, target=goal):
+                for variant in variants_on(method, self.shape, self.trained, length=length, target=goal):
                     yield Reading("finetuned", method, variant.label, variant.scaling, length, documents)
             if "longrope" in self.methods:
                 if on_base and length <= target:
@@ -87,7 +92,7 @@ class Road:
                 yield Reading("finetuned", "ours", f"for up to {self._up_to(length)}", scaling, length, documents)
         if long is not None and "longrope" in self.methods:
             # The same documents as at the longer lengths, for their ratio.
-            yield Reading("finetuned", "ours", f"for up to {target}", self.first, target, long)
+            yield Reading("finetuned", "ours", f"for up to {target}", self.trained, target, long)
 
     def _up_to(self, length: int) -> int:
         return next((up_to for up_to, _ in self.switch if length <= up_to), self.switch[-1][0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,8 @@ def _rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig) -> int:
 
 
 def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:
-    """Rows of the original window for as many tokens as both long steps read, at the same rate."""
-    tokens = sum(part.rows * part.length * part.steps for part in (config.first, config.second))
+    """Rows of the original window for as many tokens as all long steps read, at the last one's rate."""
+    tokens = sum(part.rows * part.length * part.steps for part in config.schedule.values())
     rows = max(1, config.second.rows * config.second.length // window)
     return FinetuneStepConfig(
         length=window,
@@ -142,14 +143,52 @@ def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:
         learning_rate=config.second.learning_rate,
         decay=config.second.decay,
         warmup_steps=config.second.warmup_steps,
+        subsets=config.second.subsets,
     )
 
 
-def save_checkpoint(model: Any, tokenizer: Any, scaling: RopeScaling | None, folder: Path) -> None:
-    """Weights as safetensors with a plain RoPE config, the tokenizer and the scaling; whole or not at all."""
+def train_control(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    store: TokenStore,
+    config: FinetuneConfig,
+    *,
+    window: int,
+    seed: int,
+    state_folder: Path,
+) -> list[dict[str, float]]:
+    """Train the base ``model`` on `control_step` under plain RoPE; a row per optimizer step."""
+    step = control_step(config, window=window)
+    label = f"control at {step.length:,}"
+    return finetune(
+        model,
+        tokenizer,
+        store,
+        step,
+        # Its rows are not those of the schedule, so what divides theirs need not divide them.
+        replace(config, rows_at_once=None),
+        scaling=None,
+        seed=seed,
+        state_folder=state_folder,
+        label=label,
+    )
+
+
+def save_checkpoint(
+    model: Any, tokenizer: Any, scaling: RopeScaling | None, folder: Path, *, mixed: bool = False
+) -> None:
+    """Weights as safetensors with a plain RoPE config, the tokenizer and the scaling; whole or not at all.
+
+    Args:
+        mixed: say beside it that inputs of the original window were read under the original RoPE.
+    """
     with writing(folder) as aside:
         aside.mkdir()
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         if scaling is not None:
             (aside / "scaling.json").write_text(scaling.to_json())
+            if mixed:
+                length = scaling.original_length
+                short = RopeScaling((1.0,) * len(scaling.factors), length, length, method="none")
+                (aside / "short_scaling.json").write_text(short.to_json())

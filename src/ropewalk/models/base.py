@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ropewalk.files import file_hash
-from ropewalk.rope import rotary_shape
+from ropewalk.rope import RopeScaling, rotary_shape
 
 log = logging.getLogger(__name__)
 
@@ -173,3 +173,13 @@ def describe(model: PreTrainedModel, *, name: str, path: str, original_length: i
         parameters=model.num_parameters(),
         vocab_size=model.config.vocab_size,
     )
+
+
+def trained_under(checkpoint: Path, *, short: bool = False) -> RopeScaling | None:
+    """What a checkpoint of fine-tuning was trained under, if it says so.
+
+    Args:
+        short: the same for inputs of the original window, which only a training with mixed windows has.
+    """
+    path = checkpoint / ("short_scaling.json" if short else "scaling.json")
+    return RopeScaling.from_json(path.read_text()) if path.is_file() else None
