@@ -7,7 +7,7 @@ from ropewalk.stage import Stage, run
 
 def base(stage: Stage) -> None:
     config = stage.config.model
-    model = load_model(config.path, dtype=config.dtype)
+    model = load_model(config.path, **config.loading)
     about = describe(
         model, name=config.name, path=config.path, original_length=config.original_length, start=config.start
     )

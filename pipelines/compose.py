@@ -21,7 +21,7 @@ def composed() -> Config:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = checked(compose("config", [*overrides, "output=results", "work=work"]))
     model = config.model
-    window = window_before(model.path, start=model.start, original_length=model.original_length)
+    window = window_before(model.path, start=model.start, original_length=model.original_length, **model.trust)
     check_window(config, window)
     check_measured(config, window)
     config.corpus.fingerprint = fingerprint(config.corpus)

@@ -16,10 +16,10 @@ from ropewalk.stage import Stage, run
 def evaluate(stage: Stage) -> None:
     config, base = stage.config, read_json(stage.inputs / "base.json")
     own, checkpoints = config.evaluate, stage.inputs / "checkpoints"
-    models = load_models(base, checkpoints, dtype=config.model.dtype)
+    models = load_models(base, checkpoints, **config.model.loading)
     cache = model_cache(own.cache, model_paths(base, checkpoints), models)
     road = Road.read(stage.inputs / "factors", base, own, methods=tuple(config.rope.methods))
-    store, tokenizer = TokenStore(stage.inputs / "tokens" / "test"), load_tokenizer(base["path"])
+    store, tokenizer = TokenStore(stage.inputs / "tokens" / "test"), load_tokenizer(base["path"], **config.model.trust)
     readings = list(with_seed(road, store, stage.inputs / "factors" / "first_seed.json", models))
     found = measured(models, readings, cache=cache, chunk=own.chunk_tokens)
     rows = [one.row for one in found]

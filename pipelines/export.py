@@ -21,7 +21,7 @@ def export(stage: Stage) -> None:
     base["license"] = config.export.license or license_of(base["path"])
     road = Road.read(stage.inputs / "factors", base, config.evaluate, methods=())
     tuned = stage.inputs / "checkpoints" / "finetune_second"
-    model, tokenizer = load_model(str(tuned), dtype=config.model.dtype), load_tokenizer(str(tuned))
+    model, tokenizer = load_model(str(tuned), **config.model.loading), load_tokenizer(str(tuned), **config.model.trust)
     short, long = road.document_sets(TokenStore(stage.inputs / "tokens" / "test"))
     target = road.first.target_length
     readings = cost_readings(road.switch, config.evaluate.lengths, target=target, short=short, long=long)

@@ -4,46 +4,63 @@ from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table
 from ropewalk.finetune.history import training_metrics
-from ropewalk.finetune.train import control_step, finetune, save_checkpoint
-from ropewalk.models.base import load_model, load_tokenizer, own_scaling, own_window
-from ropewalk.rope import RopeScaling
+from ropewalk.finetune.schedule import searched_scalings, shape_of, train_schedule
+from ropewalk.finetune.train import save_checkpoint, train_control
+from ropewalk.models.base import (
+    check_same_model,
+    load_model,
+    load_tokenizer,
+    own_scaling,
+    own_window,
+    trained_under,
+)
 from ropewalk.stage import Stage, run
 
 
 def finetune_second(stage: Stage) -> None:
-    config = stage.config
+    config, store = stage.config, TokenStore(stage.inputs / "tokens" / "train")
     base = read_json(stage.inputs / "base.json")
-    scaling = RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text())
-    tokenizer = load_tokenizer(base["path"])
-    control = control_step(config.finetune, window=own_window(base))
-    start = str(stage.inputs / "checkpoints" / "finetune_first")
-    parts = [
-        ("finetune_second", start, config.finetune.second, scaling),
-        ("control", base["path"], control, own_scaling(base)),
-    ]
-    metrics = {}
-    for name, path, step, own in parts:
-        if name == "control" and not config.finetune.control:
-            # An empty result, since DVC wants every out of a stage.
-            (stage.output / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
-            write_table(stage.output / "plots" / f"{name}.csv", [])
-            continue
-        model = load_model(path, dtype=config.model.dtype)
-        rows = finetune(
+    checkpoints, plots = stage.output / "checkpoints", stage.output / "plots"
+    tokenizer = load_tokenizer(base["path"], **config.model.trust)
+    start = stage.inputs / "checkpoints" / "finetune_first"
+    model = load_model(str(start), **config.model.loading)
+    check_same_model(model, base, path=str(start))
+    rows, scaling = train_schedule(
+        model,
+        tokenizer,
+        store,
+        config.finetune,
+        stage="second",
+        searched=searched_scalings((stage.inputs / "factors" / "first.json").read_text()),
+        shape=shape_of(base),
+        seed=config.seed + 1,
+        state_folder=stage.state / "finetune_second",
+        logger=tracking.lightning_logger(),
+        start=trained_under(start),
+    )
+    mixed = config.finetune.short_share > 0
+    save_checkpoint(model, tokenizer, scaling, checkpoints / "finetune_second", mixed=mixed)
+    write_table(plots / "finetune_second.csv", rows)
+    metrics = {"finetune_second": training_metrics(rows)}
+    # An empty result without a control, since DVC wants every out of a stage.
+    (checkpoints / "control").mkdir(parents=True, exist_ok=True)
+    rows = []
+    if config.finetune.control:
+        model = load_model(base["path"], **config.model.loading)
+        own = own_scaling(base)
+        rows = train_control(
             model,
             tokenizer,
-            TokenStore(stage.inputs / "tokens" / "train"),
-            step,
+            store,
             config.finetune,
             scaling=own,
+            window=own_window(base),
             seed=config.seed + 1,
-            state_folder=stage.state / name,
-            label=f"{'control' if name == 'control' else 'fine-tuning'} at {step.length:,}",
-            logger=tracking.lightning_logger() if name != "control" else None,
+            state_folder=stage.state / "control",
         )
-        save_checkpoint(model, tokenizer, own, stage.output / "checkpoints" / name)
-        write_table(stage.output / "plots" / f"{name}.csv", rows)
-        metrics[name] = training_metrics(rows)
+        save_checkpoint(model, tokenizer, own, checkpoints / "control")
+        metrics["control"] = training_metrics(rows)
+    write_table(plots / "control.csv", rows)
     stage.write_metrics(metrics)
 
 

@@ -21,7 +21,7 @@ def prepare(stage: Stage) -> None:
             find_shards(config, folder=stage.state, downloads=downloads),
             evaluation=evaluation_shards(config),
             config=config,
-            tokenizer=load_tokenizer(stage.config.model.path),
+            tokenizer=load_tokenizer(stage.config.model.path, **stage.config.model.trust),
             state=stage.state,
             folder=folder,
         )

@@ -15,14 +15,14 @@ def search_first(stage: Stage) -> None:
     config = stage.config
     base = read_json(stage.inputs / "base.json")
     search = TargetSearch(
-        partial(load_model, base["path"], dtype=config.model.dtype),
+        partial(load_model, base["path"], **config.model.loading),
         TokenStore(stage.inputs / "tokens" / "search"),
         config=config.search,
         target=config.road.search_first,
         original_length=base["original_length"],
         seed=config.seed,
         state_folder=stage.state,
-        load_tokenizer=partial(load_tokenizer, base["path"]),
+        load_tokenizer=partial(load_tokenizer, base["path"], **config.model.trust),
         name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="factors",
     )
@@ -32,7 +32,8 @@ def search_first(stage: Stage) -> None:
     factors, plot = stage.output / "factors" / "first.json", stage.output / "plots" / "search_first.csv"
 
     def write() -> None:
-        write_text(factors, factors_json(found.best, origin))
+        shorter = [results[length].best for length in sorted(results)[:-1]]
+        write_text(factors, factors_json(found.best, origin, shorter=shorter))
         write_text(stage.output / "factors" / "first_seed.json", factors_json(found.seed or found.best, origin))
         write_table(plot, table(results))
         stage.write_metrics(search_metrics(results))

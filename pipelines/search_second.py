@@ -5,7 +5,7 @@ from functools import partial
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
-from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.models.base import load_model, load_tokenizer, trained_under
 from ropewalk.rope import RopeScaling
 from ropewalk.search.factors import factors_json, provenance, switch_json
 from ropewalk.search.targets import TargetSearch, search_metrics, table
@@ -14,20 +14,21 @@ from ropewalk.stage import Stage, run
 
 def search_second(stage: Stage) -> None:
     config = stage.config
-    base = read_json(stage.inputs / "base.json")
+    base, tuned = read_json(stage.inputs / "base.json"), stage.inputs / "checkpoints" / "finetune_second"
     search = TargetSearch(
-        partial(load_model, str(stage.inputs / "checkpoints" / "finetune_second"), dtype=config.model.dtype),
+        partial(load_model, str(tuned), **config.model.loading),
         TokenStore(stage.inputs / "tokens" / "search"),
         config=config.search,
         target=config.road.search_second,
         original_length=base["original_length"],
         seed=config.seed,
         state_folder=stage.state,
-        load_tokenizer=partial(load_tokenizer, base["path"]),
+        load_tokenizer=partial(load_tokenizer, base["path"], **config.model.trust),
         name=f"{stage.name} {config.search.study_name or stage.state.name}",
         label="second factors",
     )
-    results = search.second(RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text()))
+    searched = RopeScaling.from_json((stage.inputs / "factors" / "first.json").read_text())
+    results = search.second(trained_under(tuned) or searched)
     origin = partial(provenance, search=config.search.name, commit=tracking.commit_of())
     by_length = [(length, result.best, origin(result)) for length, result in results.items()]
     factors, plot = stage.output / "factors" / "second_by_length.json", stage.output / "plots" / "search_second.csv"

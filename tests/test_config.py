@@ -56,7 +56,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["search=quick"],
         ["search has no choice quick", "cmaes, demo, evolution, fast, gradient, hybrid, longrope2, paper, random, tpe"],
     ),
-    "unknown experiment": (["experiment=big"], ["experiment has no choice big", "full, smoke"]),
+    "unknown experiment": (
+        ["experiment=big"],
+        ["experiment has no choice big", "demo, full, llama2_7b_2048k, llama3_8b_128k"],
+    ),
     "wrong type": (["search.trials=many"], ["search.trials", "many", "Integer"]),
     "part of a number": (["search.trials=1.5"], ["search.trials", "1.5", "Integer"]),
     "wrong type in a list": (["evaluate.lengths=[a]"], ["evaluate.lengths[0]", "Integer"]),
@@ -128,6 +131,33 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "unknown decay": (["finetune.first.decay=cubic"], ["finetune.first.decay", "linear, constant", "cubic"]),
     "unknown precision": (["finetune.precision=fp8"], ["finetune.precision", "bf16-mixed", "fp8"]),
     "training that shortens": (["finetune.first.length=4096"], ["finetune.first.length", "4096, 2048"]),
+    "a step that shortens": (
+        ["finetune.before_second=[{length: 512, steps: 1, rows: 1, learning_rate: 1}]"],
+        ["finetune.first.length", "finetune.before_second[0].length", "1024, 512", "must not shrink"],
+    ),
+    "a batch that does not divide": (
+        ["finetune.rows_at_once=3"],
+        ["finetune.rows_at_once must divide finetune.first.rows 8", "found 3"],
+    ),
+    "factors of no search": (
+        ["finetune.first.scaling_length=512"],
+        ["finetune.first.scaling_length", "among road.search_first.lengths [2048]", "512"],
+    ),
+    "an unknown scaling": (["finetune.first.scaling=abc"], ["finetune.first.scaling", "searched, none, pi", "abc"]),
+    "a training for another length": (
+        ["finetune.second={scaling: pi, scaling_length: 512}"],
+        ["finetune.second.scaling_length must be road.first_target 2048"],
+    ),
+    "unknown optimizer": (["finetune.optimizer=sgd"], ["finetune.optimizer", "adamw_8bit", "sgd"]),
+    "float16 and a fused optimizer": (
+        ["finetune.optimizer=adamw_fused", "finetune.precision=16-mixed"],
+        ["adamw_fused does not go with finetune.precision=16-mixed"],
+    ),
+    "unknown activations": (["finetune.activations=drop"], ["finetune.activations", "keep, recompute, offload"]),
+    "windows that do not fit": (
+        ["finetune.short_share=0.5", "finetune.first.length=1000", "model.original_length=256"],
+        ["finetune.first.length must be a multiple", "256", "found 1000"],
+    ),
     "training beyond the target": (["finetune.second.length=4096"], ["finetune.second.length", "road.first_target"]),
     "base model at other lengths": (
         ["evaluate.base_lengths=[256,2048,4096]"],
@@ -263,8 +293,10 @@ def test_every_choice_of_every_group_composes(choice: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name: str) -> None:
     config = composed(f"experiment={name}")
-    check_window(config, 256)
-    check_measured(config, 256)
+    # Recipes for the walker leave its window to its checkpoint.
+    window = config.model.original_length or 256
+    check_window(config, window)
+    check_measured(config, window)
 
 
 def test_a_resolved_configuration_reads_back_as_the_same(scratch: Path) -> None:

@@ -103,6 +103,22 @@ class ModelConfig:
     start: str = "checkpoint"
     """checkpoint: from the scaling that it came with, and the window that this reaches; plain: from plain RoPE."""
     dtype: str = "float32"
+    trust_remote_code: bool = False
+    """Run the code that comes with a checkpoint whose architecture transformers does not have."""
+    keep_sliding_window: bool = False
+    """Leave attention to the last tokens only where the checkpoint has it; otherwise it is turned off, as the paper
+    does for Mistral."""
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Keyword arguments of `ropewalk.models.base.load_model`."""
+        names = ("dtype", "trust_remote_code", "keep_sliding_window")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def trust(self) -> dict[str, bool]:
+        """Those of `load_tokenizer` and `window_of`."""
+        return {"trust_remote_code": self.trust_remote_code}
 
 
 @dataclass
@@ -229,6 +245,31 @@ class FinetuneStepConfig:
     decay: str = "linear"
     """linear (to zero) or constant."""
     warmup_steps: int = 20
+    subsets: list[str] = field(default_factory=list)
+    """Subsets of the corpus whose documents are read; all by default."""
+    scaling: str = "searched"
+    """What the model is trained under: searched (by search_first), a published method (none, pi, ntk, yarn), or the
+    path of a RopeScaling in JSON."""
+    scaling_length: int | None = None
+    """Length that the scaling is for, one of road.search_first.lengths; road.first_target by default."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters, merged into the weights when the training is done; needs the extra lora."""
+
+    rank: int = 0
+    """Of the adapters; 0 trains the weights themselves."""
+    alpha: float = 16.0
+    """Adapters count alpha / rank."""
+    dropout: float = 0.0
+    """On the adapters' inputs."""
+    targets: list[str] = field(default_factory=list)
+    """Names of the linear layers that get adapters; all but the output matrix by default."""
+    embeddings: bool = False
+    """Also train the input embeddings ..."""
+    norms: bool = False
+    """... and the norms, as LongLoRA does: long contexts need both."""
 
 
 @dataclass
@@ -252,6 +293,45 @@ class FinetuneConfig:
     checkpoint_every: int = 20
     control: bool = True
     """Also train a control on the same number of tokens in the original window."""
+    before_first: list[FinetuneStepConfig] = field(default_factory=list)
+    """Steps of the schedule before first, in its stage, each starting from the last one's weights ..."""
+    before_second: list[FinetuneStepConfig] = field(default_factory=list)
+    """... and those between first and second, in the stage of second."""
+    short_share: float = 0.0
+    """Share of rows that are documents no longer than the original window, packed together and read under the original
+    RoPE with attention kept inside each (LongRoPE2's mixed windows)."""
+    learn_factors: bool = False
+    """Train lambda and t with the weights ..."""
+    factors_learning_rate: float = 0.002
+    """... at this rate, of log lambda and log t."""
+    activations: str = "keep"
+    """What the backward pass needs of each layer: keep it, recompute it, or recompute it from inputs that lie in the
+    processor's memory meanwhile (offload)."""
+    optimizer: str = "adamw"
+    """adamw, adamw_fused, or adamw_8bit (bitsandbytes' states of 8 bits; needs the extra low-memory)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters in place of the weights."""
+    compile: bool = False
+    """Compile the model's body with torch.compile, which takes minutes at first."""
+    bad_steps: int = 0
+    """Steps in a row whose loss or gradient is no number that are left out; one more ends the training."""
+    positions_every: int = 10
+    """Steps between two readings of the loss by position; 0 for none."""
+    peak_tflops: float | None = None
+    """Of one device, which utilisation is a share of; by default what is known of the GPU, measured on a CPU."""
+
+    def steps_of(self, stage: str) -> dict[str, FinetuneStepConfig]:
+        """The schedule of the stage first or second, in order, by key."""
+        before = getattr(self, f"before_{stage}")
+        return {
+            **{f"finetune.before_{stage}[{place}]": step for place, step in enumerate(before)},
+            f"finetune.{stage}": getattr(self, stage),
+        }
+
+    @property
+    def schedule(self) -> dict[str, FinetuneStepConfig]:
+        """Every step of both stages, in order, by key."""
+        return {**self.steps_of("first"), **self.steps_of("second")}
 
 
 @dataclass

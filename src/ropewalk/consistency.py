@@ -22,16 +22,16 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.start": ("checkpoint", "plain"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "search.sampler": SAMPLERS,
-    "finetune.first.decay": ("linear", "constant"),
-    "finetune.second.decay": ("linear", "constant"),
     "finetune.precision": _PRECISIONS,
+    "finetune.activations": ("keep", "recompute", "offload"),
+    "finetune.optimizer": ("adamw", "adamw_fused", "adamw_8bit"),
     "walker.precision": _PRECISIONS,
     "export.short_factor": ("same", "recovered"),
     "export.gguf": ("float16", "float32"),
 }
 _NOT_NEGATIVE = (
     "seed search.trials search.gradient_steps search.fitness.needles search.race.blocks search.least_gain "
-    "search.storage_timeout finetune.first.warmup_steps finetune.second.warmup_steps "
+    "search.storage_timeout finetune.bad_steps finetune.positions_every finetune.lora.rank "
     "finetune.weight_decay finetune.answer_weight walker.weight_decay corpus.least_tokens"
 ).split()
 _AT_LEAST_ONE = (
@@ -39,20 +39,19 @@ _AT_LEAST_ONE = (
     "corpus.mixture_tokens model.original_length search.gradient_rows search.initial "
     "search.children search.parents search.documents search.batch_tokens search.knots search.budget_tokens "
     "search.patience search.workers search.heartbeat_seconds search.upper_ratio road.search_first.documents "
-    "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
-    "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
+    "road.search_second.documents road.recover.documents finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
     "evaluate.passkey_depths evaluate.passkey_long_trials evaluate.stride evaluate.chunk_tokens "
     "evaluate.needle_depths evaluate.benchmarks.limit evaluate.retrieval.trials "
     "walker.rows show.original_length show.target_length"
 ).split()
 _POSITIVE = (
-    "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
+    "search.gradient_learning_rate finetune.factors_learning_rate finetune.lora.alpha finetune.peak_tflops "
     "finetune.gradient_clip show.base"
 ).split()
 _SHARES = (
     "corpus.largest_rejected_share corpus.near_duplicates search.mutation_probability finetune.recall_share "
-    "walker.recall_share"
+    "finetune.short_share finetune.lora.dropout walker.recall_share"
 ).split()
 
 
@@ -90,6 +89,12 @@ def check_window(config: "Config", window: int) -> None:
         config.road.first_target > window,
         f"road.first_target must be above the model's window, found {config.road.first_target} and {window} tokens",
     )
+    for key, step in config.finetune.schedule.items():
+        _require(
+            config.finetune.short_share == 0 or step.length % window == 0,
+            f"{key}.length must be a multiple of the model's window {window} where finetune.short_share is not 0, "
+            f"found {step.length}",
+        )
 
 
 def check_measured(config: "Config", window: int) -> None:
@@ -246,11 +251,52 @@ def _check_search(config: "Config") -> None:
 
 
 def _check_finetune(config: "Config") -> None:
-    first, second, target = config.finetune.first.length, config.finetune.second.length, config.road.first_target
+    finetune, target = config.finetune, config.road.first_target
+    schedule = finetune.schedule
+    for key, step in schedule.items():
+        for name in ("length", "steps", "rows"):
+            # A schedule may have nothing to do in its second stage: the first one's model goes on as it is.
+            least = 0 if (key, name) == ("finetune.second", "steps") else 1
+            value = getattr(step, name)
+            _require(value >= least, f"{key}.{name} must be at least {least}, found {value}")
+        _require(step.warmup_steps >= 0, f"{key}.warmup_steps must not be negative, found {step.warmup_steps}")
+        _require(step.learning_rate > 0, f"{key}.learning_rate must be above 0, found {step.learning_rate}")
+        decays = ("linear", "constant")
+        _require(step.decay in decays, f"{key}.decay must be one of {', '.join(decays)}, found {step.decay}")
+        _require(
+            step.scaling in ("searched", "none", "pi", "ntk", "yarn") or step.scaling.endswith(".json"),
+            f"{key}.scaling must be searched, none, pi, ntk, yarn or the path of a .json, found {step.scaling}",
+        )
+        searched = config.road.search_first.lengths
+        _require(
+            step.scaling_length is None or step.scaling != "searched" or step.scaling_length in searched,
+            f"{key}.scaling_length must be among road.search_first.lengths {searched}, found {step.scaling_length}",
+        )
+        at_once = finetune.rows_at_once
+        _require(
+            at_once is None or at_once >= step.rows or step.rows % at_once == 0,
+            f"finetune.rows_at_once must divide {key}.rows {step.rows}, found {at_once}",
+        )
     _require(
-        first <= second <= target,
-        "finetune.first.length must not be above finetune.second.length, nor that above road.first_target, "
-        f"found {first}, {second} and {target}",
+        finetune.second.scaling_length in (None, target),
+        f"finetune.second.scaling_length must be road.first_target {target}, which the later stages take its result "
+        f"for, found {finetune.second.scaling_length}",
+    )
+    for (key, step), (later, following) in pairwise(schedule.items()):
+        _require(
+            step.length <= following.length,
+            f"{key}.length must not be above {later}.length, found {step.length}, {following.length}; "
+            "a schedule must not shrink",
+        )
+    longest = finetune.second.length
+    _require(
+        longest <= target,
+        f"finetune.second.length must not be above road.first_target, found {longest} and {target}",
+    )
+    _require(
+        finetune.optimizer != "adamw_fused" or finetune.precision not in ("16-mixed", "16-true"),
+        f"finetune.optimizer=adamw_fused does not go with finetune.precision={finetune.precision}, whose gradients are "
+        "clipped after scaling; take adamw or bf16-mixed",
     )
 
 

@@ -1,6 +1,6 @@
 """Segments: training rows of one length, cut from single documents, in an order that depends on seed and step only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +33,10 @@ class Segments(IterableDataset[Rows]):
         first_step: the step to go on from.
         across_documents: whether a segment may go on in the documents that follow in the store, with EOS and BOS
             between them; documents of every length are used then, and each token is as likely.
+        subsets: those whose documents are read; all by default.
 
     Raises:
-        ValueError: no document is long enough.
+        ValueError: no document is long enough, or the store has no such subset.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Segments(IterableDataset[Rows]):
         practice_steps: int = 0,
         first_step: int = 0,
         across_documents: bool = False,
+        subsets: Sequence[str] = (),
     ) -> None:
         self.store, self.length, self.rows, self.steps, self.seed = store, length, rows, steps, seed
         self.tokenizer, self.recall_share, self.first_step = tokenizer, recall_share, first_step
@@ -64,7 +66,7 @@ class Segments(IterableDataset[Rows]):
                     "or add documents"
                 )
             return
-        self._documents = store.long_documents(length - 2)
+        self._documents = store.of_subsets(store.long_documents(length - 2), subsets)
         if not len(self._documents):
             raise ValueError(
                 f"no document of {store.path} has {length - 2} tokens (the longest has {store.longest}); "

@@ -10,7 +10,7 @@ import hashlib
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,20 @@ class TokenStore:
         """Indices, in store order, of the documents of at least ``tokens`` tokens."""
         count = bisect_right(self._by_length, -tokens, key=lambda index: -self.length(int(index)))
         return np.sort(self._by_length[:count])
+
+    def of_subsets(self, documents: np.ndarray, subsets: Sequence[str]) -> np.ndarray:
+        """Those of ``documents`` (indices) that are of one of ``subsets``; all where none is named.
+
+        Raises:
+            ValueError: the store has no such subset.
+        """
+        if not subsets:
+            return documents
+        known = self.subsets
+        if unknown := sorted(set(subsets) - set(known)):
+            raise ValueError(f"{self.path} has no subset {', '.join(unknown)}; it has {', '.join(sorted(set(known)))}")
+        wanted = set(subsets)
+        return np.array([index for index in documents if known[index] in wanted], dtype=np.int64)
 
     def lengths_of(self, documents: np.ndarray) -> np.ndarray:
         """Lengths in tokens of the documents of these indices."""

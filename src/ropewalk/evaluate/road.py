@@ -61,6 +61,11 @@ class Road:
         return self.own.target_length if self.own else self.shape.original_length
 
     @property
+    def trained(self) -> RopeScaling:
+        """What the fine-tuned model was trained under: ``first``, unless that was learned further."""
+        return scaling_for_length(self.switch, self.first.target_length)
+
+    @property
     def plain(self) -> RopeScaling:
         """What the base model came with: plain RoPE, or its own scaling."""
         if self.own:
@@ -93,7 +98,7 @@ class Road:
                     for variant in self._on_base(method, length=length, target=max(length, target)):
                         yield Reading("base", method, variant.label, variant.scaling, length, documents)
                 goal = max(self.switch[-1][0], length) if length > target else target
-                for variant in variants_on(method, self.shape, self.first, length=length, target=goal):
+                for variant in variants_on(method, self.shape, self.trained, length=length, target=goal):
                     yield Reading("finetuned", method, variant.label, variant.scaling, length, documents)
                 if method in TRAINED:
                     for variant in variants_trained(method, self.shape, length=length, target=target):
@@ -105,7 +110,7 @@ class Road:
                 yield Reading("finetuned", "ours", f"for up to {self._up_to(length)}", scaling, length, documents)
         if long is not None and "longrope" in self.methods:
             # The same documents as at the longer lengths, for their ratio.
-            yield Reading("finetuned", "ours", f"for up to {target}", self.first, target, long)
+            yield Reading("finetuned", "ours", f"for up to {target}", self.trained, target, long)
 
     def _on_base(self, method: str, *, length: int, target: int) -> list[Variant]:
         if self.own is None:
@@ -256,9 +261,9 @@ def weights_of(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
     return found
 
 
-def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
-    """The models of `model_paths`."""
-    return {name: load_model(path, dtype=dtype) for name, path in model_paths(base, checkpoints).items()}
+def load_models(base: dict[str, Any], checkpoints: Path, **loading: Any) -> dict[str, Any]:
+    """The models of `model_paths`; ``loading`` is `load_model`'s."""
+    return {name: load_model(path, **loading) for name, path in model_paths(base, checkpoints).items()}
 
 
 def metrics(

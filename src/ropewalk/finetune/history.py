@@ -1,5 +1,6 @@
-"""What a training run leaves to look at: loss, learning rate, speed and memory of every step, kept across resumes."""
+"""What a training run leaves to look at: a row of loss, rate, speed and memory per step, kept across resumes."""
 
+import math
 import resource
 import statistics
 import time
@@ -18,10 +19,29 @@ def peak_mib() -> float:
 
 
 class History(L.Callback):
-    """A row per optimizer step, saved inside the checkpoint."""
+    """A row per optimizer step, saved inside the checkpoint.
 
-    def __init__(self, tokens_per_step: int) -> None:
+    Args:
+        rows_per_step: samples in a step.
+        flops_per_token: what a token must cost (`ropewalk.finetune.utilisation`) ...
+        peak_flops: ... and what all devices together could do in a second; 0 for rows without utilisation.
+        first_step: steps of the schedule before this one, for the numbers in its rows and in MLflow.
+        first_sample: and their samples.
+    """
+
+    def __init__(
+        self,
+        tokens_per_step: int,
+        *,
+        rows_per_step: int = 0,
+        flops_per_token: float = 0.0,
+        peak_flops: float = 0.0,
+        first_step: int = 0,
+        first_sample: int = 0,
+    ) -> None:
         self.rows: list[dict[str, float]] = []
+        self._rows_per_step, self._first_step, self._first_sample = rows_per_step, first_step, first_sample
+        self._utilisation_per_speed = flops_per_token / peak_flops if peak_flops else None
         self._tokens, self._losses, self._rate = tokens_per_step, list[float](), 0.0
         self._start = time.perf_counter()
 
@@ -46,31 +66,53 @@ class History(L.Callback):
         if trainer.global_step == len(self.rows):
             return
         now = time.perf_counter()
+        speed = self._tokens / (now - self._start)
         row = {
-            "step": trainer.global_step,
+            "step": self._first_step + trainer.global_step,
             "loss": sum(self._losses) / len(self._losses),
             "learning_rate": self._rate,
-            "tokens_per_second": self._tokens / (now - self._start),
+            "tokens_per_second": speed,
             "peak_mib": peak_mib(),
+            "gradient_norm": float(getattr(pl_module, "gradient_norm", math.nan)),
+            "samples": self._first_sample + trainer.global_step * self._rows_per_step,
         }
+        if self._utilisation_per_speed is not None:
+            row["utilisation"] = speed * self._utilisation_per_speed
+        by_position = getattr(pl_module, "loss_by_position", {})
+        row |= {name: total / count for name, (total, count) in by_position.items() if count}
+        by_position.clear()
         self._losses, self._start = [], now
         self.rows.append(row)
         for logger in trainer.loggers:
-            logger.log_metrics(row, step=trainer.global_step)
+            logger.log_metrics(row, step=int(row["step"]))
         if trainer.progress_bar_callback is not None:
             bar = getattr(trainer.progress_bar_callback, "train_progress_bar", None)
             if bar is not None:
-                bar.set_postfix(
-                    loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_second']:,.0f}", refresh=False
-                )
+                shown = {
+                    "loss": f"{row['loss']:.3f}",
+                    "tokens_per_s": f"{speed:,.0f}",
+                    "mfu": f"{row['utilisation']:.1%}" if "utilisation" in row else "",
+                    "norm": f"{row['gradient_norm']:.2f}",
+                    "lr": f"{self._rate:.1e}",
+                    "mib": f"{row['peak_mib']:,.0f}",
+                }
+                bar.set_postfix({name: text for name, text in shown.items() if text}, refresh=False)
 
 
 def training_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean loss of the last tenth of the steps, median speed, largest memory."""
-    last = rows[-max(1, len(rows) // 10) :]
-    return {
+    """Mean loss of the last tenth of the steps, median speed and utilisation, largest memory; {} of no steps."""
+    if not rows:
+        return {}
+    last = [row["loss"] for row in rows[-max(1, len(rows) // 10) :]]
+    found = {
         "steps": len(rows),
-        "final_loss": statistics.fmean(row["loss"] for row in last),
+        # Steps that gave no number were left out.
+        "final_loss": statistics.fmean([loss for loss in last if math.isfinite(loss)] or [math.nan]),
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows),
         "peak_mib": max(row["peak_mib"] for row in rows),
     }
+    if utilisations := [row["utilisation"] for row in rows if "utilisation" in row]:
+        found["utilisation"] = statistics.median(utilisations)
+    if by_position := next((row for row in reversed(rows) if "loss_to_1" in row), None):
+        found |= {name: value for name, value in by_position.items() if name.startswith("loss_to_")}
+    return found

@@ -1,5 +1,7 @@
 """The LightningModule: next-token loss of long rows under a model's current RopeScaling."""
 
+import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -7,39 +9,125 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ropewalk.config import FinetuneStepConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig
 from ropewalk.corpus.segments import Rows
-from ropewalk.models.loss import mean_loss
+from ropewalk.finetune.optimizer import make_optimizer, trained
+from ropewalk.finetune.windows import MixedRows, loss_by_position, read_long, read_mixed
+from ropewalk.rope import LearnedScaling, RotaryEmbedding, find_rotary
 
 
 class FinetuneModule(L.LightningModule):
-    """AdamW with warm-up, then linear decay or a constant rate (paper App. A)."""
+    """AdamW with warm-up, then linear decay or a constant rate (paper App. A).
+
+    Args:
+        options: how it is trained; the defaults of `FinetuneConfig` if left out.
+        learned: the scaling that is trained with the weights, if it is.
+        window: the original window, which packed rows are read in.
+    """
+
+    gradient_norm: float = math.nan
+    """Of the last step, before clipping."""
 
     def __init__(
-        self, model: PreTrainedModel, step: FinetuneStepConfig, *, weight_decay: float, answer_weight: float = 0.0
+        self,
+        model: PreTrainedModel,
+        step: FinetuneStepConfig,
+        *,
+        weight_decay: float,
+        options: FinetuneConfig | None = None,
+        learned: LearnedScaling | None = None,
+        window: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.step, self.weight_decay, self.answer_weight = model, step, weight_decay, answer_weight
+        self.model, self.step, self.weight_decay = model, step, weight_decay
+        self.options = options or FinetuneConfig(name="defaults")
+        self.learned, self.window = learned, window
+        self.loss_by_position: dict[str, tuple[float, int]] = {}
+        """Sums and counts of the step at hand, by bucket, in steps where they are read."""
+        self._bad: str | None = None
+        self._bad_in_a_row = 0
+        # Frozen weights lie in the model's own checkpoint.
+        self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
 
-    def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
-        # Every row ends with the store's EOS, which need not be the one that the model's config names.
-        loss = mean_loss(
-            self.model,
-            batch.ids,
-            ignore=int(batch.ids[0, -1]),
-            answers=batch.answers,
-            answer_weight=self.answer_weight,
-        )
+    def training_step(self, batch: Rows | MixedRows, batch_idx: int) -> Tensor:
+        if self.learned is not None:
+            rotary = find_rotary(self.model)[1]
+            assert isinstance(rotary, RotaryEmbedding)
+            self.learned.put_into(rotary)
+        with self._offloading(batch):
+            if isinstance(batch, MixedRows):
+                loss, reading = read_mixed(self.model, batch, window=self.window)
+            else:
+                reading = read_long(self.model, batch.ids, batch.answers if self.options.answer_weight else None)
+                loss = reading.loss
+            if reading is not None and reading.answer_loss is not None:
+                loss = loss + self.options.answer_weight * reading.answer_loss
         if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss of step {self.global_step} is {loss.item()}; lower finetune's learning_rate or use float32"
-            )
+            self._note_bad(f"the loss of step {self.global_step} is {loss.item()}")
+        elif reading is not None and self._reads_positions():
+            for name, (total, count) in loss_by_position(self.model, reading).items():
+                before = self.loss_by_position.get(name, (0.0, 0))
+                self.loss_by_position[name] = (before[0] + total, before[1] + count)
         return loss
 
+    def _reads_positions(self) -> bool:
+        every = self.options.positions_every
+        return every > 0 and self.global_step % every == 0
+
+    def _offloading(self, batch: Any) -> AbstractContextManager[Any]:
+        if self.options.activations != "offload":
+            return nullcontext()
+        tokens = batch.tokens if isinstance(batch, MixedRows) else batch.ids
+        return torch.autograd.graph.save_on_cpu(pin_memory=tokens.device.type == "cuda")
+
+    def _note_bad(self, what: str) -> None:
+        """Remember a step that must not change the weights; raises ValueError where one too many came in a row."""
+        self._bad = what
+        if self._bad_in_a_row >= self.options.bad_steps:
+            before = f"{self._bad_in_a_row + 1} steps in a row gave no number: " if self._bad_in_a_row else ""
+            raise ValueError(f"{before}{what}; lower finetune's learning_rate or use float32")
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        # A scaler for float16 finds infinities itself, and they are no fault.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if self._bad is None and not scaled and not math.isfinite(self.gradient_norm):
+            self._note_bad(f"the gradient of step {self.global_step} is {self.gradient_norm}")
+        if self._bad is None:
+            self._bad_in_a_row = 0
+            return
+        self._bad, self._bad_in_a_row = None, self._bad_in_a_row + 1
+        # Without a gradient the optimizer leaves a weight and its moments as they are.
+        for parameter in parameters:
+            parameter.grad = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.learned is not None:
+            self.learned.project()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        parameters = dict(self.named_parameters())
+        checkpoint["architecture"] = _architecture(self.model)
+        checkpoint["bad_in_a_row"] = self._bad_in_a_row
+        if not self.strict_loading:
+            state = checkpoint["state_dict"]
+            kept = {name: value for name, value in state.items() if _is_trained(parameters.get(name))}
+            checkpoint["state_dict"] = kept
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found, own = checkpoint.get("architecture"), _architecture(self.model)
+        if found is not None and found != own:
+            raise ValueError(f"the saved state is of {found}, but the model is {own}; remove the state to begin afresh")
+        self._bad_in_a_row = checkpoint.get("bad_in_a_row", 0)
+
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.step.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay
-        )
+        groups = [{"params": trained(self.model.parameters()), "lr": self.step.learning_rate}]
+        if self.learned is not None:
+            rate = self.options.factors_learning_rate
+            groups.append({"params": list(self.learned.parameters()), "lr": rate, "weight_decay": 0.0})
+        optimizer = make_optimizer(self.options.optimizer, groups, weight_decay=self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.share_of_learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -51,3 +139,14 @@ class FinetuneModule(L.LightningModule):
         if self.step.decay == "constant":
             return 1.0
         return max(self.step.steps - step, 0) / max(self.step.steps - warmup, 1)
+
+
+def _is_trained(parameter: Any) -> bool:
+    return parameter is not None and parameter.requires_grad
+
+
+def _architecture(model: PreTrainedModel) -> str:
+    """Name and size of what a saved state fits."""
+    text = model.config.get_text_config()
+    sizes = f"{text.num_hidden_layers} layers of width {text.hidden_size} and {text.vocab_size} tokens"
+    return f"{type(model).__name__} with {sizes}"

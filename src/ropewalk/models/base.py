@@ -1,6 +1,7 @@
 """The model to extend: a local transformers checkpoint or a hub id, weights as safetensors only."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,12 +10,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.hub import cached_file
 
 from ropewalk.files import file_hash
 from ropewalk.models.published import published_scaling
 from ropewalk.rope import LengthSwitch, RopeScaling, rotary_shape, switch_from_json, switch_to_json
+
+log = logging.getLogger(__name__)
 
 FROM_CHECKPOINT, FROM_PLAIN = "checkpoint", "plain"
 """What ``model.start`` says an extension starts from: the scaling that the checkpoint came with, or plain RoPE."""
@@ -82,9 +91,9 @@ def start_of(path: str, *, start: str, original_length: int | None) -> LengthSwi
         FileNotFoundError: no checkpoint there.
         ValueError: its scaling is of no known kind, or ``original_length`` contradicts it.
     """
-    _check_path(path)
     if start == FROM_PLAIN:
         return ()
+    _check_path(path)
     try:
         config = Path(path) if Path(path).is_dir() else Path(str(cached_file(path, "config.json")))
         found = published_scaling(config).start
@@ -102,7 +111,7 @@ def start_of(path: str, *, start: str, original_length: int | None) -> LengthSwi
     return found
 
 
-def window_before(path: str, *, start: str, original_length: int | None) -> int:
+def window_before(path: str, *, start: str, original_length: int | None, trust_remote_code: bool = False) -> int:
     """Window in tokens that the road leads out of, as `own_window`, from the checkpoint's config alone.
 
     Raises:
@@ -110,10 +119,10 @@ def window_before(path: str, *, start: str, original_length: int | None) -> int:
     """
     if found := start_of(path, start=start, original_length=original_length):
         return found[-1][0]
-    return original_length or window_of(path)
+    return original_length or window_of(path, trust_remote_code=trust_remote_code)
 
 
-def window_of(path: str) -> int:
+def window_of(path: str, *, trust_remote_code: bool = False) -> int:
     """Window in tokens that the checkpoint's config states, before any scaling it already has.
 
     Raises:
@@ -122,7 +131,7 @@ def window_of(path: str) -> int:
     """
     _check_path(path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.path {path}: its config.json cannot be read: {_first_line(error)}") from None
     parameters = getattr(config, "rope_parameters", None) or {}
@@ -133,11 +142,21 @@ def window_of(path: str) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "contains custom code" in line:
+        return "its code comes with the checkpoint; read it, and set model.trust_remote_code=true if you trust it"
+    return line
 
 
-def load_model(path: str, *, dtype: str = "float32") -> PreTrainedModel:
+def load_model(
+    path: str, *, dtype: str = "float32", trust_remote_code: bool = False, keep_sliding_window: bool = False
+) -> PreTrainedModel:
     """A causal language model in evaluation mode.
+
+    Args:
+        trust_remote_code: run the model's code where it comes with the checkpoint.
+        keep_sliding_window: leave attention to the last tokens only, where the checkpoint has it. Otherwise it is
+            turned off, as LongRoPE does for Mistral: a model that never looks back further needs no extension.
 
     Raises:
         FileNotFoundError: no checkpoint there, or none with safetensors weights.
@@ -145,10 +164,18 @@ def load_model(path: str, *, dtype: str = "float32") -> PreTrainedModel:
     """
     _check_path(path)
     try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if not keep_sliding_window and (sliding := _turn_off_sliding_window(config)):
+            log.warning(
+                "%s attends to the last %d tokens only; this is turned off, so longer inputs give something else",
+                path,
+                sliding,
+            )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
+            config=config,
             dtype=getattr(torch, dtype),
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             use_safetensors=True,
             attn_implementation="sdpa",
             output_loading_info=True,
@@ -164,7 +191,20 @@ def load_model(path: str, *, dtype: str = "float32") -> PreTrainedModel:
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def _turn_off_sliding_window(config: Any) -> int | None:
+    """Let every layer attend to all tokens; returns the window in tokens that was turned off, if any."""
+    sliding: int | None = getattr(config, "sliding_window", None)
+    if sliding is None:
+        return None
+    config.sliding_window = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention"] * len(config.layer_types)
+    if hasattr(config, "use_sliding_window"):
+        config.use_sliding_window = False
+    return sliding
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
 
     Raises:
@@ -172,12 +212,29 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     _check_path(path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
             f"model.path {path} has no tokenizer that can be loaded ({_first_line(error)}); save one beside it"
         ) from None
     return tokenizer
+
+
+def check_same_model(model: PreTrainedModel, base: dict[str, Any], *, path: str) -> None:
+    """Raise ValueError unless the model loaded from ``path`` is of the architecture of the stage base's ``base``."""
+    shape = rotary_shape(model)
+    found = {
+        "parameters": model.num_parameters(),
+        "vocab_size": model.config.vocab_size,
+        "rotary_dim": shape.rotary_dim,
+        "base": shape.base,
+    }
+    for key, value in found.items():
+        if value != base[key]:
+            raise ValueError(
+                f"{path} is a checkpoint of another architecture than {base['path']}: {key} {value} where that "
+                f"has {base[key]}; run the earlier stages again"
+            )
 
 
 def describe(
@@ -197,3 +254,13 @@ def describe(
         vocab_size=model.config.vocab_size,
         start=start_of(path, start=start, original_length=original_length),
     )
+
+
+def trained_under(checkpoint: Path, *, short: bool = False) -> RopeScaling | None:
+    """What a checkpoint of fine-tuning was trained under, if it says so.
+
+    Args:
+        short: the same for inputs of the original window, which only a training with mixed windows has.
+    """
+    path = checkpoint / ("short_scaling.json" if short else "scaling.json")
+    return RopeScaling.from_json(path.read_text()) if path.is_file() else None

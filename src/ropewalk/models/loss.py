@@ -11,9 +11,14 @@ from ropewalk.models.prefill import chunks, kv_cache
 _CHUNK = LinearCrossEntropyOptions(batch_chunk_size=1024, chunking_method=None)
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """(rows, length, hidden) output of the model's body, before the output matrix."""
-    states: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, *, position_ids: Tensor | None = None) -> Tensor:
+    """(rows, length, hidden) output of the model's body, before the output matrix.
+
+    Args:
+        position_ids: (rows, length); where they start again at 0, a document begins that attention does not leave.
+    """
+    more = {} if position_ids is None else {"position_ids": position_ids}
+    states: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **more).last_hidden_state
     return states
 
 
@@ -52,32 +57,45 @@ def chosen_losses(model: PreTrainedModel, rows: Tensor, chosen: Tensor) -> Tenso
     return _losses(model, states.unsqueeze(0), rows[:, 1:][wanted], "none").flatten()
 
 
-def mean_loss(
-    model: PreTrainedModel,
-    rows: Tensor,
-    *,
-    ignore: int = -100,
-    answers: Tensor | None = None,
-    answer_weight: float = 0.0,
-) -> Tensor:
+def mean_loss(model: PreTrainedModel, rows: Tensor, *, ignore: int = -100) -> Tensor:
     """Mean loss in nats over all tokens but the first of each row and those equal to ``ignore`` in the last place.
 
     The last place holds EOS where a segment was cut; it cannot be foretold and is left out.
-
-    Args:
-        answers: (rows, length) bool. The mean loss of each row's answers, averaged over the rows that have any, is
-            added ``answer_weight`` times.
     """
+    return mean_loss_of(model, hidden_states(model, rows), targets_of(rows, ignore=ignore))
+
+
+def targets_of(rows: Tensor, *, ignore: int = -100) -> Tensor:
+    """(rows, length - 1): what `mean_loss` foretells, -100 where nothing is."""
     targets = rows[:, 1:].clone()
     targets[:, -1] = torch.where(targets[:, -1] == ignore, -100, targets[:, -1])
-    states = hidden_states(model, rows)[:, :-1]
-    loss = _losses(model, states, targets, "mean")
-    if answers is None or not answer_weight or not answers[:, 1:].any():
-        return loss
+    return targets
+
+
+def mean_loss_of(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss in nats of ``targets`` (rows, length - 1) but those of -100, from `hidden_states`'s output."""
+    return _losses(model, states[:, :-1], targets, "mean")
+
+
+def answer_loss(model: PreTrainedModel, states: Tensor, targets: Tensor, answers: Tensor) -> Tensor | None:
+    """Mean loss in nats of each row's answers, averaged over the rows that have any; None where no row has.
+
+    Args:
+        states, targets: as `mean_loss_of`.
+        answers: (rows, length) bool.
+    """
     chosen = answers[:, 1:]
     counts = chosen.sum(dim=1)
-    weights = (1 / counts).expand(chosen.T.shape).T[chosen] / (counts > 0).sum()
-    return loss + answer_weight * _losses(model, states[chosen].unsqueeze(0), targets[chosen], "none") @ weights
+    if not counts.any():
+        return None
+    weights = (1 / counts)[:, None].expand(chosen.shape)[chosen] / (counts > 0).sum()
+    return _losses(model, states[:, :-1][chosen].unsqueeze(0), targets[chosen], "none").flatten() @ weights
+
+
+@torch.no_grad()
+def target_losses(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+    """Loss in nats of each of ``targets``, 0 where it is -100: (rows, length - 1), without gradient."""
+    return _losses(model, states[:, :-1], targets, "none").view(targets.shape)
 
 
 def _losses(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction: str) -> Tensor:

@@ -1,6 +1,7 @@
 """RopeScaling, the methods that make one, and the rotary module that applies it."""
 
 from ropewalk.rope import methods
+from ropewalk.rope.learned import LearnedScaling
 from ropewalk.rope.rotary import RotaryEmbedding, RotaryShape, current_scaling, extend, find_rotary, rotary_shape
 from ropewalk.rope.scaling import (
     LengthSwitch,
@@ -11,6 +12,7 @@ from ropewalk.rope.scaling import (
 )
 
 __all__ = [
+    "LearnedScaling",
     "LengthSwitch",
     "RopeScaling",
     "RotaryEmbedding",

@@ -27,9 +27,10 @@ def provenance(result: SearchResult, *, search: str, commit: str) -> Provenance:
     }
 
 
-def factors_json(scaling: RopeScaling, origin: Provenance) -> str:
-    """Text that `RopeScaling.from_json` reads."""
-    return json.dumps({**asdict(scaling), "provenance": origin}, indent=2) + "\n"
+def factors_json(scaling: RopeScaling, origin: Provenance, *, shorter: Sequence[RopeScaling] = ()) -> str:
+    """Text that `RopeScaling.from_json` reads; ``shorter`` are those found on the way to it, for shorter lengths."""
+    more = {"shorter": [asdict(one) for one in shorter]} if shorter else {}
+    return json.dumps({**asdict(scaling), **more, "provenance": origin}, indent=2) + "\n"
 
 
 def factors_entry(text: str) -> Entry:

@@ -1,0 +1,105 @@
+"""Every recipe of conf/experiment trains two steps a stage on a tiny stand-in of its architecture."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from ropewalk.config import Config, FinetuneConfig, FinetuneStepConfig, checked, register
+from ropewalk.finetune.schedule import train_schedule
+from ropewalk.finetune.train import save_checkpoint
+from ropewalk.models.base import load_model, trained_under
+from ropewalk.rope import RopeScaling, rotary_shape
+from tiny_models import WINDOW, byte_tokenizer, tiny_llama, tiny_mistral
+from tiny_runs import token_store
+from workspace import ROOT
+
+# Grouped-query attention, its base and its three-way split of heads as in the real ones, only smaller.
+STAND_INS: dict[str, Callable[[], Any]] = {
+    "demo": lambda: tiny_llama(attention_bias=True, tie_word_embeddings=True),
+    "llama2_7b_2048k": lambda: tiny_llama(num_key_value_heads=4),
+    "mistral_7b_2048k": lambda: tiny_mistral(
+        sliding_window=WINDOW // 2, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}
+    ),
+    "llama3_8b_128k": lambda: tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 500_000.0}),
+    "single_gpu": lambda: tiny_llama(num_key_value_heads=4),
+}
+
+
+def recipe(name: str) -> Config:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return checked(compose("config", [f"experiment={name}", "output=out", "work=work"]))
+
+
+def smaller(step: FinetuneStepConfig, window: int) -> FinetuneStepConfig:
+    """For a window of 64: rows of at most four windows, two steps, two rows."""
+    length = WINDOW * min(max(step.length // window, 1), 4)
+    scaling_length = step.scaling_length and WINDOW * step.scaling_length // window
+    return replace(step, length=length, steps=min(step.steps, 2), rows=2, scaling_length=scaling_length)
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_recipe_trains_a_stand_in(tmp_path: Path, name: str) -> None:
+    config = recipe(name)
+    window = config.model.original_length or 256
+    own: FinetuneConfig = replace(
+        config.finetune,
+        first=smaller(config.finetune.first, window),
+        second=smaller(config.finetune.second, window),
+        recall_share=0.0,
+    )
+    STAND_INS[name]().save_pretrained(tmp_path / "base")
+    store = token_store(tmp_path / "store")
+    searched = {}
+    for length in config.road.search_first.lengths:
+        target = WINDOW * length // window
+        searched[target] = RopeScaling(tuple(1.0 + i for i in range(8)), WINDOW, target)
+    path, start = tmp_path / "base", None
+    for stage in ("first", "second"):
+        model = load_model(str(path), **config.model.loading)
+        before = model.model.layers[0].self_attn.q_proj.weight.clone()
+        rows, scaling = train_schedule(
+            model,
+            byte_tokenizer(),
+            store,
+            own,
+            stage=stage,
+            searched=searched,
+            shape=rotary_shape(model),
+            seed=0,
+            state_folder=tmp_path / "state" / stage,
+            start=start,
+        )
+        steps = getattr(own, stage).steps
+        assert len(rows) == steps
+        assert torch.equal(before, model.model.layers[0].self_attn.q_proj.weight) == (steps == 0)
+        path = tmp_path / stage
+        save_checkpoint(model, byte_tokenizer(), scaling, path, mixed=own.short_share > 0)
+        start = trained_under(path)
+    assert start is not None
+    assert start.target_length == WINDOW * config.road.first_target // window
+    assert (trained_under(path, short=True) is not None) == (name == "llama3_8b_128k")
+    assert load_model(str(path)).config.get_text_config().to_dict().get("sliding_window") is None
+
+
+def test_the_papers_schedules_are_exact() -> None:
+    """LongRoPE, App. A."""
+    llama = recipe("llama2_7b_2048k")
+    assert [
+        (s.length, s.steps, s.rows, s.learning_rate, s.decay, s.warmup_steps) for s in llama.finetune.schedule.values()
+    ] == [
+        (131_072, 400, 32, 2e-5, "linear", 20),
+        (262_144, 600, 32, 2e-5, "linear", 20),
+    ]
+    mistral = recipe("mistral_7b_2048k").finetune
+    assert (mistral.first.length, mistral.first.steps, mistral.first.rows) == (16_384, 400, 64)
+    assert (mistral.first.learning_rate, mistral.first.decay, mistral.second.steps) == (1e-6, "constant", 0)
+    for config in (llama.finetune, mistral):
+        assert (config.gradient_clip, config.weight_decay, config.precision) == (1.0, 0.0, "bf16-mixed")
+        assert config.recall_share == config.short_share == config.lora.rank == 0
+    assert [llama.road.search_first.lengths[-1], llama.road.second_target] == [262_144, 2_097_152]
