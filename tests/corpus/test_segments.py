@@ -83,7 +83,7 @@ def test_rows_across_documents_have_eos_and_bos_between_them(store: TokenStore) 
     rows = Segments(store, length=LENGTH, rows=4, steps=200, seed=1, across_documents=True)
     seen: set[int] = set()
     crossing = 0
-    for row in torch.cat(list(rows)).tolist():
+    for row in ids(rows).tolist():
         assert (row[0], row[-1], len(row)) == (BOS, EOS, LENGTH)
         inner = row[1:-1]
         seen |= {token // 1000 for token in inner if token not in (BOS, EOS)}
@@ -103,8 +103,8 @@ def test_rows_across_documents_have_eos_and_bos_between_them(store: TokenStore) 
         Segments(store, length=1500, rows=1, steps=1, seed=0, across_documents=True)
     # As long as all documents together.
     [batch] = Segments(store, length=1445, rows=1, steps=1, seed=0, across_documents=True)
-    assert batch[0, 1:401].tolist() == list(range(400))
-    assert batch[0, 401:404].tolist() == [EOS, BOS, 1000]
+    assert batch.ids[0, 1:401].tolist() == list(range(400))
+    assert batch.ids[0, 401:404].tolist() == [EOS, BOS, 1000]
 
 
 def test_documents_that_are_all_too_short_are_refused(store: TokenStore) -> None:

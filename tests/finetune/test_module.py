@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ropewalk.config import FinetuneStepConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig
 from ropewalk.corpus.segments import Rows
 from ropewalk.finetune.module import FinetuneModule
 from tiny_models import tiny_llama, token_rows
@@ -14,10 +14,9 @@ from tiny_runs import EOS
 
 
 def module(model: Any = None, *, answer_weight: float = 0.0, **changes: Any) -> FinetuneModule:
+    options = FinetuneConfig(name="tiny", answer_weight=answer_weight)
     values = {"length": 64, "steps": 10, "rows": 2, "learning_rate": 2e-5, "warmup_steps": 4, **changes}
-    return FinetuneModule(
-        model or tiny_llama(), FinetuneStepConfig(**values), weight_decay=0.0, answer_weight=answer_weight
-    )
+    return FinetuneModule(model or tiny_llama(), FinetuneStepConfig(**values), weight_decay=0.0, options=options)
 
 
 def rates(own: FinetuneModule, steps: int) -> list[float]:

@@ -82,6 +82,7 @@ def test_short_rows_are_read_under_the_original_rope_and_long_ones_under_the_res
         torch.cat((long[:1], tokens, long[1:])),
         torch.cat((torch.arange(2 * WINDOW).repeat(1, 1), positions, torch.arange(2 * WINDOW).repeat(2, 1))),
         torch.tensor([False, True, False, False]),
+        torch.zeros(4, 2 * WINDOW, dtype=torch.bool),
     )
     short = read_packed(plain, tokens, positions, window=WINDOW)
     counts = 3 * (2 * WINDOW - 2), int((short.targets != -100).sum())
