@@ -337,6 +337,37 @@ class WalkerConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """Devices that fine-tuning runs on. It says where, not what: a training goes on when these change."""
+
+    name: str = MISSING
+    strategy: str = "one"
+    """one (no other process), ddp (every device holds the model) or fsdp (every device holds a share of it)."""
+    devices: int = 1
+    """Of each machine."""
+    nodes: int = 1
+    """Machines."""
+    context: int = 1
+    """Devices that share a row, each holding a slice of it; it divides devices times nodes."""
+    attention: str = "gathered"
+    """Of devices that share a row: gathered (keys and values come together; any device, any mask) or ring (torch's, on
+    GPUs and for rows of one document)."""
+
+
+@dataclass
+class PlanConfig:
+    """pipelines/plan.py: what a device can do; how many there are is in parallel."""
+
+    name: str = MISSING
+    tflops: float | None = None
+    """Published dense bf16 TFLOPS; measured on this machine's processor where none is given."""
+    memory_gib: float | None = None
+    """Of a device; this machine's where none is given."""
+    efficiency: float = 0.4
+    """Share of tflops that is reached."""
+
+
+@dataclass
 class TrackingConfig:
     experiment: str = "ropewalk"
     uri: str | None = None
@@ -357,12 +388,14 @@ class Config:
     road: RoadConfig = field(default_factory=RoadConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
     walker: WalkerConfig = field(default_factory=WalkerConfig)
     show: ShowConfig = field(default_factory=ShowConfig)
     push: PushConfig = field(default_factory=PushConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

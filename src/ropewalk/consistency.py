@@ -22,6 +22,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.first.decay": ("linear", "constant"),
     "finetune.second.decay": ("linear", "constant"),
     "finetune.precision": _PRECISIONS,
+    "parallel.strategy": ("one", "ddp", "fsdp"),
+    "parallel.attention": ("gathered", "ring"),
     "walker.precision": _PRECISIONS,
     "export.short_factor": ("same", "recovered"),
     "export.gguf": ("float16", "float32"),
@@ -39,11 +41,12 @@ _AT_LEAST_ONE = (
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
     "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
-    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows show.original_length show.target_length"
+    "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows show.original_length show.target_length "
+    "parallel.devices parallel.nodes parallel.context"
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.first.learning_rate finetune.second.learning_rate "
-    "finetune.gradient_clip walker.learning_rate show.base"
+    "finetune.gradient_clip walker.learning_rate show.base plan.tflops plan.memory_gib plan.efficiency"
 ).split()
 _SHARES = (
     "corpus.largest_rejected_share corpus.near_duplicates search.mutation_probability finetune.recall_share "
@@ -63,6 +66,7 @@ def check(config: "Config") -> None:
     _check_road(config)
     _check_search(config)
     _check_finetune(config)
+    _check_parallel(config)
     _check_evaluate(config)
     if config.show.table is not None:
         for name in ("original_length", "target_length"):
@@ -242,6 +246,33 @@ def _check_finetune(config: "Config") -> None:
         "finetune.first.length must not be above finetune.second.length, nor that above road.first_target, "
         f"found {first}, {second} and {target}",
     )
+
+
+def _check_parallel(config: "Config") -> None:
+    parallel, finetune = config.parallel, config.finetune
+    count = parallel.devices * parallel.nodes
+    _require(
+        count == 1 or parallel.strategy != "one",
+        f"parallel.strategy must be ddp or fsdp for several devices, found one and {count} devices",
+    )
+    _require(
+        count % parallel.context == 0,
+        f"parallel.context must divide parallel.devices times parallel.nodes, found {parallel.context} and {count}",
+    )
+    groups = count // parallel.context
+    for name in ("first", "second"):
+        step = getattr(finetune, name)
+        _require(
+            step.rows % groups == 0,
+            f"finetune.{name}.rows must be a multiple of the {groups} groups of devices that read rows of their own "
+            f"(parallel.devices times parallel.nodes over parallel.context), found {step.rows}",
+        )
+        # Twice, since a device holds one slice of a row's first half and one of its second, for even work.
+        slices = 2 * parallel.context if parallel.context > 1 else 1
+        _require(
+            step.length % slices == 0,
+            f"finetune.{name}.length must be a multiple of {slices}, twice parallel.context, found {step.length}",
+        )
 
 
 def _check_evaluate(config: "Config") -> None:
