@@ -25,13 +25,15 @@ def finetune_first(stage: Stage) -> None:
         seed=config.seed,
         state_folder=stage.state,
         label=f"fine-tuning at {config.finetune.first.length:,}",
-        logger=tracking.lightning_logger(),
+        logger=tracking.lightning_logger() if stage.is_first_process else None,
+        parallel=config.parallel,
     )
-    save_checkpoint(model, tokenizer, scaling, stage.output / "checkpoints" / "finetune_first")
+    if stage.is_first_process:
+        save_checkpoint(model, tokenizer, scaling, stage.output / "checkpoints" / "finetune_first")
     write_table(stage.output / "plots" / "finetune_first.csv", rows)
     stage.write_metrics(training_metrics(rows))
 
 
 if __name__ == "__main__":
     needed = ("base.json", "tokens", "factors/first.json")
-    run("finetune_first", finetune_first, sections=("finetune", "model"), inputs=needed)
+    run("finetune_first", finetune_first, sections=("finetune", "model"), inputs=needed, together=True)

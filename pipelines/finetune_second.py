@@ -36,9 +36,11 @@ def finetune_second(stage: Stage) -> None:
             seed=config.seed + 1,
             state_folder=stage.state / name,
             label=f"{'control' if name == 'control' else 'fine-tuning'} at {step.length:,}",
-            logger=tracking.lightning_logger() if name != "control" else None,
+            logger=tracking.lightning_logger() if stage.is_first_process and name != "control" else None,
+            parallel=config.parallel,
         )
-        save_checkpoint(model, tokenizer, own, stage.output / "checkpoints" / name)
+        if stage.is_first_process:
+            save_checkpoint(model, tokenizer, own, stage.output / "checkpoints" / name)
         write_table(stage.output / "plots" / f"{name}.csv", rows)
         metrics[name] = training_metrics(rows)
     stage.write_metrics(metrics)
@@ -46,4 +48,4 @@ def finetune_second(stage: Stage) -> None:
 
 if __name__ == "__main__":
     needed = ("base.json", "tokens", "factors/first.json", "checkpoints/finetune_first")
-    run("finetune_second", finetune_second, sections=("finetune", "model"), inputs=needed)
+    run("finetune_second", finetune_second, sections=("finetune", "model"), inputs=needed, together=True)

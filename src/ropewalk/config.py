@@ -245,6 +245,9 @@ class FinetuneConfig:
     precision: str = "auto"
     """Lightning's name, or auto: bf16-mixed where bf16 is native, else 32-true."""
     checkpoint_every: int = 20
+    """Optimizer steps between two checkpoints ..."""
+    keep_checkpoints: int = 2
+    """... of which the last so many are kept, in case one is damaged."""
     control: bool = True
     """Also train a control on the same number of tokens in the original window."""
 
@@ -349,9 +352,6 @@ class ParallelConfig:
     """Machines."""
     context: int = 1
     """Devices that share a row, each holding a slice of it; it divides devices times nodes."""
-    attention: str = "gathered"
-    """Of devices that share a row: gathered (keys and values come together; any device, any mask) or ring (torch's, on
-    GPUs and for rows of one document)."""
 
 
 @dataclass

@@ -23,7 +23,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.second.decay": ("linear", "constant"),
     "finetune.precision": _PRECISIONS,
     "parallel.strategy": ("one", "ddp", "fsdp"),
-    "parallel.attention": ("gathered", "ring"),
     "walker.precision": _PRECISIONS,
     "export.short_factor": ("same", "recovered"),
     "export.gguf": ("float16", "float32"),
@@ -40,7 +39,8 @@ _AT_LEAST_ONE = (
     "search.patience search.workers search.heartbeat_seconds search.upper_ratio road.search_first.documents "
     "road.search_second.documents road.recover.documents finetune.first.length finetune.first.steps "
     "finetune.first.rows finetune.second.length finetune.second.steps finetune.second.rows finetune.rows_at_once "
-    "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
+    "finetune.tokens_at_once finetune.checkpoint_every finetune.keep_checkpoints evaluate.documents "
+    "evaluate.long_documents "
     "evaluate.passkey_depths evaluate.passkey_long_trials walker.rows show.original_length show.target_length "
     "parallel.devices parallel.nodes parallel.context"
 ).split()

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ropewalk.config import Config, checked, register
-from ropewalk.models.loss import hidden_states
+from ropewalk.models.loss import hidden_states, mean_loss
 from ropewalk.plan.costs import Rate, Work, flops_of, forward_flops, memory_of, seconds
 from ropewalk.plan.memory import ActivationTable, traced_bytes
 from ropewalk.plan.road import road_works
@@ -34,7 +35,7 @@ def test_the_sizes_of_a_config_are_those_of_its_model(name: str) -> None:
     shape = shape_of(model.config, name=name)
     assert shape.parameters == model.num_parameters()
     rows = token_rows(32, rows=1)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         hidden_states(model, rows)
     counted = forward_flops(shape, length=32)
     head = 2 * 32 * shape.hidden * shape.vocab
@@ -63,8 +64,6 @@ def test_sharding_splits_the_states_and_leaves_whole_layers() -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_traced_bytes_are_those_of_a_real_pass(recompute: bool) -> None:
     """What autograd keeps for the backward pass, counted on real tensors."""
-    from ropewalk.models.loss import mean_loss
-
     model = ROPE_MODELS["llama"]().train()
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -7,13 +7,15 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ropewalk.config import FinetuneConfig, FinetuneStepConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import writing
 from ropewalk.finetune.data import SegmentData
+from ropewalk.finetune.gathered import Slices
 from ropewalk.finetune.history import History
 from ropewalk.finetune.module import FinetuneModule
-from ropewalk.models.checkpoints import LastCheckpoint, WholeCheckpointIO, fit, steps_done
+from ropewalk.finetune.strategy import put_together, trainer_options
+from ropewalk.models.checkpoints import LastCheckpoint, SeededBatches, WholeCheckpointIO, fit, steps_done
 from ropewalk.models.precision import resolve_precision
 from ropewalk.models.progress import TrainingProgress
 from ropewalk.rope import RopeScaling, extend
@@ -31,17 +33,24 @@ def finetune(
     state_folder: Path,
     label: str,
     logger: Logger | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place and return a row per optimizer step; goes on from ``state_folder``'s last checkpoint.
 
     Args:
         scaling: put into the model first; None trains under plain RoPE.
+        parallel: the devices; this one alone by default. Where weights were split, only the first process has them
+            whole afterwards, in the processor's memory.
 
     Raises:
-        ValueError: no document is long enough, or the loss became NaN.
+        ValueError: no document is long enough, rows or length do not divide, or the loss became NaN.
         KeyboardInterrupt: interrupted; the last checkpoint is kept.
     """
     L.seed_everything(seed, verbose=False)
+    parallel = parallel or ParallelConfig(name="one")
+    if parallel.context > 1:
+        Slices(0, parallel.context).check(step.length)
+    groups = parallel.devices * parallel.nodes // parallel.context
     if scaling is not None:
         extend(model, scaling)
     last = state_folder / "last.ckpt"
@@ -50,7 +59,8 @@ def finetune(
         tokenizer,
         step,
         recall_share=config.recall_share,
-        rows_at_once=_rows_at_once(step, config),
+        # Of all groups together; each reads its own.
+        rows_at_once=groups * _rows_at_once(step, config, groups=groups),
         seed=seed,
         first_step=steps_done(last),
     )
@@ -63,8 +73,10 @@ def finetune(
         logger=logger or False,
         default_root_dir=state_folder,
         enable_model_summary=False,
-        plugins=[WholeCheckpointIO()],
+        plugins=[WholeCheckpointIO(config.keep_checkpoints)],
+        **trainer_options(parallel),
         callbacks=[
+            SeededBatches(seed),
             history,
             LastCheckpoint(last, config.checkpoint_every),
             TrainingProgress(label),
@@ -72,16 +84,30 @@ def finetune(
     )
     model.train()
     try:
-        fit(trainer, FinetuneModule(model, step, weight_decay=config.weight_decay), data, checkpoint=last)
+        module = FinetuneModule(model, step, weight_decay=config.weight_decay, parallel=parallel)
+        fit(trainer, module, data, checkpoint=last)
+        put_together(model, here=trainer.is_global_zero)
     finally:
         model.eval()
+        if parallel.context > 1:
+            model.set_attn_implementation("sdpa")
     return history.rows
 
 
-def _rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig) -> int:
-    """The largest divisor of the step's rows that fits."""
+def _rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig, *, groups: int = 1) -> int:
+    """The largest divisor of a group's rows of a step that fits.
+
+    Raises:
+        ValueError: the step's rows cannot be shared by so many groups of devices.
+    """
+    own, left = divmod(step.rows, groups)
+    if left or not own:
+        raise ValueError(
+            f"{step.rows} rows cannot be shared by {groups} groups of devices; "
+            f"finetune's rows must be a multiple of {groups}"
+        )
     most = max(1, config.rows_at_once or config.tokens_at_once // step.length)
-    return max(rows for rows in range(1, step.rows + 1) if step.rows % rows == 0 and rows <= most)
+    return max(rows for rows in range(1, own + 1) if own % rows == 0 and rows <= most)
 
 
 def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:

@@ -35,9 +35,14 @@ def mean_loss(model: PreTrainedModel, rows: Tensor, *, ignore: int = -100) -> Te
 
     The last place holds EOS where a segment was cut; it cannot be foretold and is left out.
     """
+    return _losses(model, hidden_states(model, rows)[:, :-1], targets_of(rows, ignore=ignore), "mean")
+
+
+def targets_of(rows: Tensor, *, ignore: int = -100) -> Tensor:
+    """(rows, length - 1): what `mean_loss` foretells, -100 where nothing is."""
     targets = rows[:, 1:].clone()
     targets[:, -1] = torch.where(targets[:, -1] == ignore, -100, targets[:, -1])
-    return _losses(model, hidden_states(model, rows)[:, :-1], targets, "mean")
+    return targets
 
 
 def _losses(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction: str) -> Tensor:

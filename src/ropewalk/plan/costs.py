@@ -116,9 +116,9 @@ def memory_of(work: Work, shape: ModelShape, activations: float) -> Memory:
     held = activations
     activation_bytes = 2 if work.mixed else work.dtype_bytes
     if work.context > 1:
-        # One layer's keys and values of the whole row, and in the backward pass their gradients.
+        # A layer's keys and values of the whole row, kept for the backward pass, and one layer's gradients of them.
         gathered = 2 * shape.kv_heads * shape.head_dim * work.rows_at_once * work.length * activation_bytes
-        held += gathered * (1 if work.kind == "read" else 2)
+        held += gathered * (2 if work.recompute else shape.layers + 1)
     if work.sharded:
         whole = (2 * shape.layer_parameters + shape.parameters - shape.layers * shape.layer_parameters) * (
             work.dtype_bytes

@@ -1,0 +1,141 @@
+"""The plan against measurement on this machine's processor (`make bench-plan`): memory within 20 %, time within 30 %.
+
+Each case runs in a process of its own, a few optimizer steps or passes. Other work on the machine slows both the plan's
+timing and the case, so they are taken in turn and compared as ratios, of which the middle one counts.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import write_results
+from ropewalk.models.loss import mean_loss, token_losses
+from ropewalk.models.precision import native_bf16
+from ropewalk.plan.costs import Kind, Work, flops_of, memory_of, seconds
+from ropewalk.plan.devices import measured_rate
+from ropewalk.plan.memory import ActivationTable
+from ropewalk.plan.shape import build, shape_of
+from ropewalk.rope import RopeScaling, extend
+
+ROUNDS = 3
+CASES: list[dict[str, Any]] = [
+    {"model": "models/walker", "kind": "read", "length": 16_384, "rows": 1, "recompute": False},
+    {"model": "models/walker", "kind": "train", "length": 2048, "rows": 4, "recompute": False},
+    {"model": "models/walker", "kind": "train", "length": 8192, "rows": 1, "recompute": True},
+    {"model": "wide", "kind": "train", "length": 1024, "rows": 2, "recompute": False},
+]
+WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 8192}
+"""A model of 27 million parameters, whose weights count beside its activations."""
+
+
+def config_of(name: str) -> Any:
+    config = AutoConfig.from_pretrained("models/walker")
+    if name == "wide":
+        config.update({**WIDE, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64})
+    return config
+
+
+def run_case(case: dict[str, Any]) -> dict[str, float]:
+    """Peak memory above the process with its weights, and seconds of a step that follows a first one."""
+    config, kind = config_of(case["model"]), case["kind"]
+    model = build(config)
+    pairs = shape_of(config, name="").rotary.rotary_dim // 2
+    extend(model, RopeScaling((1.0,) * pairs, 256, 512))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    if case["recompute"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+
+    def step(rows: torch.Tensor) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "train" and native_bf16()):
+            if kind == "read":
+                with torch.no_grad():
+                    token_losses(model, rows)
+                return
+            mean_loss(model, rows).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(torch.full((1, 64), 3))  # what libraries set up once
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rows = torch.full((case["rows"], case["length"]), 3)
+    step(rows)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    begun = time.perf_counter()
+    step(rows)
+    return {"bytes": peak - before, "seconds": time.perf_counter() - begun}
+
+
+def planned(case: dict[str, Any]) -> tuple[float, float]:
+    """(bytes, seconds): what the plan says of the same."""
+    config, kind = config_of(case["model"]), case["kind"]
+    mixed = kind == "train" and native_bf16()
+    work = Work(
+        "", "", kind, case["length"], case["rows"], case["rows"], case["rows"], recompute=case["recompute"], mixed=mixed
+    )
+    shape = shape_of(config, name=case["model"])
+    activations = ActivationTable(config)(
+        kind=kind, tokens=work.tokens_per_device, dtype="float32", mixed=mixed, recompute=case["recompute"]
+    )
+    memory = memory_of(work, shape, activations)
+    rate = measured_rate(config, kind=kind, mixed=mixed, dtype="float32")
+    # Weights, gradients and optimizer states are there since the first, short step.
+    return memory.activations, seconds(flops_of(work, shape), rate)
+
+
+def measured(case: dict[str, Any]) -> dict[str, float]:
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    values: dict[str, float] = json.loads(found.stdout)
+    return values
+
+
+def main() -> None:
+    os.chdir(Path(__file__).resolve().parents[2])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", help="run this case alone and print its figures as JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if arguments.case:
+        print(json.dumps(run_case(json.loads(arguments.case))))
+        return
+    rows = []
+    for case in CASES:
+        rounds = [(planned(case), measured(case)) for _ in range(ROUNDS)]
+        plan_bytes = rounds[0][0][0]
+        found_bytes = statistics.median(found["bytes"] for _, found in rounds)
+        ratios = [plan[1] / found["seconds"] for plan, found in rounds]
+        kind: Kind = case["kind"]
+        rows.append(
+            {
+                **case,
+                "kind": kind,
+                "planned_mib": plan_bytes / 2**20,
+                "measured_mib": found_bytes / 2**20,
+                "memory_ratio": plan_bytes / found_bytes,
+                "memory_limit": 0.2,
+                "planned_seconds": statistics.median(plan[1] for plan, _ in rounds),
+                "measured_seconds": statistics.median(found["seconds"] for _, found in rounds),
+                "time_ratio": statistics.median(ratios),
+                "time_ratios": sorted(ratios),
+                "time_limit": 0.3,
+                "load_average": os.getloadavg()[0],
+            }
+        )
+        print(rows[-1])
+    write_results(Path("benchmarks/plan/results.json"), rows)
+
+
+if __name__ == "__main__":
+    main()
