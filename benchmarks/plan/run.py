@@ -5,11 +5,10 @@ timing and the case, so they are taken in turn and compared as ratios, of which 
 """
 
 import argparse
-import json
+import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,21 +27,20 @@ from ropewalk.plan.memory import ActivationTable
 from ropewalk.plan.shape import build, shape_of
 from ropewalk.rope import RopeScaling, extend
 
-ROUNDS = 3
 CASES: list[dict[str, Any]] = [
     {"model": "models/walker", "kind": "read", "length": 16_384, "rows": 1, "recompute": False},
     {"model": "models/walker", "kind": "train", "length": 2048, "rows": 4, "recompute": False},
     {"model": "models/walker", "kind": "train", "length": 8192, "rows": 1, "recompute": True},
     {"model": "wide", "kind": "train", "length": 1024, "rows": 2, "recompute": False},
 ]
-WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 8192}
-"""A model of 27 million parameters, whose weights count beside its activations."""
+WIDE = {"hidden_size": 384, "intermediate_size": 1056, "num_hidden_layers": 6, "vocab_size": 8192}
+"""A model of 14 million parameters, whose weights count beside its activations."""
 
 
 def config_of(name: str) -> Any:
     config = AutoConfig.from_pretrained("models/walker")
     if name == "wide":
-        config.update({**WIDE, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64})
+        config.update({**WIDE, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 64})
     return config
 
 
@@ -95,24 +93,24 @@ def planned(case: dict[str, Any]) -> tuple[float, float]:
 
 
 def measured(case: dict[str, Any]) -> dict[str, float]:
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
-    values: dict[str, float] = json.loads(found.stdout)
+    """`run_case` in a process of its own, whose most memory is then the case's."""
+    context = multiprocessing.get_context("fork")
+    found: Any = context.SimpleQueue()
+    process = context.Process(target=lambda: found.put(run_case(case)))
+    process.start()
+    values: dict[str, float] = found.get()
+    process.join()
     return values
 
 
 def main() -> None:
     os.chdir(Path(__file__).resolve().parents[2])
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", help="run this case alone and print its figures as JSON")
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    if arguments.case:
-        print(json.dumps(run_case(json.loads(arguments.case))))
-        return
     rows = []
     for case in CASES:
-        rounds = [(planned(case), measured(case)) for _ in range(ROUNDS)]
+        rounds = [(planned(case), measured(case)) for _ in range(arguments.rounds)]
         plan_bytes = rounds[0][0][0]
         found_bytes = statistics.median(found["bytes"] for _, found in rounds)
         ratios = [plan[1] / found["seconds"] for plan, found in rounds]

@@ -17,7 +17,7 @@ from ropewalk.finetune.gathered import Slices, documents_of
 from ropewalk.finetune.module import FinetuneModule
 from ropewalk.finetune.share import Share
 from ropewalk.models.loss import targets_of
-from ropewalk.rope import RopeScaling, extend, rotary_shape
+from ropewalk.rope import RopeScaling, current_scaling, extend, rotary_shape
 from tiny_models import ROPE_MODELS, tiny_llama, token_rows
 from tiny_runs import FINETUNE, STEP, train
 
@@ -38,6 +38,12 @@ def scaled(model: Any) -> Any:
     pairs = shape.rotary_dim // 2
     factors = tuple(1.0 + 3.0 * pair / pairs for pair in range(pairs))
     return extend(model, RopeScaling(factors, 64, 256, n_hat=N_HAT, attention_factor=1.1))
+
+
+def scaled_of(model: Any) -> RopeScaling:
+    found = current_scaling(model)
+    assert found is not None
+    return found
 
 
 def two_processes(work: Callable[[int], None]) -> None:
@@ -68,17 +74,25 @@ def positions_of_documents(rows: int) -> torch.Tensor:
     return torch.cat([torch.arange(length) for length in lengths]).repeat(rows, 1)
 
 
-def loss_and_gradients(model: Any, share: Share, positions: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    tokens = share.rows(token_rows(64, rows=4))
-    targets = targets_of(tokens)
-    positions = None if positions is None else share.rows(positions)
-    loss = share.mean(*share.summed_loss(model, tokens, targets, positions=positions))
+def loss_and_gradients(model: Any, share: Share, rows: str) -> dict[str, torch.Tensor]:
+    """Of long rows, of packed ones, or of both in one step, the packed ones under the original RoPE."""
+    parts = []
+    if rows != "packed":
+        tokens = share.rows(token_rows(64, rows=4))
+        parts.append(share.summed_loss(model, tokens, targets_of(tokens)))
+    if rows != "long":
+        if rows == "mixed":
+            extend(model, replace(scaled_of(model), factors=(1.0,) * len(scaled_of(model).factors), n_hat=0))
+        tokens, positions = share.rows(token_rows(64, rows=4)), share.rows(positions_of_documents(4))
+        targets = targets_of(tokens).masked_fill(positions[:, 1:] == 0, -100)
+        parts.append(share.summed_loss(model, tokens, targets, positions=positions))
+    loss = share.mean(*(torch.stack(part).sum() for part in zip(*parts, strict=True)))
     model.zero_grad()
     loss.backward()
     return {"loss": loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}}
 
 
-CASES = [(name, packed) for name in ROPE_MODELS for packed in (False, True)]
+CASES = [*((name, rows) for name in ROPE_MODELS for rows in ("long", "packed")), ("llama", "mixed")]
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +104,13 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dist.init_process_group("gloo")
         for context in (1, 2):
             share = Share(rank, 2, Slices(rank % context, context))
-            for name, packed in CASES:
-                model = scaled(ROPE_MODELS[name](**TINY))
-                found = loss_and_gradients(model, share, positions_of_documents(4) if packed else None)
+            for name, rows in CASES:
+                found = loss_and_gradients(scaled(ROPE_MODELS[name](**TINY)), share, rows)
                 for value in found.values():
                     dist.all_reduce(value)
                     value /= 2
                 if rank == 0:
-                    torch.save(found, folder / f"{name} {packed} {context}")
+                    torch.save(found, folder / f"{name} {rows} {context}")
         dist.destroy_process_group()
 
     two_processes(work)
@@ -105,11 +118,10 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("context", [1, 2])
-@pytest.mark.parametrize(("name", "packed"), CASES)
-def test_loss_and_gradients_are_those_of_one_process(shared_runs: Path, name: str, packed: bool, context: int) -> None:
-    model = scaled(ROPE_MODELS[name](**TINY))
-    expected = loss_and_gradients(model, Share(), positions_of_documents(4) if packed else None)
-    found = torch.load(shared_runs / f"{name} {packed} {context}", weights_only=True)
+@pytest.mark.parametrize(("name", "rows"), CASES)
+def test_loss_and_gradients_are_those_of_one_process(shared_runs: Path, name: str, rows: str, context: int) -> None:
+    expected = loss_and_gradients(scaled(ROPE_MODELS[name](**TINY)), Share(), rows)
+    found = torch.load(shared_runs / f"{name} {rows} {context}", weights_only=True)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
@@ -117,7 +129,12 @@ def test_loss_and_gradients_are_those_of_one_process(shared_runs: Path, name: st
 
 def test_attention_that_leaves_documents_would_be_seen() -> None:
     model = scaled(tiny_llama(**TINY))
-    whole, packed = (loss_and_gradients(model, Share(), p)["loss"] for p in (None, positions_of_documents(4)))
+    tokens, positions = token_rows(64, rows=4), positions_of_documents(4)
+    with torch.no_grad():
+        whole, packed = (
+            Share().summed_loss(model, tokens, targets_of(tokens), positions=found)[0] / tokens.numel()
+            for found in (None, positions)
+        )
     assert abs(whole - packed) > 1e-3
 
 

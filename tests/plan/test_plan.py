@@ -133,7 +133,7 @@ def test_the_script_prints_a_line_for_every_stage_and_needs_no_weights(
     scratch: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ROPE_MODELS["llama"]().config.save_pretrained(scratch / "config-only")
-    run_script("plan", "model=hf", "model.path=config-only", "experiment=smoke", "plan=h200", "output=out")
+    run_script("plan", "model=hf", "model.path=config-only", "experiment=smoke", "plan=h100", "output=out")
     printed = capsys.readouterr().out
     for stage in ("search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate", "all"):
         assert f"\n{stage} " in printed

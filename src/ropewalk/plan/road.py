@@ -12,7 +12,7 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.perplexity import DocumentSet
 from ropewalk.evaluate.road import Road
 from ropewalk.finetune.train import control_step
-from ropewalk.plan.costs import Work
+from ropewalk.plan.costs import Kind, Work
 from ropewalk.rope import RopeScaling, RotaryShape
 
 _READ_AT_ONCE = 16_384
@@ -57,7 +57,11 @@ def _search(config: Config, stage: str, window: int | None) -> Iterator[Work]:
 def finetune_steps(config: Config, *, window: int) -> list[tuple[str, str, FinetuneStepConfig]]:
     """(stage, what, step) of the progressive schedule and its control."""
     finetune = config.finetune
-    steps = [("finetune_first", "training", finetune.first), ("finetune_second", "training", finetune.second)]
+    steps = [
+        (f"finetune_{stage}", "training", step)
+        for stage in ("first", "second")
+        for step in (*getattr(finetune, f"before_{stage}", ()), getattr(finetune, stage))
+    ]
     if finetune.control:
         steps.append(("finetune_second", "control", control_step(finetune, window=window)))
     return steps
@@ -67,13 +71,17 @@ def _finetune(config: Config, shape: RotaryShape, *, mixed: bool) -> Iterator[Wo
     parallel, finetune = config.parallel, config.finetune
     devices = parallel.devices * parallel.nodes
     groups = devices // parallel.context
+    # Adapters are a hundredth of the weights, which are read and not trained.
+    kind: Kind = "learn" if getattr(getattr(finetune, "lora", None), "rank", 0) else "train"
+    recompute = getattr(finetune, "activations", "keep") != "keep"
     for stage, what, step in finetune_steps(config, window=shape.original_length):
         own = max(1, step.rows // groups)
         most = max(1, finetune.rows_at_once or finetune.tokens_at_once // step.length)
         at_once = max(rows for rows in range(1, own + 1) if own % rows == 0 and rows <= most)
         yield Work(
-            stage, f"{what}, {step.length:,} tokens", "train", step.length, step.rows * step.steps, at_once, step.rows,
+            stage, f"{what}, {step.length:,} tokens", kind, step.length, step.rows * step.steps, at_once, step.rows,
             devices=devices, context=parallel.context, sharded=parallel.strategy == "fsdp", mixed=mixed,
+            recompute=recompute,
         )  # fmt: skip
 
 
