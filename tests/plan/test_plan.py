@@ -113,6 +113,7 @@ def test_the_works_read_as_many_tokens_as_the_stages_do() -> None:
 LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 1024, "num_hidden_layers": 4}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_a_setting_that_makes_it_fit(tmp_path: Path) -> None:
     ROPE_MODELS["llama"](**LLAMA).config.save_pretrained(tmp_path)
     whole = ("model=hf", f"model.path={tmp_path}", "model.original_length=64", "plan=h100", "experiment=smoke")

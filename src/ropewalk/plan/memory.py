@@ -105,16 +105,12 @@ class ActivationTable:
         return high + (high - low) / (many - few) * (tokens - many)
 
     def _trace(self, kind: Kind, tokens: int, dtype: str, mixed: bool, recompute: bool) -> float:
+        def bytes_of(layers: int) -> float:
+            model = with_layers(self._config, layers)
+            return traced_bytes(model, kind=kind, tokens=tokens, dtype=dtype, mixed=mixed, recompute=recompute)
+
         layers = self._config.num_hidden_layers
-        few, many = (
-            traced_bytes(
-                with_layers(self._config, min(count, layers)),
-                kind=kind,
-                tokens=tokens,
-                dtype=dtype,
-                mixed=mixed,
-                recompute=recompute,
-            )
-            for count in (2, 3)
-        )
-        return many + (many - few) * max(0, layers - 3)
+        if layers <= 3:
+            return bytes_of(layers)
+        two, three = bytes_of(2), bytes_of(3)
+        return three + (three - two) * (layers - 3)
