@@ -56,7 +56,9 @@ def _machine_memory() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def measured_rate(config: Any, *, kind: Kind, mixed: bool, dtype: str) -> Rate:
+def measured_rate(
+    config: Any, *, kind: Kind, mixed: bool, dtype: str, clock: Callable[[], float] = time.perf_counter
+) -> Rate:
     """FLOPs a second of this machine's processor on a random model of ``config`` with a few of its layers."""
     small = with_layers(config, min(config.num_hidden_layers, _LARGEST_LAYERS))
     shape = shape_of(small, name="timed")
@@ -69,7 +71,7 @@ def measured_rate(config: Any, *, kind: Kind, mixed: bool, dtype: str) -> Rate:
         step = _step(model, shape, kind, torch.full((rows, length), 3), mixed)
         step()
         flops.append([once.linear, once.attention])
-        times.append(min(_seconds(step) for _ in range(_REPEATS)))
+        times.append(min(_seconds(step, clock) for _ in range(_REPEATS)))
     scale = np.asarray(times)[:, None]
     # Relative errors count, so that short rows weigh as much as long ones.
     (linear, attention), _ = nnls(np.asarray(flops) / scale, np.ones(len(times)))
@@ -77,10 +79,10 @@ def measured_rate(config: Any, *, kind: Kind, mixed: bool, dtype: str) -> Rate:
     return Rate(*(1 / part if part > 0 else float(fastest.max()) for part in (linear, attention)))
 
 
-def _seconds(step: Callable[[], None]) -> float:
-    begun = time.perf_counter()
+def _seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
+    begun = clock()
     step()
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
 def _step(model: Any, shape: ModelShape, kind: Kind, rows: torch.Tensor, mixed: bool) -> Callable[[], None]:
