@@ -259,6 +259,11 @@ def _check_parallel(config: "Config") -> None:
         count % parallel.context == 0,
         f"parallel.context must divide parallel.devices times parallel.nodes, found {parallel.context} and {count}",
     )
+    allowed = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-true")
+    _require(
+        parallel.strategy != "fsdp" or finetune.precision in allowed,
+        f"finetune.precision must be one of {', '.join(allowed)} under fsdp, found {finetune.precision}",
+    )
     groups = count // parallel.context
     for name in ("first", "second"):
         step = getattr(finetune, name)
