@@ -131,19 +131,19 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "training beyond the target": (["finetune.second.length=4096"], ["finetune.second.length", "road.first_target"]),
     "several devices without a strategy": (["parallel.devices=2"], ["parallel.strategy", "ddp or fsdp", "2 devices"]),
     "groups of unequal size": (
-        ["parallel=fsdp", "parallel.context=3"],
+        ["parallel.strategy=fsdp", "parallel.devices=8", "parallel.context=3"],
         ["parallel.context must divide", "found 3 and 8"],
     ),
     "rows that not every device gets": (
-        ["parallel=ddp", "parallel.devices=3"],
+        ["parallel.strategy=ddp", "parallel.devices=3"],
         ["finetune.first.rows", "multiple of the 3 groups", "found 8"],
     ),
     "a length that devices cannot share": (
-        ["parallel=context", "finetune.second.length=2044"],
+        ["parallel.strategy=fsdp", "parallel.devices=8", "parallel.context=8", "finetune.second.length=2044"],
         ["finetune.second.length", "multiple of 16", "found 2044"],
     ),
     "a precision that cannot be sharded": (
-        ["parallel=fsdp", "finetune.precision=16-mixed"],
+        ["parallel.strategy=fsdp", "finetune.precision=16-mixed"],
         ["finetune.precision", "bf16-mixed", "found 16-mixed"],
     ),
     "base model at other lengths": (

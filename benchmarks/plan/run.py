@@ -47,7 +47,7 @@ def config_of(name: str) -> Any:
 def run_case(case: dict[str, Any]) -> dict[str, float]:
     """Most memory above the process without a model, and seconds of a step that follows a first one."""
     config, kind = config_of(case["model"]), case["kind"]
-    _pass(build(with_layers(config, 1)), torch.full((1, 64), 3), kind).backward()  # type: ignore[no-untyped-call]
+    _pass(build(with_layers(config, 1)), torch.full((1, 64), 3), kind).backward()
     # From here on the libraries are loaded, and what follows is the model's.
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     before = pages * resource.getpagesize()
@@ -64,7 +64,7 @@ def run_case(case: dict[str, Any]) -> dict[str, float]:
             with torch.no_grad():
                 _pass(model, rows, kind)
             return
-        _pass(model, rows, kind).backward()  # type: ignore[no-untyped-call]
+        _pass(model, rows, kind).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,23 +1,26 @@
 """What a device computes in a second and holds: a published peak, or this machine's processor, measured."""
 
+import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import nnls
+import torch.nn.functional as F
 
 from ropewalk.config import PlanConfig
 from ropewalk.models.loss import mean_loss, token_losses
-from ropewalk.plan.costs import Kind, Rate, Work, flops_of
+from ropewalk.plan.costs import Kind, Rate, Work, flops_of, forward_flops
 from ropewalk.plan.shape import ModelShape, build, shape_of, with_layers
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 
-_LENGTHS = (256, 1024, 2048)
-"""Tokens of the rows that are timed; from one to another only attention's share changes."""
+_SHORT, _ROWS = 256, 8
+"""Tokens of the rows, and their number, that linear maps are timed with."""
+_ATTENTION_FLOPS = 2e10
+"""Of the one row that attention is timed with."""
+_LONGEST_TIMED = 8192
 _LARGEST_LAYERS = 3
 _REPEATS = 3
 
@@ -62,21 +65,37 @@ def measured_rate(
     """FLOPs a second of this machine's processor on a random model of ``config`` with a few of its layers."""
     small = with_layers(config, min(config.num_hidden_layers, _LARGEST_LAYERS))
     shape = shape_of(small, name="timed")
-    model = build(small, dtype=getattr(torch, dtype))
-    flops, times = [], []
-    for length in _LENGTHS:
-        rows = max(1, _LENGTHS[-1] // length)
-        work = Work("", "", kind, length, rows, rows, rows)
-        once = flops_of(work, shape)
-        step = _step(model, shape, kind, torch.full((rows, length), 3), mixed)
-        step()
-        flops.append([once.linear, once.attention])
-        times.append(min(_seconds(step, clock) for _ in range(_REPEATS)))
-    scale = np.asarray(times)[:, None]
-    # Relative errors count, so that short rows weigh as much as long ones.
-    (linear, attention), _ = nnls(np.asarray(flops) / scale, np.ones(len(times)))
-    fastest = np.asarray(flops).sum(1) / np.asarray(times)
-    return Rate(*(1 / part if part > 0 else float(fastest.max()) for part in (linear, attention)))
+    attention = _attention_rate(shape, kind=kind, dtype=torch.bfloat16 if mixed else getattr(torch, dtype), clock=clock)
+    step = _step(build(small, dtype=getattr(torch, dtype)), shape, kind, torch.full((_ROWS, _SHORT), 3), mixed)
+    flops = flops_of(Work("", "", kind, _SHORT, _ROWS, _ROWS, _ROWS), shape)
+    whole = _fastest(step, clock)
+    # Attention over short rows is a small part, and may come out of the caches.
+    linear = max(whole - flops.attention / attention, whole / 4)
+    return Rate(flops.linear / linear, attention)
+
+
+def _attention_rate(shape: ModelShape, *, kind: Kind, dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    """FLOPs a second of causal attention over a row long enough to fill the processor."""
+    one = replace(shape, layers=1)
+    length = int(math.sqrt(_ATTENTION_FLOPS / forward_flops(one, length=1).attention))
+    length = min(length, _LONGEST_TIMED)
+    query, key, value = torch.randn(3, 1, shape.heads, length, shape.head_dim, dtype=dtype).unbind(0)
+    for tensor in (query, key, value):
+        tensor.requires_grad_(kind != "read")
+
+    def step() -> None:
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if kind != "read":
+            torch.autograd.grad(found.sum(), (query, key, value))
+
+    flops = flops_of(Work("", "", kind, length, 1, 1, 1), one).attention
+    return flops / _fastest(step, clock)
+
+
+def _fastest(step: Callable[[], None], clock: Callable[[], float]) -> float:
+    """Seconds of the fastest of a few, after one that sets up what libraries keep."""
+    step()
+    return min(_seconds(step, clock) for _ in range(_REPEATS))
 
 
 def _seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
@@ -100,7 +119,7 @@ def _step(model: Any, shape: ModelShape, kind: Kind, rows: torch.Tensor, mixed: 
                 return
             if kind == "learn":
                 rotary.factors = torch.ones(pairs, requires_grad=True)
-            mean_loss(model, rows).backward()  # type: ignore[no-untyped-call]
+            mean_loss(model, rows).backward()
             model.zero_grad()
 
     return step

@@ -1,7 +1,6 @@
 """Activation memory, by running the real forward and backward pass on tensors that have shapes but no storage."""
 
 import weakref
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,8 +27,9 @@ class _Live(TorchDispatchMode):
     """Bytes of the tensors that operations made and something still holds, and the most there were."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,7 +71,7 @@ def traced_bytes(config: Any, *, kind: Kind, tokens: int, dtype: str, mixed: boo
                 with torch.no_grad():
                     token_losses(model, rows)
             else:
-                mean_loss(model, rows).backward()  # type: ignore[no-untyped-call]
+                mean_loss(model, rows).backward()
     return live.peak
 
 
@@ -94,7 +94,7 @@ class ActivationTable:
 
     def __init__(self, config: Any) -> None:
         self._config = config
-        self._traced = lru_cache(maxsize=None)(self._trace)
+        self._known: dict[tuple[Any, ...], float] = {}
 
     def __call__(self, *, kind: Kind, tokens: int, dtype: str, mixed: bool, recompute: bool) -> float:
         """Bytes for ``tokens`` tokens at once."""
@@ -103,6 +103,11 @@ class ActivationTable:
             return self._traced(kind, tokens, dtype, mixed, recompute)
         low, high = (self._traced(kind, count, dtype, mixed, recompute) for count in _TOKENS)
         return high + (high - low) / (many - few) * (tokens - many)
+
+    def _traced(self, *key: Any) -> float:
+        if key not in self._known:
+            self._known[key] = self._trace(*key)
+        return self._known[key]
 
     def _trace(self, kind: Kind, tokens: int, dtype: str, mixed: bool, recompute: bool) -> float:
         def bytes_of(layers: int) -> float:
