@@ -28,8 +28,7 @@ class _Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now: int = 0
-        self.peak: int = 0
+        self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -72,7 +71,8 @@ def traced_bytes(config: Any, *, kind: Kind, tokens: int, dtype: str, mixed: boo
                     token_losses(model, rows)
             else:
                 mean_loss(model, rows).backward()
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 def _with_scaling(model: Any) -> RotaryEmbedding:
@@ -118,4 +118,5 @@ class ActivationTable:
         if layers <= 3:
             return bytes_of(layers)
         two, three = bytes_of(2), bytes_of(3)
-        return three + (three - two) * (layers - 3)
+        extrapolated: float = three + (three - two) * (layers - 3)
+        return extrapolated
