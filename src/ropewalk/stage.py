@@ -170,8 +170,9 @@ def _check_output(config: Config) -> None:
 
 def _check_one_output(config: Config) -> None:
     """Raise ValueError where processes that others started would each have a folder of its own, named by the time."""
-    if "RANK" in os.environ and Path(config.output).resolve() == Path(HydraConfig.get().runtime.output_dir).resolve():
-        raise ValueError("output must name one folder for all processes of torchrun, as output=outputs/my-run")
+    others = any(name in os.environ for name in ("RANK", "SLURM_PROCID"))
+    if others and Path(config.output).resolve() == Path(HydraConfig.get().runtime.output_dir).resolve():
+        raise ValueError("output must name one folder for all processes of torchrun or srun, as output=outputs/my-run")
 
 
 def _stop(name: str, message: str, error: BaseException) -> None:
