@@ -94,7 +94,7 @@ def planned(case: dict[str, Any]) -> tuple[float, float]:
         kind=kind, tokens=work.tokens_per_device, dtype="float32", mixed=mixed, recompute=case["recompute"]
     )
     memory = memory_of(work, shape, activations)
-    rate = measured_rate(config, kind=kind, mixed=mixed, dtype="float32")
+    rate = measured_rate(config, kind=kind, mixed=mixed, dtype="float32", clock=time.process_time)
     return memory.total, float(seconds(flops_of(work, shape), rate))
 
 
