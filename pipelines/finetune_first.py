@@ -25,14 +25,16 @@ def finetune_first(stage: Stage) -> None:
         shape=shape_of(base),
         seed=config.seed,
         state_folder=stage.state,
-        logger=tracking.lightning_logger(),
+        logger=tracking.lightning_logger() if stage.is_first_process else None,
+        parallel=config.parallel,
     )
-    mixed = config.finetune.short_share > 0
-    save_checkpoint(model, tokenizer, scaling, stage.output / "checkpoints" / "finetune_first", mixed=mixed)
+    if stage.is_first_process:
+        mixed = config.finetune.short_share > 0
+        save_checkpoint(model, tokenizer, scaling, stage.output / "checkpoints" / "finetune_first", mixed=mixed)
     write_table(stage.output / "plots" / "finetune_first.csv", rows)
     stage.write_metrics(training_metrics(rows))
 
 
 if __name__ == "__main__":
     needed = ("base.json", "tokens", "factors/first.json")
-    run("finetune_first", finetune_first, sections=("finetune", "model"), inputs=needed)
+    run("finetune_first", finetune_first, sections=("finetune", "model"), inputs=needed, together=True)

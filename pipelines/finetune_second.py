@@ -35,11 +35,13 @@ def finetune_second(stage: Stage) -> None:
         shape=shape_of(base),
         seed=config.seed + 1,
         state_folder=stage.state / "finetune_second",
-        logger=tracking.lightning_logger(),
+        logger=tracking.lightning_logger() if stage.is_first_process else None,
         start=trained_under(start),
+        parallel=config.parallel,
     )
-    mixed = config.finetune.short_share > 0
-    save_checkpoint(model, tokenizer, scaling, checkpoints / "finetune_second", mixed=mixed)
+    if stage.is_first_process:
+        mixed = config.finetune.short_share > 0
+        save_checkpoint(model, tokenizer, scaling, checkpoints / "finetune_second", mixed=mixed)
     write_table(plots / "finetune_second.csv", rows)
     metrics = {"finetune_second": training_metrics(rows)}
     # An empty result without a control, since DVC wants every out of a stage.
@@ -57,8 +59,10 @@ def finetune_second(stage: Stage) -> None:
             window=own_window(base),
             seed=config.seed + 1,
             state_folder=stage.state / "control",
+            parallel=config.parallel,
         )
-        save_checkpoint(model, tokenizer, own, checkpoints / "control")
+        if stage.is_first_process:
+            save_checkpoint(model, tokenizer, own, checkpoints / "control")
         metrics["control"] = training_metrics(rows)
     write_table(plots / "control.csv", rows)
     stage.write_metrics(metrics)
@@ -66,4 +70,4 @@ def finetune_second(stage: Stage) -> None:
 
 if __name__ == "__main__":
     needed = ("base.json", "tokens", "factors/first.json", "checkpoints/finetune_first")
-    run("finetune_second", finetune_second, sections=("finetune", "model"), inputs=needed)
+    run("finetune_second", finetune_second, sections=("finetune", "model"), inputs=needed, together=True)

@@ -159,6 +159,23 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["finetune.first.length must be a multiple", "256", "found 1000"],
     ),
     "training beyond the target": (["finetune.second.length=4096"], ["finetune.second.length", "road.first_target"]),
+    "several devices without a strategy": (["parallel.devices=2"], ["parallel.strategy", "ddp or fsdp", "2 devices"]),
+    "groups of unequal size": (
+        ["parallel.strategy=fsdp", "parallel.devices=8", "parallel.context=3"],
+        ["parallel.context must divide", "found 3 and 8"],
+    ),
+    "rows that not every device gets": (
+        ["parallel.strategy=ddp", "parallel.devices=3"],
+        ["finetune.first.rows", "multiple of the 3 groups", "found 8"],
+    ),
+    "a length that devices cannot share": (
+        ["parallel.strategy=fsdp", "parallel.devices=8", "parallel.context=8", "finetune.second.length=2044"],
+        ["finetune.second.length", "multiple of 16", "found 2044"],
+    ),
+    "a precision that cannot be sharded": (
+        ["parallel.strategy=fsdp", "finetune.precision=16-mixed"],
+        ["finetune.precision", "bf16-mixed", "found 16-mixed"],
+    ),
     "base model at other lengths": (
         ["evaluate.base_lengths=[256,2048,4096]"],
         ["evaluate.base_lengths", "among evaluate.lengths"],

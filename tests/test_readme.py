@@ -14,6 +14,9 @@ TESTED = {
     r"python pipelines/evaluate\.py -m rope=pi,yarn,longrope evaluate=fast": (
         "pipelines/test_road.py::test_a_sweep_on_the_results_leaves_them_as_they_are"
     ),
+    r"python pipelines/plan\.py plan=h100": (
+        "plan/test_plan.py::test_the_script_prints_a_line_for_every_stage_and_needs_no_weights"
+    ),
     r"python pipelines/show\.py model\.path=models/walker": (
         "pipelines/test_show.py::test_the_walker_is_shown_as_plain_rope"
     ),

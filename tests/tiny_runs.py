@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from processes import kill_self
-from ropewalk.config import FinetuneConfig, FinetuneStepConfig, SearchConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig, SearchConfig
 from ropewalk.corpus.documents import Document
 from ropewalk.corpus.segments import Rows, Segments
 from ropewalk.corpus.store import TokenStore, write_store
@@ -112,6 +112,7 @@ def train(
     config: FinetuneConfig = FINETUNE,
     scaling: RopeScaling | None = SCALING,
     model: Any = None,
+    parallel: ParallelConfig | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
     """(model, history); ``before_step`` is called with the number of the optimizer step that the rows are for."""
     model = model or tiny_llama()
@@ -134,6 +135,7 @@ def train(
             seed=3,
             state_folder=folder / "state",
             label="tiny",
+            parallel=parallel,
         )
     finally:
         Segments.step = original  # type: ignore[method-assign]

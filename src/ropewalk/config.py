@@ -291,6 +291,9 @@ class FinetuneConfig:
     precision: str = "auto"
     """Lightning's name, or auto: bf16-mixed where bf16 is native, else 32-true."""
     checkpoint_every: int = 20
+    """Optimizer steps between two checkpoints ..."""
+    keep_checkpoints: int = 2
+    """... of which the last so many are kept, in case one is damaged."""
     control: bool = True
     """Also train a control on the same number of tokens in the original window."""
     before_first: list[FinetuneStepConfig] = field(default_factory=list)
@@ -475,6 +478,34 @@ class WalkerConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """Devices that fine-tuning runs on. It says where, not what: a training goes on when these change."""
+
+    name: str = MISSING
+    strategy: str = "one"
+    """one (no other process), ddp (every device holds the model) or fsdp (every device holds a share of it)."""
+    devices: int = 1
+    """Of each machine."""
+    nodes: int = 1
+    """Machines."""
+    context: int = 1
+    """Devices that share a row, each holding a slice of it; it divides devices times nodes."""
+
+
+@dataclass
+class PlanConfig:
+    """pipelines/plan.py: what a device can do; how many there are is in parallel."""
+
+    name: str = MISSING
+    tflops: float | None = None
+    """Published dense bf16 TFLOPS; measured on this machine's processor where none is given."""
+    memory_gib: float | None = None
+    """Of a device; this machine's where none is given."""
+    efficiency: float = 0.4
+    """Share of tflops that is reached."""
+
+
+@dataclass
 class TrackingConfig:
     experiment: str = "ropewalk"
     uri: str | None = None
@@ -496,12 +527,14 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     rivals: RivalsConfig = field(default_factory=RivalsConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
     walker: WalkerConfig = field(default_factory=WalkerConfig)
     show: ShowConfig = field(default_factory=ShowConfig)
     push: PushConfig = field(default_factory=PushConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

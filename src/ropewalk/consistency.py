@@ -25,6 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.precision": _PRECISIONS,
     "finetune.activations": ("keep", "recompute", "offload"),
     "finetune.optimizer": ("adamw", "adamw_fused", "adamw_8bit"),
+    "parallel.strategy": ("one", "ddp", "fsdp"),
     "walker.precision": _PRECISIONS,
     "export.short_factor": ("same", "recovered"),
     "export.gguf": ("float16", "float32"),
@@ -40,14 +41,14 @@ _AT_LEAST_ONE = (
     "search.children search.parents search.documents search.batch_tokens search.knots search.budget_tokens "
     "search.patience search.workers search.heartbeat_seconds search.upper_ratio road.search_first.documents "
     "road.search_second.documents road.recover.documents finetune.rows_at_once "
-    "finetune.tokens_at_once finetune.checkpoint_every evaluate.documents evaluate.long_documents "
-    "evaluate.passkey_depths evaluate.passkey_long_trials evaluate.stride evaluate.chunk_tokens "
-    "evaluate.needle_depths evaluate.benchmarks.limit evaluate.retrieval.trials "
-    "walker.rows show.original_length show.target_length"
+    "finetune.tokens_at_once finetune.checkpoint_every finetune.keep_checkpoints evaluate.documents "
+    "evaluate.long_documents evaluate.passkey_depths evaluate.passkey_long_trials evaluate.stride "
+    "evaluate.chunk_tokens evaluate.needle_depths evaluate.benchmarks.limit evaluate.retrieval.trials "
+    "walker.rows show.original_length show.target_length parallel.devices parallel.nodes parallel.context"
 ).split()
 _POSITIVE = (
     "search.gradient_learning_rate finetune.factors_learning_rate finetune.lora.alpha finetune.peak_tflops "
-    "finetune.gradient_clip show.base"
+    "finetune.gradient_clip show.base plan.tflops plan.memory_gib plan.efficiency"
 ).split()
 _SHARES = (
     "corpus.largest_rejected_share corpus.near_duplicates search.mutation_probability finetune.recall_share "
@@ -67,6 +68,7 @@ def check(config: "Config") -> None:
     _check_road(config)
     _check_search(config)
     _check_finetune(config)
+    _check_parallel(config)
     _check_evaluate(config)
     if config.show.table is not None:
         for name in ("original_length", "target_length"):
@@ -298,6 +300,48 @@ def _check_finetune(config: "Config") -> None:
         f"finetune.optimizer=adamw_fused does not go with finetune.precision={finetune.precision}, whose gradients are "
         "clipped after scaling; take adamw or bf16-mixed",
     )
+
+
+def _check_parallel(config: "Config") -> None:
+    parallel, finetune = config.parallel, config.finetune
+    count = parallel.devices * parallel.nodes
+    _require(
+        count == 1 or parallel.strategy != "one",
+        f"parallel.strategy must be ddp or fsdp for several devices, found one and {count} devices",
+    )
+    _require(
+        count % parallel.context == 0,
+        f"parallel.context must divide parallel.devices times parallel.nodes, found {parallel.context} and {count}",
+    )
+    allowed = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-true")
+    _require(
+        parallel.strategy != "fsdp" or finetune.precision in allowed,
+        f"finetune.precision must be one of {', '.join(allowed)} under fsdp, found {finetune.precision}",
+    )
+    for key, wanted in (
+        ("finetune.short_share", finetune.short_share),
+        ("finetune.learn_factors", finetune.learn_factors),
+        ("finetune.lora.rank", finetune.lora.rank),
+    ):
+        # Its processes must take the same steps with the same weights, whatever rows each has.
+        _require(
+            parallel.strategy != "fsdp" or not wanted,
+            f"{key} does not go with parallel.strategy=fsdp, found {wanted}; take ddp",
+        )
+    groups = count // parallel.context
+    for name in ("first", "second"):
+        step = getattr(finetune, name)
+        _require(
+            step.rows % groups == 0,
+            f"finetune.{name}.rows must be a multiple of the {groups} groups of devices that read rows of their own "
+            f"(parallel.devices times parallel.nodes over parallel.context), found {step.rows}",
+        )
+        # Twice, since a device holds one slice of a row's first half and one of its second, for even work.
+        slices = 2 * parallel.context if parallel.context > 1 else 1
+        _require(
+            step.length % slices == 0,
+            f"finetune.{name}.length must be a multiple of {slices}, twice parallel.context, found {step.length}",
+        )
 
 
 def _check_evaluate(config: "Config") -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -41,10 +42,14 @@ class Stage:
     config: Config
     sections: tuple[str, ...]
     inputs_hash: str
+    is_first_process: bool = True
+    """Of the processes that do the stage together ..."""
+    results: Path | None = None
+    """... and where the others write what nobody reads."""
 
     @property
     def output(self) -> Path:
-        return Path(self.config.output)
+        return self.results or Path(self.config.output)
 
     @property
     def inputs(self) -> Path:
@@ -76,13 +81,22 @@ class Stage:
         write_json(self.output / "metrics" / f"{self.name}.json", metrics)
 
 
-def run(name: str, work: Callable[[Stage], None], *, sections: Sequence[str], inputs: Sequence[str] = ()) -> None:
+def run(
+    name: str,
+    work: Callable[[Stage], None],
+    *,
+    sections: Sequence[str],
+    inputs: Sequence[str] = (),
+    together: bool = False,
+) -> None:
     """Run ``work`` as the Hydra app ``name``; exits with a one-line message on bad input.
 
     Args:
         sections: the sections of the configuration that the stage reads.
         inputs: files below ``config.inputs`` that the stage reads; they must be there, and their hash is
             part of the key of its resumable state.
+        together: the stage is done by all processes of torchrun, srun or Lightning together where the section parallel
+            asks for several devices; the first one alone tracks it and writes its results.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -96,13 +110,30 @@ def run(name: str, work: Callable[[Stage], None], *, sections: Sequence[str], in
         with nullcontext() if sweeping else _one_line(name):
             config = checked(composed)
             _check_output(config)
-            _run(Stage(name, config, tuple(sections), _hash_inputs(config, inputs)), work)
+            together_here = together and config.parallel.devices * config.parallel.nodes > 1
+            if together_here:
+                _check_one_output(config)
+            first = not together_here or _process_rank() == 0
+            _run(Stage(name, config, tuple(sections), _hash_inputs(config, inputs), first), work)
 
     with _one_line(name):
         hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(task)()
 
 
+def _process_rank() -> int:
+    """Of this process among those of torchrun, srun or Lightning's own launcher; 0 where it is alone."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    # Lightning's launcher numbers the processes of each machine, and the user the machines.
+    return int(os.environ.get("LOCAL_RANK", "0")) or int(os.environ.get("NODE_RANK", "0"))
+
+
 def _run(stage: Stage, work: Callable[[Stage], None]) -> None:
+    if not stage.is_first_process:
+        with tempfile.TemporaryDirectory() as folder:
+            work(dataclasses.replace(stage, results=Path(folder)))
+        return
     # Late, because MLflow takes a second to import and a mistake should be told at once.
     from ropewalk import tracking
 
@@ -135,6 +166,13 @@ def _check_output(config: Config) -> None:
     own = HydraConfig.get()
     if own.mode == RunMode.MULTIRUN and not Path(config.output).resolve().is_relative_to(own.runtime.output_dir):
         raise ValueError(f"output must be left out in a sweep, whose jobs write below {own.sweep.dir}")
+
+
+def _check_one_output(config: Config) -> None:
+    """Raise ValueError where processes that others started would each have a folder of its own, named by the time."""
+    others = any(name in os.environ for name in ("RANK", "SLURM_PROCID"))
+    if others and Path(config.output).resolve() == Path(HydraConfig.get().runtime.output_dir).resolve():
+        raise ValueError("output must name one folder for all processes of torchrun or srun, as output=outputs/my-run")
 
 
 def _stop(name: str, message: str, error: BaseException) -> None:

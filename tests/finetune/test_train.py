@@ -104,6 +104,47 @@ def test_a_training_killed_twice_ends_as_an_undisturbed_one(undisturbed: Run, tm
     assert_same_run(train(tmp_path), undisturbed)
 
 
+def test_a_damaged_checkpoint_is_said_so_and_the_one_before_gone_on_from(
+    undisturbed: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Damaged in one bit in its middle, and cut off, as by a disk that lies."""
+    last = tmp_path / "state" / "last.ckpt"
+    for damage in ("bit", "cut"):
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path, before_step=lambda step: 1 // 0 if step == 7 else None)
+        whole = last.read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        last.write_bytes(flipped if damage == "bit" else whole[:middle])
+        asked: list[int] = []
+        capsys.readouterr()
+        found = train(tmp_path, before_step=asked.append)
+        assert asked[0] == 4
+        told = capsys.readouterr().err
+        assert f"{last} is damaged (" in told
+        assert "and now damaged-last.ckpt; going on from the one before" in told
+        assert_same_run(found, undisturbed)
+        for path in last.parent.iterdir():
+            path.unlink()
+
+
+def test_the_last_so_many_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(tmp_path, config=replace(FINETUNE, keep_checkpoints=3))
+    names = {path.name for path in (tmp_path / "state").iterdir()}
+    assert names == {"last.ckpt", "last.ckpt.1", "last.ckpt.2"}
+
+
+def test_random_numbers_of_a_step_are_the_same_after_a_resume(tmp_path: Path) -> None:
+    """With dropout, which every forward pass draws anew."""
+    expected = train(tmp_path / "whole", model=tiny_llama(attention_dropout=0.3))
+    interrupted, model = tmp_path / "interrupted", tiny_llama(attention_dropout=0.3)
+    with pytest.raises(ZeroDivisionError):
+        train(interrupted, model=model, before_step=lambda step: 1 // 0 if step == 5 else None)
+    assert_same_run(train(interrupted, model=tiny_llama(attention_dropout=0.3)), expected)
+    plain = train(tmp_path / "plain")[1]
+    assert plain[0]["loss"] != expected[1][0]["loss"]
+
+
 def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
     whole = replace(STEP, steps=4)
     asked: list[int] = []

@@ -37,7 +37,7 @@ def script(name: str) -> ast.Module:
 
 def test_stages_are_those_of_the_road_in_its_order() -> None:
     assert list(STAGES) == ORDER
-    assert set(SCRIPTS) == {*ORDER, "push", "show", "walker"}
+    assert set(SCRIPTS) == {*ORDER, "plan", "push", "show", "walker"}
 
 
 @pytest.mark.parametrize("stage", ORDER)
@@ -119,7 +119,7 @@ class Call:
 def calls() -> dict[str, Call]:
     found: dict[str, Call] = {}
 
-    def record(name: str, work: Any, *, sections: tuple[str, ...], inputs: tuple[str, ...] = ()) -> None:
+    def record(name: str, work: Any, *, sections: tuple[str, ...], inputs: tuple[str, ...] = (), **_: Any) -> None:
         found[name] = Call(name, tuple(sections), tuple(inputs))
 
     with pytest.MonkeyPatch.context() as patch:

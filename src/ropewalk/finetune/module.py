@@ -7,12 +7,15 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from ropewalk.config import FinetuneConfig, FinetuneStepConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
 from ropewalk.corpus.segments import Rows
 from ropewalk.finetune.optimizer import make_optimizer, trained
-from ropewalk.finetune.windows import MixedRows, loss_by_position, read_long, read_mixed
+from ropewalk.finetune.share import Share, share_here, shared_loss
+from ropewalk.finetune.strategy import shard
+from ropewalk.finetune.windows import MixedRows, Reading, loss_by_position, read_long, read_mixed
 from ropewalk.rope import LearnedScaling, RotaryEmbedding, find_rotary
 
 
@@ -23,6 +26,7 @@ class FinetuneModule(L.LightningModule):
         options: how it is trained; the defaults of `FinetuneConfig` if left out.
         learned: the scaling that is trained with the weights, if it is.
         window: the original window, which packed rows are read in.
+        parallel: the devices; this one alone by default.
     """
 
     gradient_norm: float = math.nan
@@ -37,11 +41,14 @@ class FinetuneModule(L.LightningModule):
         options: FinetuneConfig | None = None,
         learned: LearnedScaling | None = None,
         window: int = 0,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         super().__init__()
         self.model, self.step, self.weight_decay = model, step, weight_decay
         self.options = options or FinetuneConfig(name="defaults")
         self.learned, self.window = learned, window
+        self.parallel = parallel or ParallelConfig(name="one")
+        self.share = Share()
         self.loss_by_position: dict[str, tuple[float, int]] = {}
         """Sums and counts of the step at hand, by bucket, in steps where they are read."""
         self._bad: str | None = None
@@ -49,19 +56,22 @@ class FinetuneModule(L.LightningModule):
         # Frozen weights lie in the model's own checkpoint.
         self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
 
+    def setup(self, stage: str) -> None:
+        self.share = share_here(self.parallel)
+
+    def configure_model(self) -> None:
+        # Called once more by a second trainer.
+        if self.parallel.strategy == "fsdp" and not isinstance(self, FSDPModule):
+            assert self.device_mesh is not None
+            shard(self, self.model, self.device_mesh["data_parallel"])
+
     def training_step(self, batch: Rows | MixedRows, batch_idx: int) -> Tensor:
         if self.learned is not None:
             rotary = find_rotary(self.model)[1]
             assert isinstance(rotary, RotaryEmbedding)
             self.learned.put_into(rotary)
         with self._offloading(batch):
-            if isinstance(batch, MixedRows):
-                loss, reading = read_mixed(self.model, batch, window=self.window)
-            else:
-                reading = read_long(self.model, batch.ids, batch.answers if self.options.answer_weight else None)
-                loss = reading.loss
-            if reading is not None and reading.answer_loss is not None:
-                loss = loss + self.options.answer_weight * reading.answer_loss
+            loss, reading = self._read(batch)
         if not torch.isfinite(loss):
             self._note_bad(f"the loss of step {self.global_step} is {loss.item()}")
         elif reading is not None and self._reads_positions():
@@ -69,6 +79,20 @@ class FinetuneModule(L.LightningModule):
                 before = self.loss_by_position.get(name, (0.0, 0))
                 self.loss_by_position[name] = (before[0] + total, before[1] + count)
         return loss
+
+    def _read(self, batch: Rows | MixedRows) -> tuple[Tensor, Reading | None]:
+        """The loss, and the reading of long rows where there are any and this process has them whole."""
+        weight = self.options.answer_weight
+        if self.share.world > 1:
+            return shared_loss(self.share, self.model, batch, answer_weight=weight), None
+        if isinstance(batch, MixedRows):
+            loss, reading = read_mixed(self.model, batch, window=self.window)
+        else:
+            reading = read_long(self.model, batch.ids, batch.answers if weight else None)
+            loss = reading.loss
+        if reading is not None and reading.answer_loss is not None:
+            loss = loss + weight * reading.answer_loss
+        return loss, reading
 
     def _reads_positions(self) -> bool:
         every = self.options.positions_every

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ropewalk.config import FinetuneConfig, FinetuneStepConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.finetune.train import finetune
 from ropewalk.rope import RopeScaling, RotaryShape, current_scaling, methods
@@ -58,6 +58,7 @@ def train_schedule(
     state_folder: Path,
     logger: Logger | None = None,
     start: RopeScaling | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> tuple[list[dict[str, float]], RopeScaling]:
     """Train ``model`` through the steps of the stage ``first`` or ``second``; a row per optimizer step and the scaling.
 
@@ -65,6 +66,7 @@ def train_schedule(
 
     Args:
         searched: scalings by target length (`searched_scalings`).
+        parallel: the devices; this one alone by default.
         start: what the model was trained under before; learned factors go on from it where it is for the same length.
 
     Raises:
@@ -91,6 +93,7 @@ def train_schedule(
                 state_folder=state_folder if main else state_folder / f"before_{number}",
                 label=f"fine-tuning at {step.length:,}",
                 logger=logger,
+                parallel=parallel,
                 first_step=len(rows),
                 first_sample=samples,
             )

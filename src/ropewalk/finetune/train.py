@@ -10,16 +10,18 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ropewalk.config import FinetuneConfig, FinetuneStepConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import writing
 from ropewalk.finetune.adapters import adapters
 from ropewalk.finetune.data import SegmentData
+from ropewalk.finetune.gathered import Slices
 from ropewalk.finetune.history import History
 from ropewalk.finetune.memory import explained
 from ropewalk.finetune.module import FinetuneModule
+from ropewalk.finetune.strategy import put_together, trainer_options
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
-from ropewalk.models.checkpoints import LastCheckpoint, WholeCheckpointIO, fit, steps_done
+from ropewalk.models.checkpoints import LastCheckpoint, SeededBatches, WholeCheckpointIO, fit, steps_done
 from ropewalk.models.precision import resolve_precision
 from ropewalk.models.progress import TrainingProgress
 from ropewalk.rope import LearnedScaling, RopeScaling, extend
@@ -39,21 +41,28 @@ def finetune(
     logger: Logger | None = None,
     first_step: int = 0,
     first_sample: int = 0,
+    parallel: ParallelConfig | None = None,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place and return a row per optimizer step; goes on from ``state_folder``'s last checkpoint.
 
     Args:
         scaling: put into the model first; None trains under plain RoPE, without short rows or learned factors. With
             ``config.learn_factors`` the model's scaling afterwards (`current_scaling`) is what was learned.
+        parallel: the devices; this one alone by default. Where weights were split, only the first process has them
+            whole afterwards, in the processor's memory.
         first_step: steps of the schedule before this one, for the numbers in its rows ...
         first_sample: ... and their samples.
 
     Raises:
-        ValueError: no document is long enough, or the loss became NaN too often.
+        ValueError: no document is long enough, rows or length do not divide, or the loss became NaN too often.
         MemoryError: memory does not suffice; names settings that would help.
         KeyboardInterrupt: interrupted; the last checkpoint is kept.
     """
     L.seed_everything(seed, verbose=False)
+    parallel = parallel or ParallelConfig(name="one")
+    if parallel.context > 1:
+        Slices(0, parallel.context).check(step.length)
+    groups = parallel.devices * parallel.nodes // parallel.context
     if scaling is not None:
         extend(model, scaling)
     last = state_folder / "last.ckpt"
@@ -66,7 +75,8 @@ def finetune(
         tokenizer,
         step,
         recall_share=config.recall_share,
-        rows_at_once=_rows_at_once(step, config),
+        # Of all groups together; each reads its own.
+        rows_at_once=groups * _rows_at_once(step, config, groups=groups),
         seed=seed,
         first_step=steps_done(last),
         short_share=config.short_share if scaling is not None else 0.0,
@@ -81,10 +91,11 @@ def finetune(
         logger=logger or False,
         default_root_dir=state_folder,
         enable_model_summary=False,
-        plugins=[WholeCheckpointIO()],
-        callbacks=[LastCheckpoint(last, config.checkpoint_every), TrainingProgress(label)],
+        plugins=[WholeCheckpointIO(config.keep_checkpoints)],
+        **trainer_options(parallel),
+        callbacks=[SeededBatches(seed), LastCheckpoint(last, config.checkpoint_every), TrainingProgress(label)],
     )
-    with adapters(model, config.lora), _prepared(model, config):
+    with adapters(model, config.lora), _prepared(model, config, parallel):
         history = History(
             step.rows * step.length,
             rows_per_step=step.rows,
@@ -95,19 +106,26 @@ def finetune(
             first_sample=first_sample,
         )
         # First, so that a checkpoint holds the row of its own step.
-        trainer.callbacks.insert(0, history)  # type: ignore[attr-defined]
+        trainer.callbacks.insert(1, history)  # type: ignore[attr-defined]
         module = FinetuneModule(
-            model, step, weight_decay=config.weight_decay, options=config, learned=learned, window=window
+            model,
+            step,
+            weight_decay=config.weight_decay,
+            options=config,
+            learned=learned,
+            window=window,
+            parallel=parallel,
         )
         with explained(model, step, config, rows_at_once=data.rows_at_once):
             fit(trainer, module, data, checkpoint=last)
+        put_together(model, here=trainer.is_global_zero)
     if learned is not None:
         extend(model, learned.scaling())
     return history.rows
 
 
 @contextmanager
-def _prepared(model: PreTrainedModel, config: FinetuneConfig) -> Iterator[None]:
+def _prepared(model: PreTrainedModel, config: FinetuneConfig, parallel: ParallelConfig) -> Iterator[None]:
     """The model ready for training as ``config`` wants it, and as it was afterwards."""
     recompute = config.activations != "keep"
     if recompute:
@@ -120,16 +138,28 @@ def _prepared(model: PreTrainedModel, config: FinetuneConfig) -> Iterator[None]:
         yield
     finally:
         model.eval()
+        if parallel.context > 1:
+            model.set_attn_implementation("sdpa")
         if config.compile:
             model.base_model._compiled_call_impl = None
         if recompute:
             model.gradient_checkpointing_disable()
 
 
-def _rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig) -> int:
-    """The largest divisor of the step's rows that fits."""
+def _rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig, *, groups: int = 1) -> int:
+    """The largest divisor of a group's rows of a step that fits.
+
+    Raises:
+        ValueError: the step's rows cannot be shared by so many groups of devices.
+    """
+    own, left = divmod(step.rows, groups)
+    if left or not own:
+        raise ValueError(
+            f"{step.rows} rows cannot be shared by {groups} groups of devices; "
+            f"finetune's rows must be a multiple of {groups}"
+        )
     most = max(1, config.rows_at_once or config.tokens_at_once // step.length)
-    return max(rows for rows in range(1, step.rows + 1) if step.rows % rows == 0 and rows <= most)
+    return max(rows for rows in range(1, own + 1) if own % rows == 0 and rows <= most)
 
 
 def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:
@@ -157,6 +187,7 @@ def train_control(
     window: int,
     seed: int,
     state_folder: Path,
+    parallel: ParallelConfig | None = None,
 ) -> list[dict[str, float]]:
     """Train the base ``model`` on `control_step` under plain RoPE or its own ``scaling``; a row per optimizer step."""
     step = control_step(config, window=window)
@@ -172,6 +203,7 @@ def train_control(
         seed=seed,
         state_folder=state_folder,
         label=label,
+        parallel=parallel,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -187,7 +188,9 @@ def load_model(
         # transformers only warns, and goes on with random numbers in their place.
         raise ValueError(f"model.path {path} lacks {len(missing)} weights ({missing[0]}, …); get the checkpoint again")
     rotary_shape(model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # A process among several trains on a device of its own, which Lightning moves or splits the weights to.
+    alone = "LOCAL_RANK" not in os.environ
+    device = "cuda" if alone and torch.cuda.is_available() else "cpu"
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
 

@@ -1,11 +1,15 @@
 """Checkpoints of a training: whole or absent, taken between two optimizer steps, and gone on from."""
 
+import pickle
 import signal
+import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
@@ -14,11 +18,59 @@ from ropewalk.files import writing
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints written aside and renamed, so that a kill never leaves half of one."""
+    """Checkpoints written aside and renamed, so that a kill never leaves half of one; the last ``keep`` are kept."""
+
+    def __init__(self, keep: int = 2) -> None:
+        super().__init__()
+        self._keep = keep
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with writing(path) as aside:
             torch.save(checkpoint, aside)
+            for age in range(self._keep - 1, 0, -1):
+                if _aged(Path(path), age - 1).is_file():
+                    _aged(Path(path), age - 1).replace(_aged(Path(path), age))
+
+
+def _aged(path: Path, age: int) -> Path:
+    """Name of the checkpoint that was the last one ``age`` checkpoints ago."""
+    return path if age == 0 else path.with_name(f"{path.name}.{age}")
+
+
+def newest_checkpoint(path: Path) -> Path | None:
+    """The newest whole checkpoint saved as ``path``, or None; a damaged one is said so, and put out of the way."""
+    older = [found for found in path.parent.glob(f"{path.name}.*") if found.suffix[1:].isdigit()]
+    for candidate in [path, *sorted(older, key=lambda found: int(found.suffix[1:]))]:
+        try:
+            wrong = _damage(candidate)
+        except FileNotFoundError:
+            continue
+        if wrong is None:
+            return candidate
+        aside = path.with_name(f"damaged-{candidate.name}")
+        try:
+            candidate.replace(aside)
+        except FileNotFoundError:
+            # Another process of the same training was faster.
+            continue
+        print(f"{candidate} is damaged ({wrong}) and now {aside.name}; going on from the one before", file=sys.stderr)
+    return None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None if every part of it has the checksum that it was written with."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:
+                return f"{part} has another checksum"
+        found = _load(path)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None if "global_step" in found else "it holds no step"
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 
 class LastCheckpoint(Checkpoint):
@@ -38,16 +90,36 @@ class LastCheckpoint(Checkpoint):
         if between_steps and trainer.global_step % self._every == 0:
             trainer.save_checkpoint(self._path, weights_only=False)
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning counts microbatches, of which a step has another number on another number of devices.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            more = checkpoint["global_step"] * trainer.accumulate_grad_batches - counts["ready"]
+            counts.update({name: count + more for name, count in counts.items()})
+
+
+class SeededBatches(L.Callback):
+    """Random numbers of a forward pass (dropout) that depend on seed, step, microbatch and process alone."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        place = batch_idx % trainer.accumulate_grad_batches
+        words = np.random.SeedSequence((self._seed, trainer.global_step, place, trainer.global_rank)).generate_state(2)
+        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
 
 def steps_done(checkpoint: Path) -> int:
-    """Optimizer steps that ``checkpoint`` was taken after; 0 where there is none."""
-    if not checkpoint.is_file():
-        return 0
-    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+    """Optimizer steps before the newest whole checkpoint saved as ``checkpoint``; 0 where there is none."""
+    found = newest_checkpoint(checkpoint)
+    return int(_load(found)["global_step"]) if found else 0
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: Any, *, checkpoint: Path) -> None:
-    """Train ``module`` on ``data``, from ``checkpoint`` where there is one.
+    """Train ``module`` on ``data``, from the newest whole checkpoint saved as ``checkpoint`` where there is one.
 
     Args:
         data: a data module or loader whose rows depend on seed and step alone, and which begins
@@ -61,7 +133,7 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: Any, *, checkpoint:
         warnings.filterwarnings("ignore", message=f".*{harmless}.*")
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=newest_checkpoint(checkpoint), weights_only=True)
     except SystemExit:
         # Lightning turns an interrupt into an exit without a word, and leaves SIGINT ignored.
         signal.signal(signal.SIGINT, on_interrupt)

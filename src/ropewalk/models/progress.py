@@ -15,11 +15,23 @@ class TrainingProgress(ProgressBar):
 
     def __init__(self, description: str) -> None:
         super().__init__()
-        self._description = description
+        self._description, self._silent = description, False
+
+    def disable(self) -> None:
+        """Lightning asks for it in all processes of a training but the first."""
+        self._silent = True
+
+    def enable(self) -> None:
+        self._silent = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.train_progress_bar = Progress(
-            total=trainer.max_steps, initial=trainer.global_step, desc=self._description, unit="step", smoothing=0.1
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc=self._description,
+            unit="step",
+            smoothing=0.1,
+            disable=self._silent,
         )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

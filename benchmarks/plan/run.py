@@ -1,0 +1,155 @@
+"""The plan against measurement on this machine's processor (`make bench-plan`): memory within 20 %, time within 30 %.
+
+Each case runs in a process of its own, two optimizer steps or passes. Times are the processor's own, so that other work
+on the machine counts little, and the plan's and the case's are taken in turn; the middle one of their ratios counts.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import write_results
+from ropewalk.models.loss import mean_loss, token_losses
+from ropewalk.models.precision import native_bf16
+from ropewalk.plan.costs import Kind, Work, flops_of, memory_of, seconds
+from ropewalk.plan.devices import measured_rate
+from ropewalk.plan.memory import ActivationTable
+from ropewalk.plan.shape import build, shape_of, with_layers
+from ropewalk.rope import RopeScaling, extend
+
+CASES: list[dict[str, Any]] = [
+    {"model": "models/walker", "kind": "read", "length": 16_384, "rows": 1, "recompute": False},
+    {"model": "models/walker", "kind": "train", "length": 2048, "rows": 4, "recompute": False},
+    {"model": "models/walker", "kind": "train", "length": 8192, "rows": 1, "recompute": True},
+    {"model": "wide", "kind": "train", "length": 1024, "rows": 2, "recompute": False},
+]
+WIDE = {"hidden_size": 384, "intermediate_size": 1056, "num_hidden_layers": 6, "vocab_size": 8192}
+"""A model of 14 million parameters, whose weights count beside its activations."""
+
+
+def config_of(name: str) -> Any:
+    config = AutoConfig.from_pretrained("models/walker")
+    if name == "wide":
+        config.update({**WIDE, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 64})
+    return config
+
+
+def run_case(case: dict[str, Any]) -> dict[str, float]:
+    """Most memory above the process without a model, and seconds of a step that follows a first one."""
+    config, kind = config_of(case["model"]), case["kind"]
+    _pass(build(with_layers(config, 1)), torch.full((1, 64), 3), kind).backward()
+    # From here on the libraries are loaded, and what follows is the model's.
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    before = pages * resource.getpagesize()
+    model = build(config)
+    pairs = shape_of(config, name="").rotary.rotary_dim // 2
+    extend(model, RopeScaling((1.0,) * pairs, 256, 512))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    if case["recompute"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+
+    def step(rows: torch.Tensor) -> None:
+        if kind == "read":
+            with torch.no_grad():
+                _pass(model, rows, kind)
+            return
+        _pass(model, rows, kind).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    rows = torch.full((case["rows"], case["length"]), 3)
+    step(rows)
+    begun = time.process_time()
+    step(rows)
+    taken = time.process_time() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"bytes": peak - before, "seconds": taken}
+
+
+def _pass(model: Any, rows: torch.Tensor, kind: Kind) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "train" and native_bf16()):
+        return token_losses(model, rows).mean() if kind == "read" else mean_loss(model, rows)
+
+
+def planned(case: dict[str, Any]) -> tuple[float, float]:
+    """(bytes, seconds): what the plan says of the same."""
+    config, kind = config_of(case["model"]), case["kind"]
+    mixed = kind == "train" and native_bf16()
+    work = Work(
+        "", "", kind, case["length"], case["rows"], case["rows"], case["rows"], recompute=case["recompute"], mixed=mixed
+    )
+    shape = shape_of(config, name=case["model"])
+    activations = ActivationTable(config)(
+        kind=kind, tokens=work.tokens_per_device, dtype="float32", mixed=mixed, recompute=case["recompute"]
+    )
+    memory = memory_of(work, shape, activations)
+    rate = measured_rate(config, kind=kind, mixed=mixed, dtype="float32", clock=time.process_time)
+    return memory.total, float(seconds(flops_of(work, shape), rate))
+
+
+def _run_into(found: Any, case: dict[str, Any]) -> None:
+    torch.set_num_threads(case.pop("threads"))
+    found.put(run_case(case))
+
+
+def measured(case: dict[str, Any]) -> dict[str, float]:
+    """`run_case` in a process of its own, forked from one that has loaded the libraries and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    found: Any = context.SimpleQueue()
+    process = context.Process(target=_run_into, args=(found, {**case, "threads": torch.get_num_threads()}))
+    process.start()
+    values: dict[str, float] = found.get()
+    process.join()
+    return values
+
+
+def main() -> None:
+    os.chdir(Path(__file__).resolve().parents[2])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    # Read by the C library of the processes to come: what is freed goes back at once and does not count as used.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["ropewalk.plan.devices", "ropewalk.plan.memory", "transformers.models.llama.modeling_llama"]
+    )
+    rows = []
+    for case in CASES:
+        rounds = [(planned(case), measured(case)) for _ in range(arguments.rounds)]
+        plan_bytes = rounds[0][0][0]
+        found_bytes = statistics.median(found["bytes"] for _, found in rounds)
+        ratios = [plan[1] / found["seconds"] for plan, found in rounds]
+        kind: Kind = case["kind"]
+        rows.append(
+            {
+                **case,
+                "kind": kind,
+                "planned_mib": plan_bytes / 2**20,
+                "measured_mib": found_bytes / 2**20,
+                "memory_ratio": plan_bytes / found_bytes,
+                "memory_limit": 0.2,
+                "planned_cpu_seconds": statistics.median(plan[1] for plan, _ in rounds),
+                "measured_cpu_seconds": statistics.median(found["seconds"] for _, found in rounds),
+                "time_ratio": statistics.median(ratios),
+                "time_ratios": sorted(ratios),
+                "time_limit": 0.3,
+                "load_average": os.getloadavg()[0],
+            }
+        )
+        print(rows[-1])
+    write_results(Path("benchmarks/plan/results.json"), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""A plan from a model's config alone: the sizes, the formulas, the memory of a real pass, and what makes it fit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ropewalk.config import Config, checked, register
+from ropewalk.models.loss import hidden_states, mean_loss
+from ropewalk.plan.costs import Rate, Work, flops_of, forward_flops, memory_of, seconds
+from ropewalk.plan.memory import ActivationTable, traced_bytes
+from ropewalk.plan.road import road_works
+from ropewalk.plan.shape import read_config, shape_of
+from ropewalk.plan.table import plan, plan_rows, plan_text
+from tiny_models import ROPE_MODELS, token_rows
+from workspace import ROOT, run_script
+
+TRAIN = Work("finetune_first", "training", "train", 64, 8, 2, 8)
+
+
+def composed(*overrides: str) -> Config:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return checked(compose("config", [*overrides, "output=results", "work=work"]))
+
+
+@pytest.mark.parametrize("name", ROPE_MODELS)
+def test_the_sizes_of_a_config_are_those_of_its_model(name: str) -> None:
+    model = ROPE_MODELS[name]()
+    shape = shape_of(model.config, name=name)
+    assert shape.parameters == model.num_parameters()
+    rows = token_rows(32, rows=1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        hidden_states(model, rows)
+    counted = forward_flops(shape, length=32)
+    head = 2 * 32 * shape.hidden * shape.vocab
+    # The counter takes attention as if every token read all others.
+    assert counter.get_total_flops() == counted.linear - head + 2 * counted.attention
+
+
+def test_a_backward_pass_costs_two_forward_passes_and_recomputing_one_more() -> None:
+    shape = shape_of(ROPE_MODELS["llama"]().config, name="llama")
+    once = forward_flops(shape, length=64)
+    found = flops_of(TRAIN, shape), flops_of(replace(TRAIN, recompute=True), shape)
+    assert [flops.linear / once.linear for flops in found] == [24, 32]
+    assert seconds(found[0], Rate(1e9, 1e9), devices=4) == pytest.approx(found[0].total / 4e9)
+
+
+def test_sharding_splits_the_states_and_leaves_whole_layers() -> None:
+    shape = shape_of(ROPE_MODELS["llama"]().config, name="llama")
+    whole = memory_of(TRAIN, shape, 1000.0)
+    assert (whole.weights, whole.optimizer) == (4 * shape.parameters, 8 * shape.parameters)
+    split = memory_of(replace(TRAIN, devices=4, sharded=True), shape, 1000.0)
+    assert split.weights == whole.weights / 4
+    assert split.gradients == whole.gradients / 4
+    assert split.activations > whole.activations
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_traced_bytes_are_those_of_a_real_pass(recompute: bool) -> None:
+    """What autograd keeps for the backward pass, counted on real tensors."""
+    model = ROPE_MODELS["llama"]().train()
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mean_loss(model, token_rows(2048, rows=1))
+    saved = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+    traced = traced_bytes(model.config, kind="train", tokens=2048, dtype="float32", mixed=False, recompute=recompute)
+    assert saved <= traced
+    if not recompute:
+        # Beside what is kept there are one layer's intermediate results.
+        assert traced <= 2 * saved
+
+
+def test_memory_grows_with_layers_and_tokens_as_traced() -> None:
+    config = ROPE_MODELS["llama"](num_hidden_layers=5).config
+    options: dict[str, Any] = {"kind": "train", "tokens": 512, "dtype": "float32", "mixed": False, "recompute": False}
+    found = ActivationTable(config)(**options)
+    assert found == pytest.approx(traced_bytes(config, **options), rel=0.02)
+
+
+def test_the_works_read_as_many_tokens_as_the_stages_do() -> None:
+    config = composed("experiment=smoke")
+    shape = shape_of(read_config(str(ROOT / "models" / "walker")), name="walker").rotary
+    works = road_works(config, shape, mixed=False)
+    tokens = {work.what: work.tokens for work in works if work.kind == "train"}
+    assert tokens == {
+        "training, 1,024 tokens": 3 * 2 * 1024,
+        "training, 2,048 tokens": 3 * 2 * 2048,
+        "control, 256 tokens": 4 * 16 * 256,
+    }
+    (search,) = [work for work in works if work.stage == "search_first" and work.kind == "read"]
+    # Six trials and the published methods, two documents each.
+    assert search.tokens == (6 + 6) * 2 * 2048
+    assert {work.stage for work in works} == {
+        "search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate",
+    }  # fmt: skip
+
+
+LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 1024, "num_hidden_layers": 4}
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_comes_with_a_setting_that_makes_it_fit(tmp_path: Path) -> None:
+    ROPE_MODELS["llama"](**LLAMA).config.save_pretrained(tmp_path)
+    whole = ("model=hf", f"model.path={tmp_path}", "model.original_length=64", "plan=h100", "experiment=smoke")
+    small = plan(composed(*whole, "plan.memory_gib=0.3"))
+    line = next(line for line in small.advice if line.startswith("finetune_second, training"))
+    assert "of 0.3 GiB; " in line
+    assert " with " in line
+    settings = line.rpartition(" with ")[2].split()
+    again = plan(
+        composed(*whole, "plan.memory_gib=0.3", "finetune.first.rows=16", "finetune.second.rows=16", *settings)
+    )
+    (fits,) = [row["fits"] for row in plan_rows(again) if row["work"] == "training, 2,048 tokens"]
+    assert fits
+    assert "does not fit:" in plan_text(small)
+
+
+def test_the_script_prints_a_line_for_every_stage_and_needs_no_weights(
+    scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ROPE_MODELS["llama"]().config.save_pretrained(scratch / "config-only")
+    run_script("plan", "model=hf", "model.path=config-only", "experiment=smoke", "plan=h100", "output=out")
+    printed = capsys.readouterr().out
+    for stage in ("search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate", "all"):
+        assert f"\n{stage} " in printed
+    assert (scratch / "out" / "plan.csv").is_file()
+    with pytest.raises(SystemExit, match=r"plan: model\.path gone: its config\.json cannot be read"):
+        run_script("plan", "model=hf", "model.path=gone", "output=out")
