@@ -23,6 +23,7 @@ def stage(listing: str, folder: Path, output: str) -> subprocess.Popen[str]:
         f"corpus.url={listing}",
         "corpus.long_tokens=4096",
         "corpus.least_long_documents=2",
+        "corpus.download_timeout=600",
         f"output={output}",
     )
     return subprocess.Popen(

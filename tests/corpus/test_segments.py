@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from ropewalk.corpus.documents import Document
 from ropewalk.corpus.segments import Segments
@@ -77,6 +78,14 @@ def test_a_resumed_run_gets_the_rows_of_one_that_never_stopped(store: TokenStore
     resumed = segments(store, steps=12, first_step=5)
     assert len(resumed) == 12  # counts from step 0, as Lightning's loop does
     assert all(torch.equal(a.ids, b.ids) for a, b in zip(whole[5:], resumed, strict=True))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_order_is_the_same_whatever_the_number_of_workers(store: TokenStore, workers: int) -> None:
+    own = segments(store, steps=7, first_step=2)
+    loaded = list(DataLoader(own, batch_size=None, num_workers=workers))
+    assert len(loaded) == 5
+    assert all(torch.equal(a, b) for a, b in zip(own, loaded, strict=True))
 
 
 def test_rows_across_documents_have_eos_and_bos_between_them(store: TokenStore) -> None:

@@ -60,8 +60,13 @@ def test_the_page_is_well_formed_and_refers_to_nothing_outside(written: Path, pa
     assert "https:" not in text
     assert not re.search(r"url\((?!#)", text)
     assert "@import" not in text
+    # Links to what lies beside the page, which it does without.
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == ["tokens/card.json", "tokens/card.png"]
     for tag, attributes in page.tags:
         assert tag not in ("script", "iframe", "object")
+        if tag == "a":
+            continue
         for name in ("src", "href", "srcset"):
             if attributes.get(name) is not None:
                 assert str(attributes[name]).startswith(("data:", "#"))
