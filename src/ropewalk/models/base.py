@@ -86,7 +86,7 @@ def start_of(path: str, *, start: str, original_length: int | None) -> LengthSwi
     if start == FROM_PLAIN:
         return ()
     try:
-        config = Path(path) if Path(path).is_dir() else Path(cached_file(path, "config.json"))
+        config = Path(path) if Path(path).is_dir() else Path(str(cached_file(path, "config.json")))
         found = published_scaling(config).start
     except OSError as error:
         raise ValueError(f"model.path {path}: its config.json cannot be read: {_first_line(error)}") from None
@@ -180,6 +180,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _named(name: str, path: str) -> str:
+    """The configuration's name; for model=hf, whose name says nothing, the hub id or that of the folder."""
+    if name != "hf":
+        return name
+    return Path(path).resolve().name if Path(path).is_dir() else path
+
+
 def describe(
     model: PreTrainedModel, *, name: str, path: str, original_length: int | None, start: str = FROM_CHECKPOINT
 ) -> BaseModel:
@@ -187,7 +194,7 @@ def describe(
     shape = rotary_shape(model)
     weights = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
     return BaseModel(
-        name=name,
+        name=_named(name, path),
         path=path,
         weights_sha256="".join(file_hash(weight) for weight in weights),
         original_length=original_length or shape.original_length,
