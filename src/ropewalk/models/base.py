@@ -60,6 +60,13 @@ def own_window(base: Mapping[str, Any]) -> int:
     return int(base.get("window", base["original_length"]))
 
 
+def _named(name: str, path: str) -> str:
+    """The configuration's name; for model=hf, whose name says nothing, the hub id or that of the folder."""
+    if name != "hf":
+        return name
+    return Path(path).resolve().name if Path(path).is_dir() else path
+
+
 def _check_path(path: str) -> None:
     folder = Path(path)
     if folder.is_dir():
@@ -178,13 +185,6 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             f"model.path {path} has no tokenizer that can be loaded ({_first_line(error)}); save one beside it"
         ) from None
     return tokenizer
-
-
-def _named(name: str, path: str) -> str:
-    """The configuration's name; for model=hf, whose name says nothing, the hub id or that of the folder."""
-    if name != "hf":
-        return name
-    return Path(path).resolve().name if Path(path).is_dir() else path
 
 
 def describe(
