@@ -6,7 +6,7 @@ from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.compare import measure
 from ropewalk.evaluate.road import Road
-from ropewalk.export.card import license_of, model_card
+from ropewalk.export.card import license_of, model_card, searches
 from ropewalk.export.checkpoint import export_checkpoint
 from ropewalk.export.cost import cost_metrics, cost_readings
 from ropewalk.export.gguf import export_gguf
@@ -30,12 +30,13 @@ def export(stage: Stage) -> None:
     perplexity = read_table(stage.inputs / "plots" / "perplexity.csv")
     passkey = read_table(stage.inputs / "plots" / "passkey.csv")
     pictures = card_pictures(perplexity, passkey, original_length=road.window, folder=stage.state)
+    made = stage.values("corpus", "finetune")
     card = model_card(
         base=base,
         switch=road.switch,
         perplexity_rows=perplexity,
         passkey_rows=passkey,
-        how_made=stage.values("corpus", "finetune"),
+        how_made={**searches(read_json(stage.inputs / "factors" / "recovered.json")), **made},
         cost_rows=costs,
         short_factor=config.export.short_factor,
         pictures={path.name: what for path, what in pictures.items()},

@@ -64,7 +64,7 @@ def _library() -> Path:
 
 def _fetch() -> None:
     PLACE.mkdir(parents=True, exist_ok=True)
-    fetch = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:")
+    fetch = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", _PACKAGE)
     subprocess.run((*fetch, "--dest", PLACE, f"{_PACKAGE}=={_VERSION}"), check=True)
     (archive,) = PLACE.glob("*.tar.gz")
     aside = PLACE / "unpacked"

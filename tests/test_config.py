@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from ropewalk import config as schema
 from ropewalk.config import Config, checked, explain, read_overrides, register, section
 from ropewalk.consistency import METHODS, check_measured, check_window
+from tiny_models import tiny_llama
 from workspace import ROOT, environment, run_script, write_overrides
 
 CONF = ROOT / "conf"
@@ -368,3 +370,14 @@ def test_every_key_is_documented_or_obvious(kind: Any) -> None:
     sections = {item.name for item in fields(Config)}
     left = {item.name for item in fields(kind)} - documented(kind) - OBVIOUS - sections
     assert not left, f"say in {kind.__name__} what {', '.join(sorted(left))} mean"
+
+
+def test_the_guides_example_of_lengths_composes(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (ROOT / "docs" / "your-own-model.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(overrides:\n.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    tiny_llama(max_position_embeddings=4096).save_pretrained(scratch / "my-model")
+    (scratch / "my-texts").mkdir()
+    (scratch / "my-texts" / "a.txt").write_text("a text")
+    (scratch / "overrides.yaml").write_text(block.replace("../", ""))
+    run_script("compose", "--cfg", "job")
+    assert "first_target: 32768" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from ropewalk.export import model_card
-from ropewalk.export.card import license_of
+from ropewalk.export.card import license_of, searches
 from ropewalk.rope import LengthSwitch, RopeScaling
 
 LONG = RopeScaling((1.0, 4.0, 9.0), 256, 16_384, n_hat=4, attention_factor=1.27)
@@ -50,6 +50,19 @@ def test_figures_come_with_protocol_and_only_for_the_model_and_its_base() -> Non
     assert "9.10" not in text
     assert "| 2,048 | 95 % | 20 |" in text
     assert "- Search: 212 trials\n- finetune:\n  - first:\n    - steps: 80\n\n" in text
+
+
+def test_the_searches_are_told_with_their_budget_and_nothing_empty_is() -> None:
+    origin = {"method": "hybrid", "trials": 12, "gradient_steps": 24, "model_hash": "ab" * 32, "commit": "abc1234"}
+    factors = {"switch": [{"up_to_length": 2048, "provenance": origin}, {"up_to_length": 4096, "provenance": None}]}
+    made = searches(factors)
+    assert list(made) == ["factors for up to 2,048 tokens"]
+    text = model_card(
+        base=BASE, switch=((16_384, LONG),), perplexity_rows=[], passkey_rows=[],
+        how_made={**made, "corpus": {"name": "text", "quality": {}, "path": None}},
+    )  # fmt: skip
+    lines = ["- factors for up to 2,048 tokens:", "  - method: hybrid", "  - gradient steps: 24", "  - trials: 12"]
+    assert "\n".join([*lines, "  - commit: abc1234", "- corpus:", "  - name: text\n\n"]) in text
 
 
 def test_what_plain_transformers_leaves_out_is_said() -> None:

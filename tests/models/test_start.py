@@ -79,6 +79,12 @@ def test_a_window_that_contradicts_the_checkpoints_scaling_is_refused(tmp_path: 
     assert window_before(path, start="plain", original_length=100) == 100
 
 
+def test_a_model_given_by_its_path_alone_is_called_by_its_folder(tmp_path: Path) -> None:
+    path = saved("linear", tmp_path / "my-model")
+    assert describe(load_model(path), name="hf", path=path, original_length=None).name == "my-model"
+    assert described(path)["name"] == "own"
+
+
 def test_an_unknown_scaling_is_refused_with_the_way_out(tmp_path: Path) -> None:
     path = saved("linear", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

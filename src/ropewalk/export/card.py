@@ -61,6 +61,20 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+_OF_A_SEARCH = ("method", "gradient_steps", "trials", "forward_tokens", "protocol", "seed", "commit")
+
+
+def searches(factors: Mapping[str, Any]) -> dict[str, Any]:
+    """For ``how_made``: what recovered.json says of the search behind each of its scalings."""
+    return {
+        f"factors for up to {int(entry['up_to_length']):,} tokens": {
+            key.replace("_", " "): entry["provenance"][key] for key in _OF_A_SEARCH if key in entry["provenance"]
+        }
+        for entry in factors["switch"]
+        if entry.get("provenance")
+    }
+
+
 def license_of(path: str | Path) -> str | None:
     """The licence that the card of a checkpoint in a folder states, None where there is no such folder or line."""
     card = Path(path) / "README.md"
@@ -88,9 +102,9 @@ def _front_matter(name: str, license_name: str | None) -> str:
 def _bullets(values: Mapping[str, Any], indent: str = "") -> list[str]:
     lines = []
     for label, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             lines += [f"{indent}- {label}:", *_bullets(value, indent + "  ")]
-        elif value not in (None, "", []):
+        elif value not in (None, "", [], {}):
             lines.append(f"{indent}- {label}: {value}")
     return lines
 

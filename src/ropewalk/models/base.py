@@ -70,6 +70,13 @@ def own_window(base: Mapping[str, Any]) -> int:
     return int(base.get("window", base["original_length"]))
 
 
+def _named(name: str, path: str) -> str:
+    """The configuration's name; for model=hf, whose name says nothing, the hub id or that of the folder."""
+    if name != "hf":
+        return name
+    return Path(path).resolve().name if Path(path).is_dir() else path
+
+
 def _check_path(path: str) -> None:
     folder = Path(path)
     if folder.is_dir():
@@ -247,7 +254,7 @@ def describe(
     shape = rotary_shape(model)
     weights = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
     return BaseModel(
-        name=name,
+        name=_named(name, path),
         path=path,
         weights_sha256="".join(file_hash(weight) for weight in weights),
         original_length=original_length or shape.original_length,

@@ -1,0 +1,22 @@
+"""A search without the pipeline, from plain RoPE and from a scaling that the model was trained under."""
+
+import pytest
+
+from ropewalk.config import SearchConfig
+from ropewalk.rope import methods
+from ropewalk.search.texts import search_factors
+from tiny_models import WINDOW, byte_tokenizer, tiny_llama
+
+CONFIG = SearchConfig(name="short", gradient_steps=1, gradient_rows=1, trials=0, documents=1)
+TEXT = "The quick brown fox jumps over the lazy dog. " * 8
+
+
+def test_what_is_found_holds_the_scaling_that_the_model_came_with() -> None:
+    own = methods.yarn(rotary_dim=16, base=10_000.0, original_length=WINDOW, target_length=2 * WINDOW)
+    model, tokenizer = tiny_llama(vocab_size=300), byte_tokenizer()
+    found = search_factors(model, tokenizer, [TEXT], target_length=4 * WINDOW, first=own, config=CONFIG)
+    assert (found.original_length, found.target_length) == (WINDOW, 4 * WINDOW)
+    assert all(a >= b - 1e-9 for a, b in zip(found.factors, own.factors, strict=True))
+    assert max(found.factors) <= 1.25 * 2 * max(own.factors)
+    with pytest.raises(ValueError, match=r"above the model's window of 128 tokens"):
+        search_factors(model, tokenizer, [TEXT], target_length=2 * WINDOW, first=own, config=CONFIG)
