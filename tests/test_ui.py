@@ -160,8 +160,7 @@ def compare_runs(browser: Any, address: str, experiment: str, names: list[str], 
         return found if len(found) >= len(names) else []
 
     assert all(line.get_attribute("d") for line in until(lines, "the lines of the chart"))
-    legend = [entry.text for entry in browser.find_elements(By.CSS_SELECTOR, ".legendtext")]
-    assert all(any(name in entry for entry in legend) for name in names), legend
+    until(lambda: all(f"{name} (perplexity)" in text_of(browser) for name in names), "their names in the legend")
     picture(browser, pictures / "chart.png")
 
 
