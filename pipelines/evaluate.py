@@ -4,7 +4,9 @@ from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.checks import checks
 from ropewalk.evaluate.compare import measure
-from ropewalk.evaluate.road import Road, load_models, metrics, weights_of, with_seed
+from ropewalk.evaluate.retrieval import retrieval_rows
+from ropewalk.evaluate.rivals import weights_of
+from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, with_seed
 from ropewalk.files import read_json, write_json, write_table
 from ropewalk.models.base import load_tokenizer
 from ropewalk.stage import Stage, run
@@ -21,12 +23,13 @@ def evaluate(stage: Stage) -> None:
     passkeys = road.passkeys(models, load_tokenizer(base["path"]), seed=config.seed)
     write_table(plots / "passkey.csv", passkeys)
     write_table(plots / "factors.csv", road.factor_rows())
-    write_table(plots / "retrieval.csv", road.retrieval(models, load_tokenizer(base["path"]), store, seed=config.seed))
+    answers = retrieval_rows(road, models, load_tokenizer(base["path"]), store, seed=config.seed)
+    write_table(plots / "retrieval.csv", answers)
     stage.write_metrics(metrics(rows, passkeys))
     whole = set(road.methods) == set(Road.ALL)
     found = checks(rows, passkeys, window=road.window, target=road.first.target_length) if whole else []
     write_json(stage.output / "checks.json", [check.to_dict() for check in found])
-    weights = weights_of(base, stage.inputs / "checkpoints")
+    weights = weights_of(model_paths(base, stage.inputs / "checkpoints"))
     card = read_json(stage.inputs / "tokens" / "card.json")
     tracking.log_comparison(rows, passkeys, name=base["name"], weights=weights, card=card)
     for name in ("perplexity.csv", "passkey.csv", "factors.csv", "retrieval.csv"):

@@ -13,8 +13,7 @@ from ropewalk.evaluate.baselines import METHODS, variants, variants_on, variants
 from ropewalk.evaluate.compare import Reading
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet
-from ropewalk.evaluate.retrieval import compare
-from ropewalk.files import file_hash
+from ropewalk.evaluate.rivals import rival_paths
 from ropewalk.models.base import load_model
 from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, scaling_for_length, switch_from_json
@@ -138,15 +137,6 @@ class Road:
                 rows += [{"model": model, "method": method, **row} for row in found]
         return rows
 
-    def retrieval(
-        self, models: dict[str, Any], tokenizer: Any, store: TokenStore, *, seed: int
-    ) -> list[dict[str, Any]]:
-        """Rows of `retrieval.compare`; none where the configuration names no lengths."""
-        config = self.config.retrieval
-        if not config.lengths or "longrope" not in self.methods:
-            return []
-        return compare(models, tokenizer, store, self.switch, self.plain, config, seed=seed)
-
 
 def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any]) -> Iterator[Reading]:
     """The road's readings, and the gradient's own result on the base model, to tell what evolution gained over it."""
@@ -157,30 +147,17 @@ def with_seed(road: Road, store: TokenStore, path: Path, models: dict[str, Any])
         yield Reading("base", "seed", "gradient alone", seed, seed.target_length, documents)
 
 
-def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
-    """The base model, the fine-tuned one, and the control and the rivals where they were trained."""
+def model_paths(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
+    """Of the base model, the fine-tuned one, and the control and the rivals where they were trained."""
     paths = {"base": base["path"], "finetuned": str(checkpoints / "finetune_second")}
     if (checkpoints / "control" / "config.json").is_file():
         paths["control"] = str(checkpoints / "control")
-    paths |= {f"rival_{path.parent.name}": str(path.parent) for path in _rivals(checkpoints)}
-    return {name: load_model(path, dtype=dtype) for name, path in paths.items()}
+    return paths | rival_paths(checkpoints)
 
 
-def _rivals(checkpoints: Path) -> list[Path]:
-    """Configurations of the models that stage finetune_rivals trained; a leading dot is a half-written one."""
-    found = sorted((checkpoints / "rivals").glob("*/config.json"))
-    return [path for path in found if not path.parent.name.startswith(".")]
-
-
-def weights_of(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
-    """Hash of each model's weight files, by the names of `load_models`."""
-    found = {"base": str(base.get("weights_sha256", ""))}
-    folders = {"finetuned": "finetune_second", "control": "control"}
-    folders |= {f"rival_{path.parent.name}": f"rivals/{path.parent.name}" for path in _rivals(checkpoints)}
-    for name, folder in folders.items():
-        if files := sorted((checkpoints / folder).glob("*.safetensors")):
-            found[name] = "".join(map(file_hash, files))
-    return found
+def load_models(base: dict[str, Any], checkpoints: Path, *, dtype: str) -> dict[str, Any]:
+    """The models of `model_paths`."""
+    return {name: load_model(path, dtype=dtype) for name, path in model_paths(base, checkpoints).items()}
 
 
 def metrics(rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
