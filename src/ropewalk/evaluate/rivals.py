@@ -1,4 +1,4 @@
-"""Models that stage finetune_rivals trained under published methods, and what tells one model's weights from another's."""
+"""Models that stage finetune_rivals trained, and what tells one model's weights from another's."""
 
 from collections.abc import Mapping
 from pathlib import Path
