@@ -7,7 +7,9 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.checks import checks
 from ropewalk.evaluate.compare import measured, measured_sliding, paired_rows, position_rows
-from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, weights_of, with_seed
+from ropewalk.evaluate.retrieval import retrieval_rows
+from ropewalk.evaluate.rivals import weights_of
+from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, with_seed
 from ropewalk.files import read_json, write_json, write_table
 from ropewalk.models.base import load_tokenizer
 from ropewalk.stage import Stage, run
@@ -39,7 +41,7 @@ def evaluate(stage: Stage) -> None:
         "needles": needles,
         "benchmarks": benchmarks,
         "factors": road.factor_rows(),
-        "retrieval": road.retrieval(models, tokenizer, store, seed=config.seed),
+        "retrieval": retrieval_rows(road, models, tokenizer, store, seed=config.seed),
     }
     for name, table in tables.items():
         write_table(stage.output / "plots" / f"{name}.csv", table)
@@ -49,7 +51,9 @@ def evaluate(stage: Stage) -> None:
     promised = checks(rows, passkeys, window=road.window, target=road.first.target_length) if whole else []
     write_json(stage.output / "checks.json", [check.to_dict() for check in promised])
     card = read_json(stage.inputs / "tokens" / "card.json")
-    tracking.log_comparison(rows, passkeys, name=base["name"], weights=weights_of(base, checkpoints), card=card)
+    tracking.log_comparison(
+        rows, passkeys, name=base["name"], weights=weights_of(model_paths(base, checkpoints)), card=card
+    )
     tracking.log_file(stage.output / "checks.json")
 
 

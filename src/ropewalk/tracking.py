@@ -218,7 +218,8 @@ def log_comparison(
             if "test" in card:
                 log_dataset(card["corpus"], source=card["corpus"], card=card, splits=("test",))
             model_id = _logged_model(f"{name}-{model}", weights.get(model, ""), experiment, run.info.run_id)
-            mlflow.log_input(model=LoggedModelInput(model_id))
+            # The fluent function links models on Databricks alone.
+            mlflow.MlflowClient().log_inputs(run.info.run_id, models=[LoggedModelInput(model_id)])
             for metric, series in _by_length(own, keys).items():
                 log_series(metric, series, model_id=model_id)
 

@@ -24,7 +24,8 @@ from ropewalk.evaluate.compare import (
     position_rows,
 )
 from ropewalk.evaluate.perplexity import DocumentSet, Losses, document_losses, perplexities, sliding_losses
-from ropewalk.evaluate.road import Road, load_models, metrics, weights_of, with_seed
+from ropewalk.evaluate.rivals import weights_of
+from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, with_seed
 from ropewalk.rope import RopeScaling, RotaryShape, switch_to_json
 from tiny_models import byte_tokenizer, tiny_llama
 
@@ -266,6 +267,6 @@ def test_models_are_loaded_from_their_checkpoints(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "rivals" / "pi")
     (tmp_path / "rivals" / ".yarn.writing").mkdir()
     assert list(load_models(base, tmp_path, dtype="float32"))[3:] == ["rival_pi"]
-    hashes = weights_of({"weights_sha256": "a"}, tmp_path)
+    hashes = weights_of(model_paths({"path": "owner/name"}, tmp_path))
     assert list(hashes) == ["base", "finetuned", "control", "rival_pi"]
-    assert hashes["control"] == hashes["rival_pi"] != "a"
+    assert hashes["control"] == hashes["rival_pi"] != hashes["base"] == "owner/name"

@@ -18,6 +18,7 @@ from ropewalk.config import RetrievalConfig
 from ropewalk.corpus.recall import is_held_out_key
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.passkey import passkey_row
+from ropewalk.evaluate.road import Road
 from ropewalk.models.loss import hidden_states
 from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling, extend, scaling_for_length
@@ -166,6 +167,16 @@ def compare(
                     bar.update(1)
                 rows += [_row(task, way, length, found) for way, found in results.items()]
     return rows
+
+
+def retrieval_rows(
+    road: Road, models: dict[str, Any], tokenizer: Any, store: TokenStore, *, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of `compare` under the road's scalings; none where no lengths are asked for, or not the searched factors."""
+    config = road.config.retrieval
+    if not config.lengths or "longrope" not in road.methods:
+        return []
+    return compare(models, tokenizer, store, road.switch, road.plain, config, seed=seed)
 
 
 @dataclass(frozen=True)

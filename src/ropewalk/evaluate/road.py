@@ -20,8 +20,7 @@ from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet
 from ropewalk.evaluate.recall import PROTOCOL as NEEDLES
 from ropewalk.evaluate.recall import recall_rows
-from ropewalk.evaluate.retrieval import compare
-from ropewalk.files import file_hash
+from ropewalk.evaluate.rivals import rival_paths
 from ropewalk.models.base import load_model, own_scaling
 from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, scaling_for_length, switch_from_json
@@ -167,15 +166,6 @@ class Road:
                 rows += [{"model": model, "method": method, **row} for row in found]
         return rows
 
-    def retrieval(
-        self, models: dict[str, Any], tokenizer: Any, store: TokenStore, *, seed: int
-    ) -> list[dict[str, Any]]:
-        """Rows of `retrieval.compare`; none where the configuration names no lengths."""
-        config = self.config.retrieval
-        if not config.lengths or "longrope" not in self.methods:
-            return []
-        return compare(models, tokenizer, store, self.switch, self.plain, config, seed=seed)
-
     def needles(
         self, models: dict[str, Any], tokenizer: Any, *, seed: int, prompts: Path, cache: Cache = NO_CACHE
     ) -> list[dict[str, Any]]:
@@ -241,24 +231,7 @@ def model_paths(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
     paths = {"base": base["path"], "finetuned": str(checkpoints / "finetune_second")}
     if (checkpoints / "control" / "config.json").is_file():
         paths["control"] = str(checkpoints / "control")
-    return paths | {f"rival_{path.parent.name}": str(path.parent) for path in _rivals(checkpoints)}
-
-
-def _rivals(checkpoints: Path) -> list[Path]:
-    """Configurations of the models that stage finetune_rivals trained; a leading dot is a half-written one."""
-    found = sorted((checkpoints / "rivals").glob("*/config.json"))
-    return [path for path in found if not path.parent.name.startswith(".")]
-
-
-def weights_of(base: dict[str, Any], checkpoints: Path) -> dict[str, str]:
-    """Hash of each model's weight files, by the names of `load_models`."""
-    found = {"base": str(base.get("weights_sha256", ""))}
-    folders = {"finetuned": "finetune_second", "control": "control"}
-    folders |= {f"rival_{path.parent.name}": f"rivals/{path.parent.name}" for path in _rivals(checkpoints)}
-    for name, folder in folders.items():
-        if files := sorted((checkpoints / folder).glob("*.safetensors")):
-            found[name] = "".join(map(file_hash, files))
-    return found
+    return paths | rival_paths(checkpoints)
 
 
 def load_models(base: dict[str, Any], checkpoints: Path, **loading: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ _PER_TRAINED_TOKEN = 3
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.005 else "under 1 %"
+    return f"{100 * share:.0f} %" if share >= 0.005 else "< 1 %"
 
 
 def cost_table(metrics: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> Table | None:
