@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from evaluate.test_questions import small_benchmarks
 from ropewalk.evaluate.benchmarks import SHOTS, Questions, benchmark_row
 from ropewalk.models.base import load_model, load_tokenizer
 from ropewalk.rope import RopeScaling
+from tiny_benchmarks import small_benchmarks
 from tiny_models import byte_tokenizer, tiny_llama
 from workspace import ROOT
 

@@ -83,7 +83,8 @@ def test_every_row_has_its_protocol_its_interval_and_its_mark() -> None:
     documents = DocumentSet("all", torch.zeros(4, 16, dtype=torch.long))
     reading = Reading("m", "pi", "s=4", FIRST, 16, documents)
     row = Measured(reading, losses(1.0, 1.1, 1.3, 1.2)).row
-    assert row["low"] < row["perplexity"] == pytest.approx(math.exp(1.15)) < row["high"]
+    assert row["perplexity"] == pytest.approx(math.exp(1.15))
+    assert row["low"] < row["perplexity"] < row["high"]
     assert (row["documents"], row["tokens"], row["nan_documents"]) == (4, 4 * 15, 0)
     nan = Measured(reading, losses(1.0, math.nan, 1.3, 1.2)).row
     assert (nan["perplexity"], nan["low"], nan["high"], nan["nan_documents"]) == (math.inf, "", "", 1)

@@ -111,7 +111,6 @@ def test_sliding_perplexity_is_that_of_transformers_guide(trained: Any, store: T
     assert sliding_losses(trained, PLAIN, own, length, stride=stride, chunk=40).means == pytest.approx(
         expected, rel=1e-5
     )
-    assert found.perplexity < sliding_losses(trained, PLAIN, own, length, stride=length).perplexity
     with pytest.raises(ValueError, match="stride must lie between 1 and the window of 64 tokens, found 65"):
         sliding_losses(trained, PLAIN, own, length, stride=65)
 

@@ -114,7 +114,7 @@ def _pass(
         return {"task": PROTOCOL, "scaling": scaling_key(reading.scaling), "documents": rows, "length": length}
 
     kept = {} if cache.folder is None else {length: cache.get(reading.model, about(length)) for length in lengths}
-    found = {length: Losses(**figure) for length, figure in kept.items() if figure is not None}
+    found = {length: Losses.from_json(figure) for length, figure in kept.items() if figure is not None}
     if missing := [length for length in lengths if length not in found]:
         model = models[reading.model]
         for length, losses in document_losses(model, reading.scaling, reading.documents, missing, chunk=chunk).items():
@@ -148,7 +148,7 @@ def measured_sliding(
                     sliding_losses(model, reading.scaling, documents, reading.length, stride=stride, chunk=chunk)
                 )
 
-            found.append(Measured(reading, Losses(**cache.kept(reading.model, about, measure)), stride))
+            found.append(Measured(reading, Losses.from_json(cache.kept(reading.model, about, measure)), stride))
     return found
 
 

@@ -82,6 +82,10 @@ class Losses:
     def nan_documents(self) -> int:
         return sum(math.isnan(mean) for mean in self.means)
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Losses":
+        return cls(tuple(values["means"]), tuple(map(tuple, values["bins"])))
+
     def joined(self, other: "Losses") -> "Losses":
         return Losses(self.means + other.means, self.bins + other.bins)
 
