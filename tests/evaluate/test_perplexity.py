@@ -191,11 +191,11 @@ def test_a_document_set_holds_the_first_that_are_long_enough(store: TokenStore) 
 
 
 def test_too_few_or_too_short_documents_are_refused_with_the_lengths_that_can_be_read(store: TokenStore) -> None:
-    with pytest.raises(ValueError, match=r"2 documents of at least 599 tokens, 3 are needed; lengths up to 302 can be"):
+    with pytest.raises(ValueError, match=r"2 documents of at least 599 tokens, 3 are needed; lengths up to 301 can be"):
         DocumentSet.of("long", store, length=600, documents=3)
-    with pytest.raises(ValueError, match=r"0 documents of at least 799 tokens, 1 are needed; lengths up to 702 can be"):
+    with pytest.raises(ValueError, match=r"0 documents of at least 799 tokens, 1 are needed; lengths up to 701 can be"):
         DocumentSet.of("long", store, length=800, documents=None)
-    for documents_, reach in ((3, 302), (1, 702)):
+    for documents_, reach in ((3, 301), (1, 701)):
         assert longest_length(store, documents=documents_) == reach
         assert DocumentSet.of("all", store, length=reach, documents=documents_).documents == documents_
     assert longest_length(store, documents=9) == 0

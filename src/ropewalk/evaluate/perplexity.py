@@ -114,6 +114,10 @@ def document_losses(
         losses = _row_losses(model, rows, chunk=chunk)
         for length in lengths:
             found[length] = found[length].joined(_by_document(losses, length))
+    shorter = [length for length in lengths if length < longest and found[length].nan_documents]
+    if shorter:
+        # What is not a number beyond token N reaches back in kernels that multiply it by a weight of zero.
+        found |= document_losses(model, scaling, documents, shorter, chunk=chunk)
     return found
 
 
