@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ropewalk import config as schema
 from ropewalk.config import Config, checked, explain, read_overrides, register, section
-from ropewalk.consistency import METHODS, check_measured, check_window
+from ropewalk.consistency import BENCHMARKS, METHODS, NEEDLES, check_measured, check_window
 from workspace import ROOT, environment, run_script, write_overrides
 
 CONF = ROOT / "conf"
@@ -134,6 +134,13 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["evaluate.base_lengths", "among evaluate.lengths"],
     ),
     "fewer trials than depths": (["evaluate.passkey_trials=5"], ["evaluate.passkey_trials", "passkey_depths"]),
+    "unknown needles": (["evaluate.needles=[double]"], ["evaluate.needles", "single, multi_key", "double"]),
+    "fewer needles than depths": (["evaluate.needle_trials=2"], ["evaluate.needle_trials", "needle_depths"]),
+    "needle lengths that fall": (["evaluate.needle_lengths=[512,256]"], ["evaluate.needle_lengths", "rising order"]),
+    "stride beyond the window": (["evaluate.stride=512"], ["evaluate.stride", "256", "left out"]),
+    "chunk of no tokens": (["evaluate.chunk_tokens=0"], ["evaluate.chunk_tokens", "at least 1"]),
+    "unknown benchmark": (["evaluate.benchmarks.tasks=[glue]"], ["evaluate.benchmarks.tasks", "hellaswag", "glue"]),
+    "shots below none": (["evaluate.benchmarks.shots.mmlu=-1"], ["evaluate.benchmarks.shots", "from 0"]),
     "training of no steps": (["walker.cycles=[]"], ["walker.cycles", "steps from 1"]),
     "unknown method": (["rope.methods=[pi,abc]"], ["rope.methods", ", ".join(METHODS), "abc"]),
     "two factor sets": (["export.short_factor=none"], ["export.short_factor", "same"]),
@@ -273,6 +280,21 @@ def test_compose_prints_the_configuration(scratch: Path, capsys: pytest.CaptureF
     run_script("compose", "--cfg", "job")
     assert "seed: 5" in capsys.readouterr().out
     assert not (scratch / "resolved.yaml").exists()
+
+
+def test_needles_and_benchmarks_are_those_that_evaluate_has() -> None:
+    from ropewalk.evaluate.benchmarks import SHOTS
+    from ropewalk.evaluate.needles import FAMILIES
+
+    assert NEEDLES == FAMILIES
+    assert set(BENCHMARKS) == set(SHOTS)
+
+
+@pytest.mark.parametrize("choice", ["all", "none", "paper", "quick"])
+def test_every_choice_of_benchmarks_composes(choice: str) -> None:
+    config = composed(f"evaluate/benchmarks={choice}", "evaluate=needles")
+    assert config.evaluate.benchmarks.name == choice
+    assert config.evaluate.stride == 128
 
 
 def test_methods_are_those_that_evaluate_compares() -> None:
