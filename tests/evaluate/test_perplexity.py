@@ -11,6 +11,7 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.baselines import METHODS, variants
 from ropewalk.evaluate.perplexity import (
     DocumentSet,
+    counted_tokens,
     document_losses,
     longest_length,
     perplexities,
@@ -80,18 +81,22 @@ def test_loss_by_position_is_that_of_the_positions(trained: Any, store: TokenSto
 
 
 @pytest.mark.parametrize(("tokens", "length", "stride"), [(256, 64, 16), (256, 64, 64), (250, 64, 48), (64, 64, 32)])
-def test_windows_count_every_token_but_the_first_once(tokens: int, length: int, stride: int) -> None:
+def test_windows_count_every_token_once_that_has_one_before_it(tokens: int, length: int, stride: int) -> None:
     made = windows(tokens, length, stride)
     counted = [place for _, end, first in made for place in range(first, end)]
-    assert counted == list(range(1, tokens))
+    # A window that begins where the last one ended has nothing to foretell its first token from.
+    begins = {start for start, _, _ in made} if stride == length else {0}
+    assert counted == [place for place in range(tokens) if place not in begins]
+    assert counted_tokens(tokens, length, stride) == len(counted)
     assert all(end - start <= length for start, end, _ in made)
     # A stride's worth of tokens is new, so the others are context.
-    assert all(first - start >= length - stride for start, _, first in made[1:] if length > stride)
+    assert all(first - start >= length - stride for start, _, first in made[1:])
 
 
-def test_sliding_perplexity_is_that_of_transformers_guide(trained: Any, store: TokenStore) -> None:
+@pytest.mark.parametrize("stride", [24, WINDOW])
+def test_sliding_perplexity_is_that_of_transformers_guide(trained: Any, store: TokenStore, stride: int) -> None:
     """The loop of "Perplexity of fixed-length models", with transformers' own loss of each window."""
-    own, length, stride = documents(store), WINDOW, 24
+    own, length = documents(store), WINDOW
     expected = []
     for row in own.rows:
         total, count, previous = 0.0, 0, 0

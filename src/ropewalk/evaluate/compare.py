@@ -12,6 +12,7 @@ from ropewalk.evaluate.perplexity import (
     PROTOCOL,
     DocumentSet,
     Losses,
+    counted_tokens,
     document_losses,
     position_edges,
     sliding_losses,
@@ -53,7 +54,9 @@ class Measured:
     def row(self) -> dict[str, Any]:
         """For the perplexity table; low and high are the bootstrap interval over documents (`uncertainty`)."""
         reading, documents = self.reading, self.reading.documents
-        tokens = (reading.length if self.stride is None else documents.rows.shape[1]) - 1
+        tokens = reading.length - 1
+        if self.stride is not None:
+            tokens = counted_tokens(documents.rows.shape[1], reading.length, self.stride)
         low, high = mean_interval(self.losses.means) or (math.nan, math.nan)
         return {
             "model": reading.model,
