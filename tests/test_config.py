@@ -140,7 +140,6 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "stride beyond the window": (["evaluate.stride=512"], ["evaluate.stride", "256", "left out"]),
     "chunk of no tokens": (["evaluate.chunk_tokens=0"], ["evaluate.chunk_tokens", "at least 1"]),
     "unknown benchmark": (["evaluate.benchmarks.tasks=[glue]"], ["evaluate.benchmarks.tasks", "hellaswag", "glue"]),
-    "shots below none": (["evaluate.benchmarks.shots.mmlu=-1"], ["evaluate.benchmarks.shots", "from 0"]),
     "training of no steps": (["walker.cycles=[]"], ["walker.cycles", "steps from 1"]),
     "unknown method": (["rope.methods=[pi,abc]"], ["rope.methods", ", ".join(METHODS), "abc"]),
     "two factor sets": (["export.short_factor=none"], ["export.short_factor", "same"]),
@@ -249,6 +248,12 @@ def test_an_overrides_file_without_a_list_is_named(tmp_path: Path, text: str, pa
 def test_a_contradiction_inside_a_mapping_names_its_key(overrides: list[str], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         composed("corpus=redpajama_v2", "corpus.snapshots=[2023-06]", *overrides)
+
+
+def test_shots_are_numbers_by_task() -> None:
+    for shots in ("{mmlu: -1}", "{glue: 1}"):
+        with pytest.raises(ValueError, match=r"evaluate\.benchmarks\.shots must be numbers from 0 by task"):
+            composed(f"+evaluate.benchmarks.shots={shots}")
 
 
 @pytest.mark.parametrize("choice", CHOICES)
