@@ -13,6 +13,7 @@ from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate import compare
 from ropewalk.evaluate.baselines import METHODS
+from ropewalk.evaluate.cache import Cache
 from ropewalk.evaluate.compare import (
     Measured,
     Reading,
@@ -25,6 +26,7 @@ from ropewalk.evaluate.compare import (
 )
 from ropewalk.evaluate.perplexity import DocumentSet, Losses, document_losses, perplexities, sliding_losses
 from ropewalk.evaluate.road import Road, load_models, metrics, with_seed
+from ropewalk.evaluate.summary import summary
 from ropewalk.rope import RopeScaling, RotaryShape, switch_to_json
 from tiny_models import byte_tokenizer, tiny_llama
 
@@ -232,3 +234,30 @@ def test_models_are_loaded_from_their_checkpoints(tmp_path: Path) -> None:
     assert list(load_models(base, tmp_path, dtype="float32")) == ["base", "finetuned"]
     tiny_llama().save_pretrained(tmp_path / "control")
     assert list(load_models(base, tmp_path, dtype="float32")) == ["base", "finetuned", "control"]
+
+
+def test_needles_are_the_same_file_for_every_method_and_measured_once(tmp_path: Path) -> None:
+    model, prompts = tiny_llama(vocab_size=258), tmp_path / "prompts"
+    config = replace(CONFIG, needles=["single"], needle_lengths=[500], needle_trials=2, needle_depths=2)
+    road = replace(ROAD, first=replace(FIRST, target_length=600), config=config)
+    cache = Cache(tmp_path / "figures", {"base": "one", "finetuned": "two"})
+    models = {"base": model, "finetuned": model}
+    rows = road.needles(models, byte_tokenizer(), seed=0, prompts=prompts, cache=cache)
+    assert [(row["model"], row["method"], row["depth"]) for row in rows] == [
+        (model, method, depth)
+        for model, method in (("finetuned", "ours"), ("base", "none"), ("base", "ours"))
+        for depth in (0.0, 1.0)
+    ]
+    assert len(list(prompts.iterdir())) == 1
+    assert {row["protocol"][:15] for row in rows} == {"greedy decoding"}
+    again = road.needles(dict.fromkeys(models), byte_tokenizer(), seed=0, prompts=prompts, cache=cache)
+    assert again == rows
+    found = metrics([], [], rows)["needles"]["single"]
+    assert set(found["base"]["none"]) == {"500_accuracy", "500_likelihood_accuracy"}
+
+
+def test_the_summary_marks_a_figure_of_no_number() -> None:
+    row = {"model": "base", "method": "pi", "document_set": "all"}
+    rows = [{**row, "length": 64, "perplexity": 7.0}, {**row, "length": 128, "perplexity": math.inf}]
+    line, _ = [line for line in summary(rows, [], []).splitlines() if line.startswith("PI")]  # one for each model
+    assert line.split() == ["PI", "7.000", "NaN"]
