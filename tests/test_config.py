@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ropewalk import config as schema
 from ropewalk.config import Config, checked, explain, read_overrides, register, section
-from ropewalk.consistency import METHODS, check_measured, check_window
+from ropewalk.consistency import BENCHMARKS, METHODS, NEEDLES, check_measured, check_window
 from tiny_models import tiny_llama
 from workspace import ROOT, environment, run_script, write_overrides
 
@@ -184,6 +184,12 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "fewer trials than depths": (["evaluate.passkey_trials=5"], ["evaluate.passkey_trials", "passkey_depths"]),
     "a cycle without a rate": (["walker.cycles=[5]"], ["walker.learning_rates", "each of the 1 walker.cycles"]),
+    "unknown needles": (["evaluate.needles=[double]"], ["evaluate.needles", "single, multi_key", "double"]),
+    "fewer needles than depths": (["evaluate.needle_trials=2"], ["evaluate.needle_trials", "needle_depths"]),
+    "needle lengths that fall": (["evaluate.needle_lengths=[512,256]"], ["evaluate.needle_lengths", "rising order"]),
+    "stride beyond the window": (["evaluate.stride=512"], ["evaluate.stride", "256", "left out"]),
+    "chunk of no tokens": (["evaluate.chunk_tokens=0"], ["evaluate.chunk_tokens", "at least 1"]),
+    "unknown benchmark": (["evaluate.benchmarks.tasks=[glue]"], ["evaluate.benchmarks.tasks", "hellaswag", "glue"]),
     "training of no steps": (["walker.cycles=[]"], ["walker.cycles", "steps from 1"]),
     "unknown method": (["rope.methods=[pi,abc]"], ["rope.methods", ", ".join(METHODS), "abc"]),
     "a rival that is not trained": (["rivals.methods=[pi,abf]"], ["rivals.methods", "pi, ntk, yarn", "abf"]),
@@ -304,6 +310,12 @@ def test_a_contradiction_inside_a_mapping_names_its_key(overrides: list[str], pa
         composed("corpus=redpajama_v2", "corpus.snapshots=[2023-06]", *overrides)
 
 
+def test_shots_are_numbers_by_task() -> None:
+    for shots in ("{mmlu: -1}", "{glue: 1}"):
+        with pytest.raises(ValueError, match=r"evaluate\.benchmarks\.shots must be numbers from 0 by task"):
+            composed(f"+evaluate.benchmarks.shots={shots}")
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_of_every_group_composes(choice: str) -> None:
     assert composed(choice, *NEEDED.get(choice, [])).seed == 0
@@ -335,6 +347,21 @@ def test_compose_prints_the_configuration(scratch: Path, capsys: pytest.CaptureF
     run_script("compose", "--cfg", "job")
     assert "seed: 5" in capsys.readouterr().out
     assert not (scratch / "resolved.yaml").exists()
+
+
+def test_needles_and_benchmarks_are_those_that_evaluate_has() -> None:
+    from ropewalk.evaluate.benchmarks import SHOTS
+    from ropewalk.evaluate.needles import FAMILIES
+
+    assert NEEDLES == FAMILIES
+    assert set(BENCHMARKS) == set(SHOTS)
+
+
+@pytest.mark.parametrize("choice", ["all", "none", "paper", "quick"])
+def test_every_choice_of_benchmarks_composes(choice: str) -> None:
+    config = composed(f"evaluate/benchmarks={choice}", "evaluate=needles")
+    assert config.evaluate.benchmarks.name == choice
+    assert config.evaluate.stride == 128
 
 
 def test_methods_are_those_that_evaluate_compares() -> None:

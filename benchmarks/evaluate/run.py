@@ -38,7 +38,7 @@ RESULTS = ROOT / "benchmarks" / "evaluate" / "results.json"
 LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 CHUNK = 2048
 MIB = 2**20
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
                  "num_key_value_heads": 8, "vocab_size": 32_000},
     "llama-7b": {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -51,7 +51,7 @@ def load(name: str, device: str) -> Any:
         return load_model(str(ROOT / "models" / name)).to(device)  # type: ignore[arg-type]
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**SHAPES[name], dtype="bfloat16")).to(torch.bfloat16)
+        model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[name])).to(torch.bfloat16)  # type: ignore[arg-type]
     return model.eval()
 
 

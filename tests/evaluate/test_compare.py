@@ -13,6 +13,7 @@ from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate import compare
 from ropewalk.evaluate.baselines import METHODS
+from ropewalk.evaluate.cache import Cache
 from ropewalk.evaluate.compare import (
     Measured,
     Reading,
@@ -26,6 +27,7 @@ from ropewalk.evaluate.compare import (
 from ropewalk.evaluate.perplexity import DocumentSet, Losses, document_losses, perplexities, sliding_losses
 from ropewalk.evaluate.rivals import weights_of
 from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, with_seed
+from ropewalk.evaluate.summary import summary
 from ropewalk.rope import RopeScaling, RotaryShape, switch_to_json
 from tiny_models import byte_tokenizer, tiny_llama
 
@@ -84,7 +86,8 @@ def test_every_row_has_its_protocol_its_interval_and_its_mark() -> None:
     documents = DocumentSet("all", torch.zeros(4, 16, dtype=torch.long))
     reading = Reading("m", "pi", "s=4", FIRST, 16, documents)
     row = Measured(reading, losses(1.0, 1.1, 1.3, 1.2)).row
-    assert row["low"] < row["perplexity"] == pytest.approx(math.exp(1.15)) < row["high"]
+    assert row["perplexity"] == pytest.approx(math.exp(1.15))
+    assert row["low"] < row["perplexity"] < row["high"]
     assert (row["documents"], row["tokens"], row["nan_documents"]) == (4, 4 * 15, 0)
     nan = Measured(reading, losses(1.0, math.nan, 1.3, 1.2)).row
     assert (nan["perplexity"], nan["low"], nan["high"], nan["nan_documents"]) == (math.inf, "", "", 1)
@@ -270,3 +273,30 @@ def test_models_are_loaded_from_their_checkpoints(tmp_path: Path) -> None:
     hashes = weights_of(model_paths({"path": "owner/name"}, tmp_path))
     assert list(hashes) == ["base", "finetuned", "control", "rival_pi"]
     assert hashes["control"] == hashes["rival_pi"] != hashes["base"] == "owner/name"
+
+
+def test_needles_are_the_same_file_for_every_method_and_measured_once(tmp_path: Path) -> None:
+    model, prompts = tiny_llama(vocab_size=258), tmp_path / "prompts"
+    config = replace(CONFIG, needles=["single"], needle_lengths=[500], needle_trials=2, needle_depths=2)
+    road = replace(ROAD, first=replace(FIRST, target_length=600), config=config)
+    cache = Cache(tmp_path / "figures", {"base": "one", "finetuned": "two"})
+    models = {"base": model, "finetuned": model}
+    rows = road.needles(models, byte_tokenizer(), seed=0, prompts=prompts, cache=cache)
+    assert [(row["model"], row["method"], row["depth"]) for row in rows] == [
+        (model, method, depth)
+        for model, method in (("finetuned", "ours"), ("base", "none"), ("base", "ours"))
+        for depth in (0.0, 1.0)
+    ]
+    assert len(list(prompts.iterdir())) == 1
+    assert {row["protocol"][:15] for row in rows} == {"greedy decoding"}
+    again = road.needles(dict.fromkeys(models), byte_tokenizer(), seed=0, prompts=prompts, cache=cache)
+    assert again == rows
+    found = metrics([], [], rows)["needles"]["single"]
+    assert set(found["base"]["none"]) == {"500_accuracy", "500_likelihood_accuracy"}
+
+
+def test_the_summary_marks_a_figure_of_no_number() -> None:
+    row = {"model": "base", "method": "pi", "document_set": "all"}
+    rows = [{**row, "length": 64, "perplexity": 7.0}, {**row, "length": 128, "perplexity": math.inf}]
+    line, _ = [line for line in summary(rows, [], []).splitlines() if line.startswith("PI")]  # one for each model
+    assert line.split() == ["PI", "7.000", "NaN"]

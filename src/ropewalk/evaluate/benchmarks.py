@@ -6,6 +6,7 @@ files (`ropewalk.evaluate.questions`) where a folder is given, from the hub othe
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def benchmark_row(
     )
     metric = _METRICS.get(questions.benchmark, "acc")
     name = f"{metric},strict-match" if metric == "exact_match" else f"{metric},none"
-    counts = {task: len(samples) for task, samples in found["samples"].items()}
+    # A sample for each way of reading an answer.
+    samples = {task: {own["doc_id"]: own for own in found["samples"][task]} for task in found["samples"]}
+    counts = {task: len(own) for task, own in samples.items()}
     asked = sum(counts.values())
     # MMLU's subjects count by their questions.
     score = sum(found["results"][task][name] * count for task, count in counts.items()) / asked
@@ -91,7 +94,7 @@ def benchmark_row(
         "metric": metric,
         "score": score,
         "questions": asked,
-        "cut": sum(_is_cut(tokenizer, s, max_length) for own in found["samples"].values() for s in own) / asked,
+        "cut": sum(_is_cut(tokenizer, one, max_length) for own in samples.values() for one in own.values()) / asked,
         "max_length": max_length,
         "protocol": f"lm-evaluation-harness {harness.version}, {questions.examples} shots, {metric}, "
         + ("all questions" if questions.limit is None else f"the first {questions.limit} questions of each task"),
@@ -126,9 +129,15 @@ def _harness() -> _Harness:
     return _Harness(lm_eval.simple_evaluate, HFLM, TaskManager, DatasetDict, Dataset, version("lm_eval"))
 
 
+@cache
+def _manager(kind: Any) -> Any:
+    """It reads thousands of files when it is made."""
+    return kind()
+
+
 def _tasks(harness: _Harness, questions: Questions) -> list[Any]:
     """The harness's own tasks, with the questions of the local files put in where there are any."""
-    manager = harness.TaskManager()
+    manager = _manager(harness.TaskManager)
     shots = {"num_fewshot": questions.examples}
     if questions.folder is None:
         names = [questions.benchmark]

@@ -12,6 +12,7 @@ from ropewalk.evaluate.perplexity import (
     PROTOCOL,
     DocumentSet,
     Losses,
+    counted_tokens,
     document_losses,
     position_edges,
     sliding_losses,
@@ -53,7 +54,9 @@ class Measured:
     def row(self) -> dict[str, Any]:
         """For the perplexity table; low and high are the bootstrap interval over documents (`uncertainty`)."""
         reading, documents = self.reading, self.reading.documents
-        tokens = (reading.length if self.stride is None else documents.rows.shape[1]) - 1
+        tokens = reading.length - 1
+        if self.stride is not None:
+            tokens = counted_tokens(documents.rows.shape[1], reading.length, self.stride)
         low, high = mean_interval(self.losses.means) or (math.nan, math.nan)
         return {
             "model": reading.model,
@@ -114,7 +117,7 @@ def _pass(
         return {"task": PROTOCOL, "scaling": scaling_key(reading.scaling), "documents": rows, "length": length}
 
     kept = {} if cache.folder is None else {length: cache.get(reading.model, about(length)) for length in lengths}
-    found = {length: Losses(**figure) for length, figure in kept.items() if figure is not None}
+    found = {length: Losses.from_json(figure) for length, figure in kept.items() if figure is not None}
     if missing := [length for length in lengths if length not in found]:
         model = models[reading.model]
         for length, losses in document_losses(model, reading.scaling, reading.documents, missing, chunk=chunk).items():
@@ -148,7 +151,7 @@ def measured_sliding(
                     sliding_losses(model, reading.scaling, documents, reading.length, stride=stride, chunk=chunk)
                 )
 
-            found.append(Measured(reading, Losses(**cache.kept(reading.model, about, measure)), stride))
+            found.append(Measured(reading, Losses.from_json(cache.kept(reading.model, about, measure)), stride))
     return found
 
 

@@ -82,6 +82,10 @@ class Losses:
     def nan_documents(self) -> int:
         return sum(math.isnan(mean) for mean in self.means)
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Losses":
+        return cls(tuple(values["means"]), tuple(map(tuple, values["bins"])))
+
     def joined(self, other: "Losses") -> "Losses":
         return Losses(self.means + other.means, self.bins + other.bins)
 
@@ -110,6 +114,10 @@ def document_losses(
         losses = _row_losses(model, rows, chunk=chunk)
         for length in lengths:
             found[length] = found[length].joined(_by_document(losses, length))
+    shorter = [length for length in lengths if length < longest and found[length].nan_documents]
+    if shorter:
+        # What is not a number beyond token N reaches back in kernels that multiply it by a weight of zero.
+        found |= document_losses(model, scaling, documents, shorter, chunk=chunk)
     return found
 
 
@@ -136,14 +144,19 @@ def perplexities(
 
 
 def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, end, first counted token) of each window over ``tokens`` tokens; the first token is never counted."""
+    """(start, end, first counted token) of each window over ``tokens`` tokens; a window's first is never counted."""
     made, end = [], 0
     for start in range(0, tokens, stride):
-        counted, end = max(end, 1), min(start + length, tokens)
+        counted, end = max(end, start + 1), min(start + length, tokens)
         made.append((start, end, counted))
         if end == tokens:
             break
     return made
+
+
+def counted_tokens(tokens: int, length: int, stride: int) -> int:
+    """Tokens of a document that `sliding_losses` counts: all but the first, if windows overlap."""
+    return sum(end - counted for _, end, counted in windows(tokens, length, stride))
 
 
 @torch.no_grad()
@@ -156,7 +169,7 @@ def sliding_losses(
     stride: int,
     chunk: int = _TOKENS_AT_ONCE,
 ) -> Losses:
-    """Losses over all tokens of the documents, each with at least ``length - stride`` tokens before it where there are.
+    """Losses over the tokens of the documents, each with at least ``length - stride`` tokens before it where there are.
 
     Positions count from each window's start, and nothing is kept from one window to the next
     (transformers' guide "Perplexity of fixed-length models").
@@ -174,4 +187,4 @@ def sliding_losses(
             rows = documents.rows[first : first + batch, start:end]
             losses = _row_losses(model, rows, chunk=chunk)
             totals[first : first + batch] += losses[:, counted - start - 1 :].sum(1)
-    return Losses(tuple((totals / (tokens - 1)).tolist()))
+    return Losses(tuple((totals / counted_tokens(tokens, length, stride)).tolist()))

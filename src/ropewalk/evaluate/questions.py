@@ -12,6 +12,7 @@ Below one folder, as their makers publish them::
 import bz2
 import csv
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def local_tasks(benchmark: str, folder: str | Path) -> dict[str, Splits]:
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"evaluate.benchmarks.path {folder} is not a folder; give the one that holds the files")
-    readers = {
+    readers: dict[str, Callable[[Path], dict[str, Splits]]] = {
         "mmlu": _mmlu,
         "hellaswag": _hellaswag,
         "truthfulqa_mc1": partial(_truthfulqa, task="truthfulqa_mc1"),

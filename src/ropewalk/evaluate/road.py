@@ -195,10 +195,10 @@ class Road:
         own, target = self.config.benchmarks, self.first.target_length
         ways: list[tuple[str, str, str, LengthSwitch, int]] = []
         if "none" in self.methods:
-            ways.append(("base", "none", "original window", ((self.window, self.plain),), self.window))
+            ways.append(("base", "none", "original", ((self.window, self.plain),), self.window))
         if "longrope" in self.methods:
-            ways.append(("finetuned", "ours", "extended, not recovered", ((target, self.first),), target))
-            ways.append(("finetuned", "ours", "extended, recovered", self.switch, target))
+            ways.append(("finetuned", "ours", "extended", ((target, self.first),), target))
+            ways.append(("finetuned", "ours", "recovered", self.switch, target))
         rows = []
         jobs = [(task, *way) for task in own.tasks for way in ways]
         with Progress(jobs, desc="benchmarks", unit="task", disable=not jobs) as bar:

@@ -1,5 +1,6 @@
 """The short table that a run ends with: perplexity by length and method, passkey accuracy, checks."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def summary(
                 documents = "all" if "all" in sets else "long"
                 try:
                     best = best_case(rows, model=model, method=method, length=length, document_set=documents)
-                    cells.append(f"{best:>10.3f}")
+                    cells.append(f"{best:>10.3f}" if math.isfinite(best) else f"{'NaN':>10}")
                 except KeyError:
                     cells.append(f"{'':>10}")
             lines.append(f"{name:<12}" + "".join(cells))

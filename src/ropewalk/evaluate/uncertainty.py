@@ -57,8 +57,8 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) ->
     if len(difference) < LEAST_DOCUMENTS or not np.isfinite(difference).all():
         return None
     mean = float(difference.mean())
-    interval = mean_interval(difference.tolist(), seed=seed) or (None, None)
-    return PairedComparison(mean, *interval, _exchange_p_value(difference, seed=seed))
+    low, high = mean_interval(difference.tolist(), seed=seed) or (None, None)
+    return PairedComparison(mean, low, high, _exchange_p_value(difference, seed=seed))
 
 
 def _exchange_p_value(difference: np.ndarray, *, seed: int) -> float:

@@ -24,7 +24,7 @@ class FillingLayer(DynamicLayer):
     """A cache layer for a known number of tokens: one block, of which keys and values are the part that is filled."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
