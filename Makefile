@@ -1,6 +1,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-.PHONY: install demo test test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search clean
+.PHONY: install demo test test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search bench-finetune clean
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
@@ -26,5 +26,7 @@ bench-corpus: install
 	python benchmarks/corpus/run.py
 bench-search: install
 	python benchmarks/search/run.py
+bench-finetune: install
+	python benchmarks/finetune/run.py
 clean:
 	rm -rf .venv resolved.yaml results work outputs multirun site
