@@ -102,6 +102,7 @@ def finetune(
         with explained(model, step, config, rows_at_once=data.rows_at_once):
             fit(trainer, module, data, checkpoint=last)
     if learned is not None:
+        learned.project()
         extend(model, learned.scaling())
     return history.rows
 
