@@ -1,6 +1,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-.PHONY: install demo test llama test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search bench-evaluate bench-plan clean
+.PHONY: install demo test llama test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search bench-finetune bench-evaluate bench-plan clean
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
@@ -32,5 +32,7 @@ bench-evaluate: install
 	python benchmarks/evaluate/run.py
 bench-plan: install
 	python benchmarks/plan/run.py
+bench-finetune: install
+	python benchmarks/finetune/run.py
 clean:
 	rm -rf .venv resolved.yaml results work outputs multirun site

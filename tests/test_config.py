@@ -151,10 +151,6 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["finetune.second.scaling_length must be road.first_target 2048"],
     ),
     "unknown optimizer": (["finetune.optimizer=sgd"], ["finetune.optimizer", "adamw_8bit", "sgd"]),
-    "float16 and a fused optimizer": (
-        ["finetune.optimizer=adamw_fused", "finetune.precision=16-mixed"],
-        ["adamw_fused does not go with finetune.precision=16-mixed"],
-    ),
     "unknown activations": (["finetune.activations=drop"], ["finetune.activations", "keep, recompute, offload"]),
     "windows that do not fit": (
         ["finetune.short_share=0.5", "finetune.first.length=1000", "model.original_length=256"],

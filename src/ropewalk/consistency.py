@@ -295,11 +295,6 @@ def _check_finetune(config: "Config") -> None:
         longest <= target,
         f"finetune.second.length must not be above road.first_target, found {longest} and {target}",
     )
-    _require(
-        finetune.optimizer != "adamw_fused" or finetune.precision not in ("16-mixed", "16-true"),
-        f"finetune.optimizer=adamw_fused does not go with finetune.precision={finetune.precision}, whose gradients are "
-        "clipped after scaling; take adamw or bf16-mixed",
-    )
 
 
 def _check_parallel(config: "Config") -> None:

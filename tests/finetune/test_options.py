@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ def test_another_optimizer_gives_nearly_the_same_training(
     assert losses(found) == pytest.approx(losses(plain), abs=close)
 
 
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All in a dict of dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from tensors(inner)
+
+
 def test_8_bit_states_go_on_after_a_kill(tmp_path: Path) -> None:
     # Wide enough for 8 bits: smaller tensors keep 32.
     config, model = replace(FINETUNE, optimizer="adamw_8bit"), {"hidden_size": 64, "intermediate_size": 96}
@@ -59,7 +69,7 @@ def test_8_bit_states_go_on_after_a_kill(tmp_path: Path) -> None:
             before_step=lambda step: 1 // 0 if step == 5 else None,
         )
     state = torch.load(tmp_path / "cut" / "state" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
-    assert any(value["state1"].dtype == torch.uint8 for value in state.values())
+    assert any(value.dtype == torch.uint8 for value in tensors(state))
     again = train(tmp_path / "cut", config=config, model=tiny_llama(**model))
     assert losses(again) == losses(whole)
 
@@ -165,14 +175,14 @@ def test_factors_learn_with_the_weights(tmp_path: Path) -> None:
 def test_learned_factors_lower_the_loss_of_frozen_weights() -> None:
     """What they learn is of use: by themselves they make a wrong scaling better."""
     model = tiny_llama().requires_grad_(False)
-    wrong = replace(SCALING, factors=(8.0,) * 8)
+    wrong = replace(SCALING, factors=tuple(1.2 * factor for factor in SCALING.factors), attention_factor=1.4)
     target = extend(tiny_llama(), SCALING)(token_rows(96)).logits.detach()
     extend(model, wrong)
     learned, rotary = LearnedScaling(wrong), find_rotary(model)[1]
     assert isinstance(rotary, RotaryEmbedding)
-    optimizer = torch.optim.Adam(learned.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(learned.parameters(), lr=0.02)
     errors = []
-    for _ in range(15):
+    for _ in range(25):
         learned.put_into(rotary)
         error = (model(token_rows(96)).logits - target).square().mean()
         optimizer.zero_grad()

@@ -69,6 +69,8 @@ class FinetuneModule(L.LightningModule):
         if self.learned is not None:
             rotary = find_rotary(self.model)[1]
             assert isinstance(rotary, RotaryEmbedding)
+            # Here and not after the optimizer's step, where a checkpoint may already be taken.
+            self.learned.project()
             self.learned.put_into(rotary)
         with self._offloading(batch):
             loss, reading = self._read(batch)
@@ -126,10 +128,6 @@ class FinetuneModule(L.LightningModule):
         # Without a gradient the optimizer leaves a weight and its moments as they are.
         for parameter in parameters:
             parameter.grad = None
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.learned is not None:
-            self.learned.project()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         parameters = dict(self.named_parameters())

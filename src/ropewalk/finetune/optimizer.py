@@ -18,10 +18,10 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], *, weight_decay: flo
     """
     if name != "adamw_8bit":
         fused = True if name == "adamw_fused" else None
-        optimizer = AdamW(groups, betas=_BETAS, weight_decay=weight_decay, fused=fused)
-        # Lightning does not clip gradients that a fused optimizer would unscale itself; the scaler can as well.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        return optimizer
+        adamw = AdamW(groups, betas=_BETAS, weight_decay=weight_decay, fused=fused)
+        # A fused one could undo a scaling of float16's gradients itself, for which Lightning refuses to clip them.
+        adamw._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return adamw
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:

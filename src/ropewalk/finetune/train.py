@@ -120,6 +120,7 @@ def finetune(
             fit(trainer, module, data, checkpoint=last)
         put_together(model, here=trainer.is_global_zero)
     if learned is not None:
+        learned.project()
         extend(model, learned.scaling())
     return history.rows
 
