@@ -30,13 +30,13 @@ def adapters(model: PreTrainedModel, config: LoraConfig) -> Iterator[None]:
     parameters = list(model.parameters())
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
         target_modules=list(config.targets) or "all-linear",
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped: Any = peft.get_peft_model(model, settings)  # type: ignore[arg-type]
+        wrapped: Any = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ValueError(f"finetune.lora.targets: {str(error).splitlines()[0]}") from None
     for module in _also_trained(model, config):

@@ -113,9 +113,11 @@ class Share:
 
 def shared_loss(share: Share, model: PreTrainedModel, batch: Rows | MixedRows, *, answer_weight: float) -> Tensor:
     """The loss of all processes' rows, answers of recall documents counted on their own; see `FinetuneModule`."""
-    mixed = isinstance(batch, MixedRows)
-    tokens, answers = (share.rows(part) for part in ((batch.tokens if mixed else batch.ids), batch.answers))
-    short = share.rows(batch.short) if mixed else torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    if isinstance(batch, Rows):
+        ids = batch.ids
+        none = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        batch = MixedRows(ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids), none, batch.answers)
+    tokens, positions, short, answers = (share.rows(part) for part in vars(batch).values())
     sums, of_answers = [], (tokens.new_zeros((), dtype=torch.float32), tokens.new_zeros((), dtype=torch.float32))
     if not bool(short.all()):
         long = tokens[~short]
@@ -123,10 +125,10 @@ def shared_loss(share: Share, model: PreTrainedModel, batch: Rows | MixedRows, *
         sums.append((_losses(model, states, following, "sum"), (following != -100).sum()))
         if answer_weight:
             of_answers = share.summed_answers(model, states, following, answers[~short])
-    if mixed and bool(short.any()):
-        packed, positions = tokens[short], share.rows(batch.positions)[short]
+    if bool(short.any()):
+        packed, starts = tokens[short], positions[short]
         with original_rope(model):
-            sums.append(share.summed_loss(model, packed, packed_targets(packed, positions), positions=positions))
+            sums.append(share.summed_loss(model, packed, packed_targets(packed, starts), positions=starts))
     total, count = (torch.stack(parts).sum() for parts in zip(*sums, strict=True))
     loss = share.mean(total, count)
     return loss + answer_weight * share.mean(*of_answers) if answer_weight else loss

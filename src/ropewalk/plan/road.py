@@ -108,7 +108,9 @@ def _evaluate(config: Config, shape: RotaryShape) -> Iterator[Work]:
         RopeScaling(_powers(shape, target), shape.original_length, target) for target in (first_target, second_target)
     )
     switch = ((first_target, first), (second_target, second))
-    road = _PlannedRoad(shape, first, switch, config.evaluate, tuple(config.rope.methods), document_counts(config))
+    road = _PlannedRoad(
+        shape, first, switch, config.evaluate, tuple(config.rope.methods), counts=document_counts(config)
+    )
     passes: dict[tuple[object, ...], tuple[int, int]] = defaultdict(lambda: (0, 0))
     for reading in road.readings(None):  # type: ignore[arg-type]
         scaling = reading.scaling
