@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ import pytest
 import zstandard
 from transformers import AutoTokenizer
 
-from processes import start
+from processes import fork, start
 from ropewalk.config import CorpusConfig, SourceConfig
 from ropewalk.corpus import parts as parts_module
 from ropewalk.corpus import prepare as prepare_module
@@ -178,58 +177,42 @@ def test_workers_and_parts_change_nothing(
     assert content(tmp_path / "one") == content(tmp_path / "parts")
 
 
-PREPARE = """
-import sys
-from pathlib import Path
-from transformers import AutoTokenizer
-from ropewalk.config import CorpusConfig
-from ropewalk.corpus import parts, prepare, sources
-parts.PART_BYTES = 100_000
-own = CorpusConfig(name="jsonl", path=sys.argv[1], least_long_documents=0, near_duplicates=0.8, workers=1)
-folder = Path(sys.argv[2])
-folder.mkdir(exist_ok=True)
-shards = sources.find_shards(own, folder=folder, downloads=folder)
-print("ready", flush=True)
-prepare.prepare_shards(
-    shards, config=own, tokenizer=AutoTokenizer.from_pretrained(sys.argv[3]), state=folder / "state",
-    folder=folder / "tokens",
-)
-"""
-
-
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(genuine: str, tmp_path: Path) -> None:
-    done = start(PREPARE, genuine, tmp_path / "whole", WALKER)
-    _, error = done.communicate(timeout=300)
-    assert done.returncode == 0, error
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    genuine: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "PART_BYTES", 100_000)
+    own = config(genuine, near_duplicates=0.8, workers=1)
     folder, kills = tmp_path / "killed", 0
 
     def marks() -> int:
         return len(list(folder.glob("state/*/[0-9]*/part.json")))
 
     for wanted in (3, 12, 32):
-        process = start(PREPARE, genuine, folder, WALKER)
-        while marks() < wanted and process.poll() is None:
+        process = fork(lambda: prepare(own, folder, tokenizer))
+        while marks() < wanted and process.is_alive():
             time.sleep(0.002)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate(timeout=60)
-    process = start(PREPARE, genuine, folder, WALKER)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
+        kills += process.is_alive()
+        process.kill()
+        process.join(60)
+    process = fork(lambda: prepare(own, folder, tokenizer))
+    process.join(300)
+    assert process.exitcode == 0
     assert kills >= 2
+    prepare(own, tmp_path / "whole", tokenizer)
     assert content(folder) == content(tmp_path / "whole")
     assert not [path for path in folder.rglob("*") if ".writing-" in path.name]
 
 
-def test_workers_end_with_the_process_that_started_them(genuine: str, tmp_path: Path) -> None:
-    code = PREPARE.replace("workers=1", "workers=2").replace("parts.PART_BYTES", "prepare._WORTH_A_WORKER = 0; parts.X")
-    process = start(code, genuine, tmp_path / "run", WALKER)
+def test_workers_end_with_the_process_that_started_them(
+    genuine: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "_WORTH_A_WORKER", 0)
+    process = fork(lambda: prepare(config(genuine, near_duplicates=0.8, workers=2), tmp_path / "run", tokenizer))
     children: list[int] = []
-    while not children and process.poll() is None:
+    while not children and process.is_alive():
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.kill()
-    process.communicate(timeout=60)
+    process.join(60)
     assert children
     deadline = time.monotonic() + 30
     while any(_alive(pid) for pid in children):

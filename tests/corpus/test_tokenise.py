@@ -1,6 +1,7 @@
 """Tokens of a long text in windows are those of the whole, whether its tokenizer knows words or not."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ def novel(shared: Path) -> str:
     return path.read_text(encoding="utf-8")[:250_000]
 
 
+@cache
 def walker() -> Tokenizer:
     """Byte-level BPE with words, as GPT-2's and Llama 3's."""
     return Tokenizer.from_file(str(ROOT / "models" / "walker" / "tokenizer.json"))
 
 
+@cache
 def wordless(text: str) -> Tokenizer:
     """BPE over the whole text with a mark for spaces, as Llama 2's."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
