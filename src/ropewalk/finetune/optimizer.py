@@ -20,7 +20,7 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], *, weight_decay: flo
         fused = True if name == "adamw_fused" else None
         adamw = AdamW(groups, betas=_BETAS, weight_decay=weight_decay, fused=fused)
         # A fused one could undo a scaling of float16's gradients itself, for which Lightning refuses to clip them.
-        adamw._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        adamw._step_supports_amp_scaling = False
         return adamw
     try:
         from bitsandbytes.optim import AdamW8bit
