@@ -36,7 +36,7 @@ def adapters(model: PreTrainedModel, config: LoraConfig) -> Iterator[None]:
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped: Any = peft.get_peft_model(model, settings)  # type: ignore[arg-type]
+        wrapped: Any = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ValueError(f"finetune.lora.targets: {str(error).splitlines()[0]}") from None
     for module in _also_trained(model, config):
