@@ -103,10 +103,10 @@ def _run_into(found: Any, case: dict[str, Any]) -> None:
     found.put(run_case(case))
 
 
-def measured(case: dict[str, Any]) -> dict[str, float]:
-    """`run_case` in a process of its own, forked from one that has loaded the libraries and nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    found: Any = context.SimpleQueue()
+def measured(case: dict[str, Any], *, start: str) -> dict[str, float]:
+    """`run_case` in a process of its own, started in the way of multiprocessing's that ``start`` names."""
+    context: Any = multiprocessing.get_context(start)
+    found = context.SimpleQueue()
     process = context.Process(target=_run_into, args=(found, {**case, "threads": torch.get_num_threads()}))
     process.start()
     values: dict[str, float] = found.get()
@@ -114,19 +114,24 @@ def measured(case: dict[str, Any]) -> dict[str, float]:
     return values
 
 
+def measured_both(case: dict[str, Any]) -> dict[str, float]:
+    """Bytes in a process that gives back what it frees, which takes time, and seconds in one that does not."""
+    return {"bytes": measured(case, start="forkserver")["bytes"], "seconds": measured(case, start="fork")["seconds"]}
+
+
 def main() -> None:
     os.chdir(Path(__file__).resolve().parents[2])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    # Read by the C library of the processes to come: what is freed goes back at once and does not count as used.
+    # Read by the C library of the fork server: what is freed goes back at once and does not count as used.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["ropewalk.plan.devices", "ropewalk.plan.memory", "transformers.models.llama.modeling_llama"]
     )
     rows = []
     for case in CASES:
-        rounds = [(planned(case), measured(case)) for _ in range(arguments.rounds)]
+        rounds = [(planned(case), measured_both(case)) for _ in range(arguments.rounds)]
         plan_bytes = rounds[0][0][0]
         found_bytes = statistics.median(found["bytes"] for _, found in rounds)
         ratios = [plan[1] / found["seconds"] for plan, found in rounds]
