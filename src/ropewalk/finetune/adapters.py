@@ -30,7 +30,7 @@ def adapters(model: PreTrainedModel, config: LoraConfig) -> Iterator[None]:
     parameters = list(model.parameters())
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.targets) or "all-linear",
         task_type="CAUSAL_LM",

@@ -23,12 +23,12 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], *, weight_decay: flo
         adamw._step_supports_amp_scaling = False
         return adamw
     try:
-        from bitsandbytes.optim import AdamW8bit  # type: ignore[attr-defined]
+        from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise ValueError(
             "finetune.optimizer=adamw_8bit needs the package bitsandbytes; pip install 'ropewalk[low-memory]'"
         ) from None
-    optimizer: Optimizer = AdamW8bit(groups, betas=_BETAS, weight_decay=weight_decay)  # type: ignore[no-untyped-call]
+    optimizer: Optimizer = AdamW8bit(groups, betas=_BETAS, weight_decay=weight_decay)
     return optimizer
 
 
