@@ -25,9 +25,7 @@ def evaluate(stage: Stage) -> None:
     readings = list(with_seed(road, store, stage.inputs / "factors" / "first_seed.json", models))
     found = measured(models, readings, cache=cache, chunk=own.chunk_tokens)
     rows = [one.row for one in found]
-    sliding = []
-    if own.stride is not None:
-        sliding = measured_sliding(models, readings, stride=own.stride, cache=cache, chunk=own.chunk_tokens)
+    sliding = measured_sliding(models, readings, stride=own.stride, cache=cache, chunk=own.chunk_tokens)
     passkeys = road.passkeys(models, tokenizer, seed=config.seed, cache=cache)
     prompts = Path(own.cache) / "prompts" if own.cache else stage.state / "prompts"
     needles = road.needles(models, tokenizer, seed=config.seed, prompts=prompts, cache=cache)
@@ -50,10 +48,8 @@ def evaluate(stage: Stage) -> None:
     whole = set(road.methods) == set(Road.ALL)
     promised = checks(rows, passkeys, window=road.window, target=road.first.target_length) if whole else []
     write_json(stage.output / "checks.json", [check.to_dict() for check in promised])
-    card = read_json(stage.inputs / "tokens" / "card.json")
-    tracking.log_comparison(
-        rows, passkeys, name=base["name"], weights=weights_of(model_paths(base, checkpoints)), card=card
-    )
+    card, weights = read_json(stage.inputs / "tokens" / "card.json"), weights_of(model_paths(base, checkpoints))
+    tracking.log_comparison(rows, passkeys, name=base["name"], weights=weights, card=card)
     tracking.log_file(stage.output / "checks.json")
 
 

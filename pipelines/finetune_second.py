@@ -6,21 +6,15 @@ from ropewalk.files import read_json, write_table
 from ropewalk.finetune.history import training_metrics
 from ropewalk.finetune.schedule import searched_scalings, shape_of, train_schedule
 from ropewalk.finetune.train import save_checkpoint, train_control
-from ropewalk.models.base import (
-    check_same_model,
-    load_model,
-    load_tokenizer,
-    own_scaling,
-    own_window,
-    trained_under,
-)
+from ropewalk.models.base import check_same_model, load_model, load_tokenizer, own_scaling, trained_under
 from ropewalk.stage import Stage, run
 
 
 def finetune_second(stage: Stage) -> None:
     config, store = stage.config, TokenStore(stage.inputs / "tokens" / "train")
-    base = read_json(stage.inputs / "base.json")
-    checkpoints, plots = stage.output / "checkpoints", stage.output / "plots"
+    base, seed = read_json(stage.inputs / "base.json"), config.seed + 1
+    checkpoints = stage.output / "checkpoints"
+    plots = stage.output / "plots"
     tokenizer = load_tokenizer(base["path"], **config.model.trust)
     start = stage.inputs / "checkpoints" / "finetune_first"
     model = load_model(str(start), **config.model.loading)
@@ -33,7 +27,7 @@ def finetune_second(stage: Stage) -> None:
         stage="second",
         searched=searched_scalings((stage.inputs / "factors" / "first.json").read_text()),
         shape=shape_of(base),
-        seed=config.seed + 1,
+        seed=seed,
         state_folder=stage.state / "finetune_second",
         logger=tracking.lightning_logger() if stage.is_first_process else None,
         start=trained_under(start),
@@ -49,20 +43,12 @@ def finetune_second(stage: Stage) -> None:
     rows = []
     if config.finetune.control:
         model = load_model(base["path"], **config.model.loading)
-        own = own_scaling(base)
+        state = stage.state / "control"
         rows = train_control(
-            model,
-            tokenizer,
-            store,
-            config.finetune,
-            scaling=own,
-            window=own_window(base),
-            seed=config.seed + 1,
-            state_folder=stage.state / "control",
-            parallel=config.parallel,
+            model, tokenizer, store, config.finetune, base, seed=seed, state_folder=state, parallel=config.parallel
         )
         if stage.is_first_process:
-            save_checkpoint(model, tokenizer, own, checkpoints / "control")
+            save_checkpoint(model, tokenizer, own_scaling(base), checkpoints / "control")
         metrics["control"] = training_metrics(rows)
     write_table(plots / "control.csv", rows)
     stage.write_metrics(metrics)

@@ -131,12 +131,14 @@ def measured_sliding(
     models: dict[str, Any],
     readings: Iterable[Reading],
     *,
-    stride: int,
+    stride: int | None,
     cache: Cache = NO_CACHE,
     chunk: int = CHUNK_TOKENS,
 ) -> list[Measured]:
-    """Windows of each reading's length that slide over the whole rows of its documents."""
-    found = []
+    """Windows of each reading's length that slide over the whole rows of its documents; none without a stride."""
+    found: list[Measured] = []
+    if stride is None:
+        return found
     with Progress(list(readings), desc="perplexity, sliding", unit="figure") as bar:
         for reading in bar:
             about = {

@@ -1,6 +1,6 @@
 """One step of the progressive schedule: a model trained at one length under one RopeScaling, resumable after a kill."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ropewalk.finetune.memory import explained
 from ropewalk.finetune.module import FinetuneModule
 from ropewalk.finetune.strategy import put_together, trainer_options
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
+from ropewalk.models.base import own_scaling, own_window
 from ropewalk.models.checkpoints import LastCheckpoint, SeededBatches, WholeCheckpointIO, fit, steps_done
 from ropewalk.models.precision import resolve_precision
 from ropewalk.models.progress import TrainingProgress
@@ -183,15 +184,18 @@ def train_control(
     tokenizer: PreTrainedTokenizerBase,
     store: TokenStore,
     config: FinetuneConfig,
+    base: Mapping[str, Any],
     *,
-    scaling: RopeScaling | None,
-    window: int,
     seed: int,
     state_folder: Path,
     parallel: ParallelConfig | None = None,
 ) -> list[dict[str, float]]:
-    """Train the base ``model`` on `control_step` under plain RoPE or its own ``scaling``; a row per optimizer step."""
-    step = control_step(config, window=window)
+    """Train the base ``model`` on `control_step` under plain RoPE or its own scaling; a row per optimizer step.
+
+    Args:
+        base: what the stage base wrote of it.
+    """
+    step = control_step(config, window=own_window(base))
     label = f"control at {step.length:,}"
     return finetune(
         model,
@@ -200,7 +204,7 @@ def train_control(
         step,
         # Its rows are not those of the schedule, so what divides theirs need not divide them.
         replace(config, rows_at_once=None, short_share=0.0, learn_factors=False),
-        scaling=scaling,
+        scaling=own_scaling(base),
         seed=seed,
         state_folder=state_folder,
         label=label,

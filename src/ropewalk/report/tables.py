@@ -271,7 +271,7 @@ def run_sentences(config: Mapping[str, Any], base: Mapping[str, Any]) -> list[st
     if (recall := get("finetune.recall_share")) is not None:
         sentences.append(
             f"Recall documents, which ask for a value given earlier, are {_share(recall)} of the fine-tuning rows; the "
-            f"mean loss of their answers is added {get('finetune.answer_weight'):g} times to that of all tokens."
+            f"mean loss of their answers is added {get('finetune.answer_weight') or 0:g} times to that of all tokens."
             if recall
             else "No recall documents were used in fine-tuning."
         )
