@@ -13,7 +13,8 @@ from ropewalk.stage import Stage, run
 def finetune_second(stage: Stage) -> None:
     config, store = stage.config, TokenStore(stage.inputs / "tokens" / "train")
     base = read_json(stage.inputs / "base.json")
-    checkpoints, plots = stage.output / "checkpoints", stage.output / "plots"
+    checkpoints = stage.output / "checkpoints"
+    plots = stage.output / "plots"
     tokenizer = load_tokenizer(base["path"], **config.model.trust)
     start = stage.inputs / "checkpoints" / "finetune_first"
     model = load_model(str(start), **config.model.loading)
