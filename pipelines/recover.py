@@ -6,7 +6,7 @@ from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
 from ropewalk.models.base import load_model, load_tokenizer, trained_under
-from ropewalk.search.factors import factors_entry, provenance, switch_entries, switch_json
+from ropewalk.search.factors import Entry, factors_entry, provenance, switch_entries, switch_json
 from ropewalk.search.targets import TargetSearch, search_metrics, table
 from ropewalk.stage import Stage, run
 
@@ -31,7 +31,7 @@ def recover(stage: Stage) -> None:
     )
     results = search.recover(first[1])
     origin = partial(provenance, search=config.search.name, commit=tracking.commit_of())
-    short = [(length, result.best, origin(result)) for length, result in results.items()]
+    short: list[Entry] = [(length, result.best, origin(result)) for length, result in results.items()]
     if original := trained_under(tuned, short=True):
         # Trained with mixed windows: what it read in its window is what it shall read there.
         kept = [entry for entry in short if entry[0] > original.target_length]

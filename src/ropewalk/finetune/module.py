@@ -88,7 +88,7 @@ class FinetuneModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         self.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         # A scaler for float16 finds infinities itself, and they are no fault.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None

@@ -26,7 +26,7 @@ def flops_per_token(model: PreTrainedModel, *, length: int) -> float:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     # Scores and their product with the values: two matrix products forward, four backward, over length / 2 keys.
     attention = 6 * 2 * heads * head_dim * config.num_hidden_layers * length / 2
-    return matrices + attention
+    return float(matrices + attention)
 
 
 @cache
