@@ -186,6 +186,10 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "stride beyond the window": (["evaluate.stride=512"], ["evaluate.stride", "256", "left out"]),
     "chunk of no tokens": (["evaluate.chunk_tokens=0"], ["evaluate.chunk_tokens", "at least 1"]),
     "unknown benchmark": (["evaluate.benchmarks.tasks=[glue]"], ["evaluate.benchmarks.tasks", "hellaswag", "glue"]),
+    "subsets of what is read across documents": (
+        ["finetune.across_documents=true", "finetune.second.subsets=[book]"],
+        ["finetune.second.subsets", "across_documents", "book"],
+    ),
     "training of no steps": (["walker.cycles=[]"], ["walker.cycles", "steps from 1"]),
     "unknown method": (["rope.methods=[pi,abc]"], ["rope.methods", ", ".join(METHODS), "abc"]),
     "a rival that is not trained": (["rivals.methods=[pi,abf]"], ["rivals.methods", "pi, ntk, yarn", "abf"]),

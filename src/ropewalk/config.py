@@ -282,6 +282,8 @@ class FinetuneConfig:
     answer_weight: float = 0.1
     """The mean loss of each recall document's answers is added this many times to the mean loss of all tokens, in
     which a few answers among thousands of tokens of filler count for nothing."""
+    across_documents: bool = False
+    """Cut rows from the documents one after another, EOS and BOS between them, in place of single long documents."""
     rows_at_once: int | None = None
     """Rows in a forward pass; the rest of a step is gradient accumulation. By default from tokens_at_once."""
     tokens_at_once: int = 8192

@@ -263,6 +263,10 @@ def _check_finetune(config: "Config") -> None:
             _require(value >= least, f"{key}.{name} must be at least {least}, found {value}")
         _require(step.warmup_steps >= 0, f"{key}.warmup_steps must not be negative, found {step.warmup_steps}")
         _require(step.learning_rate > 0, f"{key}.learning_rate must be above 0, found {step.learning_rate}")
+        _require(
+            not (step.subsets and finetune.across_documents),
+            f"{key}.subsets does not go with finetune.across_documents, found {step.subsets}; give one of them",
+        )
         decays = ("linear", "constant")
         _require(step.decay in decays, f"{key}.decay must be one of {', '.join(decays)}, found {step.decay}")
         _require(

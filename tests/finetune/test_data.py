@@ -11,7 +11,9 @@ from tiny_models import VOCABULARY, byte_tokenizer
 from tiny_runs import BOS, EOS, STEP, token_store
 
 
-def data(folder: Path, *, rows_at_once: int = 2, recall_share: float = 0.0, first_step: int = 0) -> SegmentData:
+def data(
+    folder: Path, *, rows_at_once: int = 2, recall_share: float = 0.0, first_step: int = 0, across: bool = False
+) -> SegmentData:
     return SegmentData(
         token_store(folder / "store"),
         byte_tokenizer(),
@@ -20,6 +22,7 @@ def data(folder: Path, *, rows_at_once: int = 2, recall_share: float = 0.0, firs
         rows_at_once=rows_at_once,
         seed=3,
         first_step=first_step,
+        across_documents=across,
     )
 
 
@@ -38,6 +41,14 @@ def test_data_from_a_later_step_are_the_rest_of_the_same_rows(tmp_path: Path) ->
     whole, rest = list(data(tmp_path).train_dataloader()), list(data(tmp_path, first_step=6).train_dataloader())
     assert len(rest) == 6
     assert all(torch.equal(a.ids, b.ids) for a, b in zip(rest, whole[12:], strict=True))
+
+
+def test_rows_go_across_documents_only_where_asked(tmp_path: Path) -> None:
+    def crossing(own: SegmentData) -> bool:
+        return any(bool((rows.ids[:, 1:-1] == EOS).any()) for rows in own.train_dataloader())
+
+    assert not crossing(data(tmp_path))
+    assert crossing(data(tmp_path, across=True))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -73,6 +73,7 @@ class SegmentData(L.LightningDataModule):
         rows_at_once: int,
         seed: int,
         first_step: int,
+        across_documents: bool = False,
         short_share: float = 0.0,
         window: int = 0,
     ) -> None:
@@ -88,6 +89,7 @@ class SegmentData(L.LightningDataModule):
             tokenizer=tokenizer,
             recall_share=recall_share,
             first_step=first_step,
+            across_documents=across_documents,
             subsets=step.subsets,
         )
         self.packing = None

@@ -80,6 +80,7 @@ def finetune(
         rows_at_once=groups * _rows_at_once(step, config, groups=groups),
         seed=seed,
         first_step=steps_done(last),
+        across_documents=config.across_documents,
         short_share=config.short_share if scaling is not None else 0.0,
         window=window,
     )
