@@ -105,8 +105,8 @@ def test_every_colour_of_the_figures_has_one_for_each_scheme(written: Path) -> N
 def test_the_page_begins_with_the_question_and_its_answer_in_numbers(page: Page) -> None:
     for words in (
         "How far can walker read beyond the 256 tokens of its window",
-        "By perplexity, to 16,384 tokens: up to there the extended model is no worse than the base model inside "
-        "its own window (7.90).",
+        "By perplexity, to 16,384 tokens: beyond the window and up to there the extended model is no worse than the "
+        "base model inside it (7.90).",
         "At 16,384 tokens, the longest length measured, its perplexity is 5.30: 52 % lower than that of the best "
         "published method on the same weights and documents, YaRN (11.00).",
         "By retrieval, to 1,024 tokens: that is how far it finds a five-digit key in at least 90 % of the trials "

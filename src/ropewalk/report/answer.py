@@ -38,19 +38,19 @@ def answer(
     sentences: list[str] = []
     figures: list[Figure] = []
     inside = _best(perplexity, "base", ["none"], window)
-    reach = _reach(perplexity, inside)
+    reach = _reach(perplexity, inside, window=window)
     if inside is not None and reach:
         sentences.append(
-            f"By perplexity, to {reach:,} tokens: up to there the extended model is no worse than the base model "
-            f"inside its own window ({number(inside)})."
+            f"By perplexity, to {reach:,} tokens: beyond the window and up to there the extended model is no worse "
+            f"than the base model inside it ({number(inside)})."
         )
         figures.append(Figure(f"{reach:,}", f"tokens by perplexity, from a window of {window:,}"))
     elif inside is not None and any(row["model"] == "finetuned" for row in perplexity):
         sentences.append(
-            "By perplexity, at no measured length is the extended model as good as the base model inside its own "
-            f"window ({number(inside)})."
+            "By perplexity, not beyond the window: at the next length measured the extended model is worse than the "
+            f"base model inside it ({number(inside)})."
         )
-        figures.append(Figure("none", "measured length at which perplexity is the base model's in its window"))
+        figures.append(Figure(f"{window:,}", "tokens by perplexity, which is the window"))
     longest = max((int(row["length"]) for row in perplexity if _is_ours(row)), default=0)
     ours = _best(perplexity, "finetuned", ["ours"], longest)
     rivals = {method: _best(perplexity, "finetuned", [method], longest) for method in BASELINES}
@@ -103,13 +103,13 @@ def _best(rows: Sequence[Row], model: str, methods: Sequence[str], length: int) 
     return min(found) if found else None
 
 
-def _reach(rows: Sequence[Row], inside: float | None) -> int:
-    """The longest length up to which perplexity never exceeds ``inside``; 0 for none.
+def _reach(rows: Sequence[Row], inside: float | None, *, window: int) -> int:
+    """The longest length beyond ``window`` up to which perplexity never exceeds ``inside``; 0 for none.
 
     A length that was read on two sets of documents counts by the worse one.
     """
     reach = 0
-    lengths = sorted({int(row["length"]) for row in rows if _is_ours(row)})
+    lengths = sorted({int(row["length"]) for row in rows if _is_ours(row) and int(row["length"]) > window})
     for length in lengths:
         found = [float(row["perplexity"]) for row in rows if _is_ours(row) and int(row["length"]) == length]
         if inside is None or not max(found) <= inside:
