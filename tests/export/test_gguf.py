@@ -142,7 +142,7 @@ def test_llama_cpp_reads_the_export_with_our_perplexity(tmp_path: Path, short_fa
         factors = tuple(highest ** (pair / (pairs - 1)) for pair in range(pairs))
         return RopeScaling(factors, window, length, attention_factor=1.1)
 
-    switch = ((window, rising(2.5, window)), (4 * window, rising(4.0, 4 * window)))
+    switch = ((window, rising(2.5, window)), (4 * window, rising(16.0, 4 * window)))
     export_checkpoint(model, tokenizer, switch, tmp_path / "model", card="", short_factor=short_factor)
     export_gguf(tmp_path / "model", tmp_path / "model.gguf", dtype="float32")
     text = Path(subprocess.__file__).read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """Fine-tuning on two devices as a stage: started by the stage itself and by torchrun, tracked and written once."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -35,15 +36,16 @@ def test_a_stage_on_two_devices_writes_and_tracks_once(tmp_path: Path, strategy:
     (project / "results" / "factors").mkdir()
     (project / "results" / "factors" / "first.json").write_text(factors.to_json())
     shutil.copytree(ROOT / "models", project / "models", dirs_exist_ok=True)
-    (project / "results" / "base.json").write_text('{"path": "models/walker", "original_length": 256}')
+    base = {"path": "models/walker", "original_length": 256, "rotary_dim": 32, "base": 10_000.0}
+    (project / "results" / "base.json").write_text(json.dumps(base))
     finished = run(project, *COMMANDS[strategy], *SMALL)
     assert finished.returncode == 0, finished.stdout
     (own,) = MlflowClient(f"sqlite:///{project / 'mlflow.db'}").search_runs(["1"])
     assert own.info.status == "FINISHED"
     assert read_json(project / "results" / "metrics" / "finetune_first.json")["steps"] == 2
     weights = load_file(project / "results" / "checkpoints" / "finetune_first" / "model.safetensors")
-    base = load_file(ROOT / "models" / "walker" / "model.safetensors")
-    assert {name: weight.shape for name, weight in weights.items()} == {n: w.shape for n, w in base.items()}
+    own_weights = load_file(ROOT / "models" / "walker" / "model.safetensors")
+    assert {name: weight.shape for name, weight in weights.items()} == {n: w.shape for n, w in own_weights.items()}
     assert not list((project / "work").glob("*/*"))
 
 

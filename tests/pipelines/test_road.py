@@ -92,7 +92,8 @@ def test_every_file_is_a_declared_result(road: Path) -> None:
     for path in files(road):
         assert any(path == out or out in path.parents for out in outs), path
     assert not (road / "mlruns").exists()
-    assert not list((road / "work").glob("*/*")), "state of stages that are done"
+    kept = [path for path in (road / "work").glob("*/*") if path.parent.name != "measured"]
+    assert not kept, "state of stages that are done"
     check_whole(road)
 
 
@@ -250,7 +251,8 @@ def test_a_stage_that_was_killed_is_begun_again_and_no_other(disturbed: tuple[Pa
 def test_a_killed_search_goes_on_with_the_trials_it_has(disturbed: tuple[Path, dict[str, str]]) -> None:
     _, outputs = disturbed
     assert begins(outputs["search_first"], "factors for 2,048 tokens, evolution") == 0
-    assert 4 <= begins(outputs["finetune_first"], "factors for 2,048 tokens, evolution") < 15
+    # One of the four that were done when it was killed is the beginning.
+    assert 3 <= begins(outputs["finetune_first"], "factors for 2,048 tokens, evolution") < 15
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint_in_the_same_run(
@@ -280,13 +282,15 @@ def test_nothing_is_left_of_what_was_killed(disturbed: tuple[Path, dict[str, str
     assert not kept, "measured figures alone are kept when a stage is done"
 
 
-def cached(project: Path, md5: str) -> str:
-    return (project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).read_text()
+def cached(project: Path, md5: str) -> object:
+    """What DVC keeps of a file or folder, without the commit that factors and the model's card name as their maker.
 
-
-def without_commit(factors: str) -> str:
-    """A factors file says by which commit it was made, and the two clones differ in that."""
-    return re.sub(r'"commit": "[0-9a-f]{40}"', "", factors)
+    The two clones differ in that commit.
+    """
+    path = project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    if md5.endswith(".dir"):
+        return {entry["relpath"]: cached(project, entry["md5"]) for entry in json.loads(path.read_text())}
+    return re.sub(rb"commit(\W+)[0-9a-f]{40}", rb"commit\1", path.read_bytes())
 
 
 def test_results_are_those_of_an_undisturbed_run(
@@ -305,9 +309,5 @@ def test_results_are_those_of_an_undisturbed_run(
     )
     for stage in STAGES:
         for one, two in zip(lock[stage]["outs"], own[stage]["outs"], strict=True):
-            if one["path"].startswith("results/factors/"):
-                assert without_commit(cached(road, one["md5"])) == without_commit(cached(project, two["md5"])), one[
-                    "path"
-                ]
-            elif not any(part in one["path"] for part in timed):
-                assert one["md5"] == two["md5"], one["path"]
+            if one["md5"] != two["md5"] and not any(part in one["path"] for part in timed):
+                assert cached(road, one["md5"]) == cached(project, two["md5"]), one["path"]
