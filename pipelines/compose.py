@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from ropewalk.config import Config, checked, explain, read_overrides, register
+from ropewalk.composition import checked, explain, read_overrides, register
+from ropewalk.config import Config
 from ropewalk.consistency import check_measured, check_window
 from ropewalk.corpus.sources import fingerprint
 from ropewalk.files import write_text

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ropewalk import tracking
-from ropewalk.config import read_overrides
+from ropewalk.composition import read_overrides
 from ropewalk.report.page import Origin, write_report
 from ropewalk.stage import Stage, run
 

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from s3_server import s3_store
+
+__all__ = ["s3_store"]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -15,8 +15,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from ropewalk import config as schema
-from ropewalk.config import Config, checked, explain, read_overrides, register, section
-from ropewalk.consistency import BENCHMARKS, METHODS, NEEDLES, check_measured, check_window
+from ropewalk.composition import checked, explain, read_overrides, register, section
+from ropewalk.config import Config
+from ropewalk.consistency import check_measured, check_window
+from ropewalk.consistency.values import BENCHMARKS, METHODS, NEEDLES
 from tiny_models import tiny_llama
 from workspace import ROOT, environment, run_script, write_overrides
 

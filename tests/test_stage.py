@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from ropewalk.config import Config, checked, register
+from ropewalk.composition import checked, register
+from ropewalk.config import Config
 from ropewalk.stage import Stage, resolved_yaml, run
 from workspace import ROOT
 

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 
 from ropewalk import tracking
-from ropewalk.config import TrackingConfig, checked, register
+from ropewalk.composition import checked, register
+from ropewalk.config import TrackingConfig
 from ropewalk.files import write_json, write_table
 from ropewalk.stage import Stage
 from workspace import ROOT, commit, copy_project, environment, run

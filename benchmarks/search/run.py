@@ -34,7 +34,8 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import write_results
-from ropewalk.config import CorpusConfig, SearchConfig, SearchTargetConfig, checked, register
+from ropewalk.composition import checked, register
+from ropewalk.config import CorpusConfig, SearchConfig, SearchTargetConfig
 from ropewalk.corpus.documents import Document
 from ropewalk.corpus.prepare import prepare_stores
 from ropewalk.corpus.sources import read_corpus

@@ -25,7 +25,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ropewalk.config import PLACEMENT, Config, checked, explain, register, section
+from ropewalk.composition import checked, explain, register, section
+from ropewalk.config import PLACEMENT, Config
 from ropewalk.consistency import check_window
 from ropewalk.files import file_hash, read_json, write_json
 

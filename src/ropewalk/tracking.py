@@ -25,7 +25,8 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import LoggedModelInput, LoggedModelStatus, Metric, RunStatus
 from omegaconf import DictConfig
 
-from ropewalk.config import TrackingConfig, section
+from ropewalk.composition import section
+from ropewalk.config import TrackingConfig
 from ropewalk.files import read_json, write_text
 
 if TYPE_CHECKING:

@@ -66,17 +66,21 @@ def test_keys_are_held_out_of_recall_documents_and_so_is_the_wording(monkeypatch
     assert "grass is green" not in text
 
 
-def copying_llama(rows: torch.Tensor, count: int) -> Any:
-    """A model that learned some of the answers by heart, and some not."""
-    model = tiny_llama(vocab_size=258, initializer_range=0.05)
+def learned(model: Any, rows: torch.Tensor, count: int, *, steps: int) -> Any:
+    """``model`` after some steps of learning the last ``count`` tokens of ``rows`` by heart."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(30):
+    for _ in range(steps):
         logits = model(rows).logits[:, -count - 1 : -1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -count:].flatten())
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return model.eval()
+
+
+def copying_llama(rows: torch.Tensor, count: int) -> Any:
+    """A model that learned some of the answers by heart, and some not."""
+    return learned(tiny_llama(vocab_size=258, initializer_range=0.05), rows, count, steps=30)
 
 
 def test_the_verdict_is_that_of_greedy_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,15 +141,7 @@ def test_a_tokenizer_that_splits_digits_oddly_gives_rows_of_the_exact_length(key
 
 def writes(model: Any, prompt: list[int], answer: list[int]) -> Any:
     """``model`` after learning to write ``answer`` after ``prompt``."""
-    rows, count = torch.tensor([[*prompt, *answer]]), len(answer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(25):
-        logits = model(rows).logits[:, -count - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -count:].flatten())
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return model.eval()
+    return learned(model, torch.tensor([[*prompt, *answer]]), len(answer), steps=25)
 
 
 @pytest.mark.parametrize(

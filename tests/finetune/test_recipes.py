@@ -9,7 +9,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from ropewalk.config import Config, FinetuneConfig, FinetuneStepConfig, checked, register
+from ropewalk.composition import checked, register
+from ropewalk.config import Config, FinetuneConfig, FinetuneStepConfig
 from ropewalk.finetune.schedule import train_schedule
 from ropewalk.finetune.train import save_checkpoint
 from ropewalk.models.base import load_model, trained_under

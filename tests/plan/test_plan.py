@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ropewalk.config import Config, checked, register
+from ropewalk.composition import checked, register
+from ropewalk.config import Config
 from ropewalk.models.loss import hidden_states, mean_loss
 from ropewalk.plan.costs import Rate, Work, flops_of, forward_flops, memory_of, seconds
 from ropewalk.plan.memory import ActivationTable, traced_bytes

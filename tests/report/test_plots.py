@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ropewalk.files import read_table
-from ropewalk.report import plots, style
+from ropewalk.report import heatmaps, plots, style
 from ropewalk.rope.methods import inverse_frequencies
 
 from .conftest import PAIRS, WINDOW
@@ -26,7 +26,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "factors": lambda folder: plots.factors(read_table(folder / "factors.csv")),
     "search": search_of,
     "training": lambda folder: plots.training({"first": read_table(folder / "finetune_first.csv")}),
-    "passkey": lambda folder: plots.passkey(read_table(folder / "passkey.csv")),
+    "passkey": lambda folder: heatmaps.passkey(read_table(folder / "passkey.csv")),
 }
 
 
@@ -89,11 +89,11 @@ def test_factors_stand_against_frequency_with_the_critical_dimension_marked(whol
 def test_passkey_panels_are_base_base_with_our_factors_and_fine_tuned_in_that_order(whole_results: Path) -> None:
     rows = read_table(whole_results / "plots/passkey.csv")
     rows += [row | {"method": "ours"} for row in rows if row["model"] == "base"]
-    figure = plots.passkey(rows)
+    figure = heatmaps.passkey(rows)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["base model, plain RoPE", "base model, ours", "fine-tuned, ours"]
     assert len({tuple(axes.get_position().bounds[1::2]) for axes in figure.axes}) == 1, "side by side"
-    (one,) = plots.passkey(rows, only=("base", "ours"), width=style.THIRD).axes
+    (one,) = heatmaps.passkey(rows, only=("base", "ours"), width=style.THIRD).axes
     assert [label.get_text() for label in one.get_yticklabels()] == [f"{100 * d / 9:.0f} %" for d in range(10)]
 
 
@@ -110,7 +110,7 @@ def test_passkey_cells_print_the_accuracy_and_cells_without_trials_a_dash() -> N
         {"model": "finetuned", "method": "ours", "length": 256, "depth": 0.0, "trials": 4, "correct": 3},
         {"model": "finetuned", "method": "ours", "length": 512, "depth": 1.0, "trials": 4, "correct": 4},
     ]
-    texts = [text.get_text() for text in plots.passkey(rows).axes[0].texts]
+    texts = [text.get_text() for text in heatmaps.passkey(rows).axes[0].texts]
     assert sorted(texts) == ["100", "75", "–", "–"]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from ropewalk.config import SearchTargetConfig, checked, register
+from ropewalk.composition import checked, register
+from ropewalk.config import SearchTargetConfig
 from ropewalk.rope import RopeScaling, methods
 from ropewalk.search.factors import factors_entry, factors_json, provenance
 from ropewalk.search.targets import TargetSearch, search_metrics, table

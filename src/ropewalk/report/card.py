@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ropewalk.report import plots, style
+from ropewalk.report import heatmaps, plots, style
 from ropewalk.report.style import Row
 
 
@@ -18,6 +18,6 @@ def card_pictures(
         found[path] = "Perplexity against input length, one line per method"
     if passkey:
         path = folder / "passkey.png"
-        style.save(plots.passkey(passkey), path)
+        style.save(heatmaps.passkey(passkey), path)
         found[path] = "Passkey accuracy by length and depth"
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ropewalk.report import plots, scores, style, tables
+from ropewalk.report import heatmaps, plots, scores, style, tables
 from ropewalk.report.costs import cost_table
 from ropewalk.report.datacard import data_sentences, data_tables
 from ropewalk.report.results import Results
@@ -106,11 +106,11 @@ def _passkey(files: Results) -> Section:
     panels = [
         (
             f"Passkey accuracy, {style.MODELS.get(model, model)}, {style.style(method)[0]}",
-            plots.passkey(rows, only=(model, method), width=THIRD),
+            heatmaps.passkey(rows, only=(model, method), width=THIRD),
         )
-        for model, method in plots.passkey_panels(rows)
+        for model, method in heatmaps.passkey_panels(rows)
     ]
-    picture = _picture(files, "passkey", plots.passkey(rows), panels, caption=caption, size="third")
+    picture = _picture(files, "passkey", heatmaps.passkey(rows), panels, caption=caption, size="third")
     return Section("Passkey", (), (tables.passkey_table(rows),), (picture,), files.noted())
 
 
