@@ -188,6 +188,10 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "stride beyond the window": (["evaluate.stride=512"], ["evaluate.stride", "256", "left out"]),
     "chunk of no tokens": (["evaluate.chunk_tokens=0"], ["evaluate.chunk_tokens", "at least 1"]),
     "unknown benchmark": (["evaluate.benchmarks.tasks=[glue]"], ["evaluate.benchmarks.tasks", "hellaswag", "glue"]),
+    "rows that devices cannot share": (
+        ["parallel.strategy=ddp", "parallel.devices=3"],
+        ["finetune.first.rows", "multiple of the 3 groups"],
+    ),
     "subsets of what is read across documents": (
         ["finetune.across_documents=true", "finetune.second.subsets=[book]"],
         ["finetune.second.subsets", "across_documents", "book"],

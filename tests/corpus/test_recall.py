@@ -151,7 +151,7 @@ def test_facts_have_different_names() -> None:
 
 
 def test_nothing_that_the_passkey_task_says_occurs(tokenizer: Any) -> None:
-    task = [passkey._TASK, passkey._FILLER, passkey._KEY, passkey._QUESTION]
+    task = [passkey._TASK, passkey._FILLER, passkey._KEY, passkey.QUESTION]
     sentences = [part.strip() for text in task for part in re.split(r"(?<=[.?])\s", text.lower())]
     said = [part for sentence in sentences for part in sentence.split("{key}") if len(part) > 5]
     assert {"the pass key is ", "remember it.", "the grass is green.", "what is the pass key?"} < set(said)

@@ -29,7 +29,7 @@ def test_a_row_has_its_length_and_the_key_stands_at_its_depth(key: int, length: 
     assert TOKENIZER.decode(ids[-count:]) == f" {key}"
     assert text.endswith(f"What is the pass key? The pass key is {key}")
     assert text.count(str(key)) == 3
-    task, statement, question = passkey._TASK, passkey._KEY.format(key=key), f"{passkey._QUESTION} {key}"
+    task, statement, question = passkey._TASK, passkey._KEY.format(key=key), f"{passkey.QUESTION} {key}"
     filler = len(text) - len(task) - len(statement) - len(question)
     assert text.startswith(task)
     assert abs((text.index(statement) - len(task)) - depth * filler) <= 0.5 + 1e-6

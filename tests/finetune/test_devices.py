@@ -13,13 +13,15 @@ import torch.distributed as dist
 
 from processes import fork
 from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
+from ropewalk.corpus.segments import Rows
 from ropewalk.finetune.gathered import Slices, documents_of
 from ropewalk.finetune.module import FinetuneModule
-from ropewalk.finetune.share import Share
+from ropewalk.finetune.share import Share, shared_loss
+from ropewalk.finetune.windows import read_long
 from ropewalk.models.loss import targets_of
 from ropewalk.rope import RopeScaling, current_scaling, extend, rotary_shape
 from tiny_models import ROPE_MODELS, tiny_llama, token_rows
-from tiny_runs import FINETUNE, STEP, train
+from tiny_runs import EOS, FINETUNE, STEP, train
 
 PARALLEL = {
     "ddp": ParallelConfig(name="ddp", strategy="ddp", devices=2),
@@ -74,8 +76,25 @@ def positions_of_documents(rows: int) -> torch.Tensor:
     return torch.cat([torch.arange(length) for length in lengths]).repeat(rows, 1)
 
 
+def recall_rows() -> Rows:
+    """Four rows, the first without an answer, the second's across the ends of the slices."""
+    answers = torch.zeros(4, 64, dtype=torch.bool)
+    answers[1, 14:18] = answers[2, 40:41] = answers[3, 3:6] = answers[3, 60:63] = True
+    ids = token_rows(64, rows=4)
+    ids[:, -1] = EOS
+    return Rows(ids, answers)
+
+
 def loss_and_gradients(model: Any, share: Share, rows: str) -> dict[str, torch.Tensor]:
-    """Of long rows, of packed ones, or of both in one step, the packed ones under the original RoPE."""
+    """Of long rows, of packed ones, or of both in one step, the packed ones under the original RoPE.
+
+    Answers are of long rows whose recalled values count on their own.
+    """
+    if rows == "answers":
+        loss = shared_loss(share, model, recall_rows(), answer_weight=0.3)
+        model.zero_grad()
+        loss.backward()
+        return {"loss": loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}}
     parts = []
     if rows != "packed":
         tokens = share.rows(token_rows(64, rows=4))
@@ -92,7 +111,11 @@ def loss_and_gradients(model: Any, share: Share, rows: str) -> dict[str, torch.T
     return {"loss": loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}}
 
 
-CASES = [*((name, rows) for name in ROPE_MODELS for rows in ("long", "packed")), ("llama", "mixed")]
+CASES = [
+    *((name, rows) for name in ROPE_MODELS for rows in ("long", "packed")),
+    ("llama", "mixed"),
+    ("llama", "answers"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +148,17 @@ def test_loss_and_gradients_are_those_of_one_process(shared_runs: Path, name: st
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_shared_answers_count_as_one_process_counts_them() -> None:
+    model, rows = scaled(tiny_llama(**TINY)), recall_rows()
+    with torch.no_grad():
+        whole = read_long(model, rows.ids, rows.answers)
+        assert whole.answer_loss is not None
+        found = shared_loss(Share(), model, rows, answer_weight=0.3)
+        none = shared_loss(Share(), model, rows, answer_weight=0.0)
+    torch.testing.assert_close(found, whole.loss + 0.3 * whole.answer_loss, atol=1e-5, rtol=0)
+    torch.testing.assert_close(none, whole.loss, atol=1e-5, rtol=0)
 
 
 def test_attention_that_leaves_documents_would_be_seen() -> None:

@@ -82,16 +82,15 @@ def check_parallel(config: Config) -> None:
             f"{key} does not go with parallel.strategy=fsdp, found {wanted}; take ddp",
         )
     groups = count // parallel.context
-    for name in ("first", "second"):
-        step = getattr(finetune, name)
+    for key, step in finetune.schedule.items():
         require(
             step.rows % groups == 0,
-            f"finetune.{name}.rows must be a multiple of the {groups} groups of devices that read rows of their own "
+            f"{key}.rows must be a multiple of the {groups} groups of devices that read rows of their own "
             f"(parallel.devices times parallel.nodes over parallel.context), found {step.rows}",
         )
         # Twice, since a device holds one slice of a row's first half and one of its second, for even work.
         slices = 2 * parallel.context if parallel.context > 1 else 1
         require(
             step.length % slices == 0,
-            f"finetune.{name}.length must be a multiple of {slices}, twice parallel.context, found {step.length}",
+            f"{key}.length must be a multiple of {slices}, twice parallel.context, found {step.length}",
         )

@@ -179,7 +179,7 @@ def recall_row(
         raise ValueError(f"a recall row of {length} tokens has no room for a fact and its question")
     parts = _placed(rng, statements, questions, room=room)
     plain = code[:room].tolist() if rng.random() < 0.25 else np.resize(encoded["input_ids"][-1], room).tolist()
-    row = _joined([(token, False) for token in plain], parts)
+    row = joined([(token, False) for token in plain], parts)
     return [token for token, _ in row], [answer for _, answer in row]
 
 
@@ -226,9 +226,9 @@ def _placed(
     return parts
 
 
-def _joined(filler: _Tokens, parts: Sequence[_Numbered]) -> _Tokens:
+def joined(filler: list[_T], parts: Sequence[tuple[int, list[_T]]]) -> list[_T]:
     """``filler`` with the tokens of each part put in at its place; those at one place keep their order."""
-    row: _Tokens = []
+    row: list[_T] = []
     start = 0
     for place, tokens in sorted(parts, key=lambda part: part[0]):
         row += filler[start:place] + tokens

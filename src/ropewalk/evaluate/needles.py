@@ -16,7 +16,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from ropewalk.corpus.recall import joined
 from ropewalk.evaluate.passkey import draw_key
+from ropewalk.evaluate.prompts import common_start, encode, first_id
 from ropewalk.files import writing
 
 FAMILIES = ("single", "multi_key", "multi_value", "variable_tracking")
@@ -140,19 +142,15 @@ def _chains(rng: np.random.Generator, values: Sequence[str]) -> _Task:
 def _prompt(
     tokenizer: Any, family: str, task: _Task, *, length: int, depth: float | None, rng: np.random.Generator
 ) -> NeedlePrompt:
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
     separator = " " if family == "variable_tracking" else ", "
     texts = [separator.join(task.answers), *task.right, *task.wrong]
-    question = encode(task.question)
-    wholes = [encode(f"{task.question} {text}") for text in texts]
+    question = encode(tokenizer, task.question)
+    wholes = [encode(tokenizer, f"{task.question} {text}") for text in texts]
     # A tokenizer may join the question's end and an answer's beginning: the prompt ends before that for all of them.
-    common = min(_common(question, whole) for whole in wholes)
+    common = min(common_start(question, whole) for whole in wholes)
     answer, *others = [tuple(whole[common:]) for whole in wholes]
-    head, sentence = encode(task.task), encode(_SENTENCES)
-    statements = [encode(statement) for statement in task.statements]
+    head, sentence = encode(tokenizer, task.task), encode(tokenizer, _SENTENCES)
+    statements = [encode(tokenizer, statement) for statement in task.statements]
     room = length - 1 - len(head) - sum(map(len, statements)) - common - len(answer)
     if room < 0:
         raise ValueError(
@@ -164,23 +162,13 @@ def _prompt(
     if depth is not None:
         # The first statement is asked for; it stands at its depth, the others where they were drawn.
         places = [round(depth * room), *places[1:]]
-    body: list[int] = []
-    start = 0
-    for place, tokens in sorted(zip(places, statements, strict=True), key=lambda pair: pair[0]):
-        body += filler[start:place] + tokens
-        start = place
-    bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    ids = (bos, *head, *body, *filler[start:], *question[:common])
+    body = joined(filler, list(zip(places, statements, strict=True)))
+    ids = (first_id(tokenizer), *head, *body, *question[:common])
     count = len(task.right)
     # Room for other tokens of the same text, and for other separators.
     return NeedlePrompt(
         family, depth, task.answers, tuple(others[:count]), tuple(others[count:]), 2 * len(answer) + 4, ids
     )
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def kept_prompts(path: Path, made: Any) -> list[NeedlePrompt]:

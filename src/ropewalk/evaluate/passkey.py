@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ropewalk.corpus.recall import is_held_out_key
+from ropewalk.evaluate.prompts import common_start, encode, first_id
 from ropewalk.models.continuation import ReadPrompt
 from ropewalk.models.loss import last_states
 from ropewalk.rope import LengthSwitch, extend, scaling_for_length
@@ -19,7 +20,7 @@ PROTOCOL = "greedy decoding, exact match of five digits; keys and wording not in
 _TASK = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it.\n"
 _FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 _KEY = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-_QUESTION = "\nWhat is the pass key? The pass key is"
+QUESTION = "\nWhat is the pass key? The pass key is"
 _TOKENS_AT_ONCE = 16_384
 
 
@@ -32,23 +33,16 @@ def passkey_row(tokenizer: Any, *, key: int, length: int, depth: float) -> tuple
     Raises:
         ValueError: the question alone is longer than ``length``.
     """
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    question, whole = encode(_QUESTION), encode(f"{_QUESTION} {key}")
-    if whole[: len(question)] != question:
-        question = whole[: next(i for i, (a, b) in enumerate(zip(question, whole, strict=False)) if a != b)]
-    answer = whole[len(question) :]
-    task, statement, sentence = encode(_TASK), encode(_KEY.format(key=key)), encode(_FILLER)
-    bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    whole = encode(tokenizer, f"{QUESTION} {key}")
+    asked = common_start(encode(tokenizer, QUESTION), whole)
+    question, answer = whole[:asked], whole[asked:]
+    task, statement, sentence = (encode(tokenizer, text) for text in (_TASK, _KEY.format(key=key), _FILLER))
     room = length - 1 - len(task) - len(statement) - len(whole)
     if room < 0:
         raise ValueError(f"a passkey prompt needs {length - room} tokens with this tokenizer, found length {length}")
     filler = (sentence * (room // len(sentence) + 1))[:room]
     place = round(depth * room)
-    return [bos, *task, *filler[:place], *statement, *filler[place:], *question, *answer], len(answer)
+    return [first_id(tokenizer), *task, *filler[:place], *statement, *filler[place:], *question, *answer], len(answer)
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ import torch
 from scipy.stats import binomtest
 
 from ropewalk.config import RetrievalConfig
-from ropewalk.corpus.recall import is_held_out_key
+from ropewalk.corpus.recall import joined
 from ropewalk.corpus.store import TokenStore
-from ropewalk.evaluate.passkey import passkey_row
+from ropewalk.evaluate.passkey import QUESTION, draw_key, passkey_row
+from ropewalk.evaluate.prompts import common_start, encode, first_id
 from ropewalk.evaluate.road import Road
 from ropewalk.models.loss import hidden_states
 from ropewalk.progress import Progress
@@ -27,7 +28,6 @@ PROTOCOL = (
     "greedy decoding, exact match; interval 95 % by Wilson; seconds of one question alone, finding and reading, "
     "without decoding"
 )
-_PASSKEY = "\nWhat is the pass key? The pass key is"
 _NEEDLE = "\nThe special number for {name} is {number}.\n"
 _NEEDLE_QUESTION = "\nWhat is the special number for {name}? The special number for {name} is"
 _NAMES = "amber birch cobalt dune ember fjord grove harbor island jasper kelp lagoon".split()
@@ -48,10 +48,10 @@ class Question:
 
 def passkey_question(tokenizer: Any, rng: np.random.Generator, *, length: int, depth: float) -> Question:
     """The passkey task, document, question and answer of ``length`` tokens together with BOS."""
-    row, count = passkey_row(tokenizer, key=_draw(rng), length=length, depth=depth)
-    asked = count + len(_encode(tokenizer, _PASSKEY))
+    row, count = passkey_row(tokenizer, key=draw_key(rng), length=length, depth=depth)
+    asked = count + len(encode(tokenizer, QUESTION))
     return Question(
-        "passkey", tuple(row[1:-asked]), tuple(row[-asked:-count]), tuple(row[-count:]), text=_PASSKEY.strip()
+        "passkey", tuple(row[1:-asked]), tuple(row[-asked:-count]), tuple(row[-count:]), text=QUESTION.strip()
     )
 
 
@@ -67,16 +67,14 @@ def needle_question(
         ValueError: ``tokens`` are too few, or ``length`` leaves no room for the needles.
     """
     names = [str(name) for name in rng.choice(_NAMES, size=_NEEDLES, replace=False)]
-    numbers = [_draw(rng) for _ in names]
+    numbers = [draw_key(rng) for _ in names]
     needles = [
-        _encode(tokenizer, _NEEDLE.format(name=name, number=number))
-        for name, number in zip(names, numbers, strict=True)
+        encode(tokenizer, _NEEDLE.format(name=name, number=number)) for name, number in zip(names, numbers, strict=True)
     ]
     text = _NEEDLE_QUESTION.format(name=names[0])
-    question, whole = _encode(tokenizer, text), _encode(tokenizer, f"{text} {numbers[0]}")
-    while whole[: len(question)] != question:
-        question = question[:-1]
-    answer = whole[len(question) :]
+    whole = encode(tokenizer, f"{text} {numbers[0]}")
+    asked = common_start(encode(tokenizer, text), whole)
+    question, answer = whole[:asked], whole[asked:]
     room = length - 1 - sum(map(len, needles)) - len(whole)
     if room < 0 or len(tokens) < room:
         raise ValueError(
@@ -84,12 +82,8 @@ def needle_question(
             f"tokens of text with this tokenizer, found {len(tokens)} tokens of text"
         )
     places = [depth, *rng.random(_NEEDLES - 1)]
-    document: list[int] = []
-    done = 0
-    for place, needle in sorted(zip((round(share * room) for share in places), needles, strict=True)):
-        document += [*tokens[done:place], *needle]
-        done = place
-    document += tokens[done:room]
+    stated = zip((round(share * room) for share in places), needles, strict=True)
+    document = joined(list(tokens[:room]), list(stated))
     return Question("needle", tuple(document), tuple(question), tuple(answer), text=text.strip())
 
 
@@ -143,7 +137,7 @@ def compare(
     Raises:
         ValueError: a test document is too short, a length leaves no room, or bm25s is not installed.
     """
-    bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    bos = first_id(tokenizer)
     rows = []
     with Progress(total=2 * len(config.lengths) * config.trials, desc="retrieval", unit="question") as bar:
         for length in config.lengths:
@@ -241,16 +235,3 @@ def _row(task: str, way: str, length: int, results: Sequence[_Result]) -> dict[s
         "seconds": sum(result.seconds for result in results) / len(results),
         "protocol": PROTOCOL,
     }
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _draw(rng: np.random.Generator) -> int:
-    """A five-digit number that no recall document of the training holds."""
-    while True:
-        number = int(rng.integers(10_000, 100_000))
-        if is_held_out_key(number):
-            return number

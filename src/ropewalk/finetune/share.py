@@ -15,7 +15,7 @@ from ropewalk.config import ParallelConfig
 from ropewalk.corpus.segments import Rows
 from ropewalk.finetune.gathered import NAME, SlicedRows, Slices, documents_of
 from ropewalk.finetune.windows import MixedRows, original_rope, packed_targets
-from ropewalk.models.loss import _losses, targets_of
+from ropewalk.models.loss import losses_of, targets_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Share:
     ) -> tuple[Tensor, Tensor]:
         """(sum in nats, count) of this process's part of ``targets``; arguments as of `states`."""
         states, following = self.states(model, tokens, targets, positions=positions)
-        return _losses(model, states, following, "sum"), (following != -100).sum()
+        return losses_of(model, states, following, "sum"), (following != -100).sum()
 
     def summed_answers(
         self, model: PreTrainedModel, states: Tensor, following: Tensor, answers: Tensor
@@ -71,7 +71,7 @@ class Share:
         # Where no answer lies here, this process still takes part in the sum of all.
         total = states.sum() * 0
         if chosen.any():
-            total = _losses(model, states[chosen].unsqueeze(0), following[chosen], "none").flatten() @ weights[chosen]
+            total = losses_of(model, states[chosen].unsqueeze(0), following[chosen], "none").flatten() @ weights[chosen]
         return total, (counts > 0).sum() / self.slices.count
 
     def states(
@@ -122,7 +122,7 @@ def shared_loss(share: Share, model: PreTrainedModel, batch: Rows | MixedRows, *
     if not bool(short.all()):
         long = tokens[~short]
         states, following = share.states(model, long, targets_of(long, ignore=int(long[0, -1])))
-        sums.append((_losses(model, states, following, "sum"), (following != -100).sum()))
+        sums.append((losses_of(model, states, following, "sum"), (following != -100).sum()))
         if answer_weight:
             of_answers = share.summed_answers(model, states, following, answers[~short])
     if bool(short.any()):

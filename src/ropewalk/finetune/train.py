@@ -77,7 +77,7 @@ def finetune(
         step,
         recall_share=config.recall_share,
         # Of all groups together; each reads its own.
-        rows_at_once=groups * _rows_at_once(step, config, groups=groups),
+        rows_at_once=groups * rows_at_once(step, config, groups=groups),
         seed=seed,
         first_step=steps_done(last),
         across_documents=config.across_documents,
@@ -149,7 +149,7 @@ def _prepared(model: PreTrainedModel, config: FinetuneConfig, parallel: Parallel
             model.gradient_checkpointing_disable()
 
 
-def _rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig, *, groups: int = 1) -> int:
+def rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig, *, groups: int = 1) -> int:
     """The largest divisor of a group's rows of a step that fits.
 
     Raises:

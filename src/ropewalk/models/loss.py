@@ -34,7 +34,7 @@ def last_states(model: PreTrainedModel, input_ids: Tensor, count: int, *, chunk:
 
 def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """Loss in nats of tokens 1 … length-1 of each row given all before: (rows, length - 1)."""
-    return _losses(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)
+    return losses_of(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)
 
 
 def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int) -> Tensor:
@@ -43,7 +43,7 @@ def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int) -> Te
     for number, states in enumerate(chunks(model, rows[:, :-1], cache, chunk=chunk)):
         start = number * chunk + 1
         targets = rows[:, start : start + states.shape[1]]
-        losses.append(_losses(model, states, targets, "none").view(rows.shape[0], -1).cpu())
+        losses.append(losses_of(model, states, targets, "none").view(rows.shape[0], -1).cpu())
     return torch.cat(losses, dim=1)
 
 
@@ -54,7 +54,7 @@ def chosen_losses(model: PreTrainedModel, rows: Tensor, chosen: Tensor) -> Tenso
     """
     wanted = chosen[:, 1:]
     states = hidden_states(model, rows)[:, :-1][wanted]
-    return _losses(model, states.unsqueeze(0), rows[:, 1:][wanted], "none").flatten()
+    return losses_of(model, states.unsqueeze(0), rows[:, 1:][wanted], "none").flatten()
 
 
 def mean_loss(model: PreTrainedModel, rows: Tensor, *, ignore: int = -100) -> Tensor:
@@ -74,7 +74,7 @@ def targets_of(rows: Tensor, *, ignore: int = -100) -> Tensor:
 
 def mean_loss_of(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
     """Mean loss in nats of ``targets`` (rows, length - 1) but those of -100, from `hidden_states`'s output."""
-    return _losses(model, states[:, :-1], targets, "mean")
+    return losses_of(model, states[:, :-1], targets, "mean")
 
 
 def answer_loss(model: PreTrainedModel, states: Tensor, targets: Tensor, answers: Tensor) -> Tensor | None:
@@ -89,16 +89,21 @@ def answer_loss(model: PreTrainedModel, states: Tensor, targets: Tensor, answers
     if not counts.any():
         return None
     weights = (1 / counts)[:, None].expand(chosen.shape)[chosen] / (counts > 0).sum()
-    return _losses(model, states[:, :-1][chosen].unsqueeze(0), targets[chosen], "none").flatten() @ weights
+    return losses_of(model, states[:, :-1][chosen].unsqueeze(0), targets[chosen], "none").flatten() @ weights
 
 
 @torch.no_grad()
 def target_losses(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
     """Loss in nats of each of ``targets``, 0 where it is -100: (rows, length - 1), without gradient."""
-    return _losses(model, states[:, :-1], targets, "none").view(targets.shape)
+    return losses_of(model, states[:, :-1], targets, "none").view(targets.shape)
 
 
-def _losses(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction: str) -> Tensor:
+def losses_of(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Losses in nats of ``targets`` (…) from the states (…, hidden) that foretell them, -100 for none.
+
+    Args:
+        reduction: torch's: none, sum or mean.
+    """
     output: nn.Module | None = model.get_output_embeddings()
     assert isinstance(output, nn.Linear)
     with torch.autocast(states.device.type, enabled=False):

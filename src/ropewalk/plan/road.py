@@ -11,12 +11,9 @@ from ropewalk.config import Config, FinetuneStepConfig, SearchTargetConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.perplexity import DocumentSet
 from ropewalk.evaluate.road import Road
-from ropewalk.finetune.train import control_step
+from ropewalk.finetune.train import control_step, rows_at_once
 from ropewalk.plan.costs import Kind, Work
 from ropewalk.rope import RopeScaling, RotaryShape
-
-_READ_AT_ONCE = 16_384
-"""Tokens in a forward pass of `ropewalk.evaluate`, at most."""
 
 
 def road_works(config: Config, shape: RotaryShape, *, mixed: bool) -> list[Work]:
@@ -60,7 +57,7 @@ def finetune_steps(config: Config, *, window: int) -> list[tuple[str, str, Finet
     steps = [
         (f"finetune_{stage}", "training", step)
         for stage in ("first", "second")
-        for step in (*getattr(finetune, f"before_{stage}", ()), getattr(finetune, stage))
+        for step in finetune.steps_of(stage).values()
     ]
     if finetune.control:
         steps.append(("finetune_second", "control", control_step(finetune, window=window)))
@@ -72,12 +69,10 @@ def _finetune(config: Config, shape: RotaryShape, *, mixed: bool) -> Iterator[Wo
     devices = parallel.devices * parallel.nodes
     groups = devices // parallel.context
     # Adapters are a hundredth of the weights, which are read and not trained.
-    kind: Kind = "learn" if getattr(getattr(finetune, "lora", None), "rank", 0) else "train"
-    recompute = getattr(finetune, "activations", "keep") != "keep"
+    kind: Kind = "learn" if finetune.lora.rank else "train"
+    recompute = finetune.activations != "keep"
     for stage, what, step in finetune_steps(config, window=shape.original_length):
-        own = max(1, step.rows // groups)
-        most = max(1, finetune.rows_at_once or finetune.tokens_at_once // step.length)
-        at_once = max(rows for rows in range(1, own + 1) if own % rows == 0 and rows <= most)
+        at_once = rows_at_once(step, finetune, groups=groups)
         yield Work(
             stage, f"{what}, {step.length:,} tokens", kind, step.length, step.rows * step.steps, at_once, step.rows,
             devices=devices, context=parallel.context, sharded=parallel.strategy == "fsdp", mixed=mixed,
@@ -125,7 +120,7 @@ def _evaluate(config: Config, shape: RotaryShape) -> Iterator[Work]:
         readers = 1 + short + (shape.original_length < length <= first_target)
         by_length[length] += readers * (evaluate.passkey_trials if short else evaluate.passkey_long_trials)
     for length, rows in sorted(by_length.items()):
-        at_once = min(rows, max(1, _READ_AT_ONCE // length))
+        at_once = min(rows, max(1, evaluate.chunk_tokens // length))
         yield Work("evaluate", f"{rows:,} rows of {length:,} tokens", "read", length, rows, at_once, at_once)
 
 

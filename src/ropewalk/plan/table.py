@@ -1,10 +1,10 @@
 """The plan of a road: what every stage costs, what does not fit, and the setting that makes it fit."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ropewalk.config import Config, FinetuneConfig
+from ropewalk.config import Config
 from ropewalk.models.precision import native_bf16
 from ropewalk.plan.costs import Memory, Work, flops_of, memory_of, seconds
 from ropewalk.plan.devices import Device, device_of
@@ -13,8 +13,6 @@ from ropewalk.plan.road import road_works
 from ropewalk.plan.shape import ModelShape, read_config, shape_of
 
 _MOST_DEVICES = 1024
-_RECOMPUTES = any(option.name == "activations" for option in fields(FinetuneConfig))
-"""Whether fine-tuning can recompute activations."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def _smaller(work: Work) -> Iterator[tuple[Work, list[str]]]:
         work = replace(work, rows_at_once=1)
         settings.append("search.gradient_rows=1" if searching else "finetune.rows_at_once=1")
         yield work, settings
-    if not work.recompute and (searching or _RECOMPUTES):
+    if not work.recompute:
         work = replace(work, recompute=True)
         settings.append("search.gradient_checkpointing=true" if searching else "finetune.activations=recompute")
         yield work, settings
