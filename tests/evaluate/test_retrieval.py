@@ -1,20 +1,23 @@
 """Retrieval or long context: what BM25 finds, and both scores of both ways on the same prompts."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from scipy.stats import binomtest
 
+from ropewalk.config import EvaluateConfig, RetrievalConfig
 from ropewalk.corpus.store import TokenStore
-from ropewalk.evaluate.drawing import Draw
+from ropewalk.evaluate.drawing import Draw, DrawnPrompts
 from ropewalk.evaluate.passkey import passkey_accuracy
 from ropewalk.evaluate.prompts import Prompts
 from ropewalk.evaluate.recall import recall_rows
-from ropewalk.evaluate.retrieval import compare, retrieve
+from ropewalk.evaluate.retrieval import compare, retrieval_rows, retrieve
+from ropewalk.evaluate.road import Road
 from ropewalk.evaluate.uncertainty import share_interval
-from ropewalk.rope import RopeScaling
+from ropewalk.rope import RopeScaling, RotaryShape
 from tiny_models import byte_tokenizer, tiny_llama
 from tiny_roads import byte_store
 
@@ -120,6 +123,24 @@ def test_documents_are_read_under_the_switchs_scaling_and_chunks_under_plain_rop
     compare(models, TOKENIZER, [asked(store, "single", trials=1)], switch, PLAIN, chunk_tokens=160, chunk=300)
     assert models["finetuned"].model.rotary_emb.scaling == longer
     assert models["base"].model.rotary_emb.scaling == PLAIN
+
+
+def test_the_road_asks_its_tasks_where_the_searched_factors_are_compared(store: TokenStore) -> None:
+    model = tiny_llama(vocab_size=258)
+    config = EvaluateConfig(
+        name="tiny", lengths=[LENGTH], base_lengths=[LENGTH], passkey_lengths=[LENGTH],
+        retrieval=RetrievalConfig(lengths=[900, LENGTH], tasks=["passkey", "single"], trials=2, chunk_tokens=160),
+    )  # fmt: skip
+    road = Road(RotaryShape(16, 10_000.0, PLAIN.original_length), PLAIN, SWITCH, config, ("longrope",))
+    models, prompts = {"base": model, "finetuned": model}, DrawnPrompts(TOKENIZER, store)
+    rows = retrieval_rows(road, models, prompts, seed=0)
+    assert [(row["length"], row["task"], row["way"]) for row in rows] == [
+        (length, task, way)
+        for length in (900, LENGTH)
+        for task in ("passkey", "single")
+        for way in ("long", "retrieved")
+    ]
+    assert retrieval_rows(replace(road, methods=("pi",)), models, prompts, seed=0) == []
 
 
 def test_a_model_that_emits_nan_is_wrong_and_not_refused(store: TokenStore) -> None:
