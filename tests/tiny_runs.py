@@ -23,7 +23,13 @@ from tiny_models import VOCABULARY, WINDOW, byte_tokenizer, tiny_llama
 
 BOS, EOS = 0, 1
 SPACE = SearchSpace(
-    rotary_dim=16, base=10_000.0, original_length=WINDOW, target_length=4 * WINDOW, upper=5.0, n_hats=(0, 1, 2, 4)
+    rotary_dim=16,
+    base=10_000.0,
+    original_length=WINDOW,
+    target_length=4 * WINDOW,
+    upper=5.0,
+    step=0.01,
+    n_hats=(0, 1, 2, 4),
 )
 SEARCH = SearchConfig(name="tiny", gradient_steps=8, gradient_rows=1, trials=14, initial=6, children=4, parents=4)
 

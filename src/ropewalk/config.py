@@ -174,6 +174,8 @@ class SearchConfig:
     """Documents of the search split that the fitness reads."""
     batch_tokens: int = 16_384
     """Tokens in a forward pass, at most."""
+    step: float = 0.0001
+    """Factors are multiples of it above 1; the paper's is 0.01, too coarse for pairs that turn fast."""
     upper_ratio: float = 1.25
     """Largest lambda as a multiple of s."""
     attention_factor: list[float] | None = field(default_factory=lambda: [0.9, 1.6])

@@ -39,7 +39,7 @@ _AT_LEAST_ONE = (
     "walker.rows show.original_length show.target_length parallel.devices parallel.nodes parallel.context"
 ).split()
 _POSITIVE = (
-    "search.gradient_learning_rate finetune.factors_learning_rate finetune.lora.alpha finetune.peak_tflops "
+    "search.step search.gradient_learning_rate finetune.factors_learning_rate finetune.lora.alpha finetune.peak_tflops "
     "finetune.gradient_clip show.base plan.tflops plan.memory_gib plan.efficiency"
 ).split()
 _SHARES = (

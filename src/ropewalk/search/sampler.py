@@ -137,10 +137,16 @@ class EvolutionSampler(BaseGASampler):
         return self._cross(one, parents[int(rng.integers(len(parents)))], rng)
 
     def _mutate(self, parent: RopeScaling, rng: np.random.Generator) -> RopeScaling:
-        """Change increments of log lambda one by one, or raise and lower a stretch of neighbours together."""
+        """Move one pair between its neighbours, change increments of log lambda, or move a stretch of neighbours."""
         logs = np.log(np.asarray(parent.factors))
         size = np.exp(rng.uniform(np.log(0.01), np.log(0.2)))
-        if rng.random() < 0.5:
+        kind = rng.random()
+        if kind < 1 / 3:
+            # Loss over the factor of a pair that turns fast has many valleys; the next one is a single move away.
+            pair = int(rng.integers(len(logs)))
+            below, above = logs[pair - 1] if pair else 0.0, logs[pair + 1] if pair + 1 < len(logs) else np.inf
+            logs[pair] = np.clip(logs[pair] + size * rng.normal(), below, above)
+        elif kind < 2 / 3:
             steps = np.diff(logs, prepend=0.0)
             chosen = rng.random(len(steps)) < min(self._probability, 5 / len(steps))
             moved = np.where(chosen, np.abs(steps + size * rng.normal(size=len(steps))), steps)

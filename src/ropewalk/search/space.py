@@ -21,7 +21,8 @@ class SearchSpace:
     target_length: int
     upper: float
     """Largest lambda; the paper's is 1.25 * s."""
-    step: float = 0.01
+    step: float = 0.0001
+    """The paper's is 0.01."""
     n_hats: tuple[int, ...] = N_HATS
     attention_factors: tuple[float, float] = (0.9, 1.6)
     """Lowest and highest; both the same value fixes it."""

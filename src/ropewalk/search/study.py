@@ -104,7 +104,7 @@ class Search:
             "protocol": self.fitness.protocol,
             "evaluation_tokens": self.fitness.forward_tokens,
             "space": f"{type(space).__name__} {space.rotary_dim} {space.original_length} {space.target_length} "
-            f"{space.upper} {space.attention_factors} {space.n_hats}",
+            f"{space.upper} {space.step} {space.attention_factors} {space.n_hats}",
             "sampler": f"{config.sampler} {config.gradient_steps} {config.initial} {config.children} "
             f"{config.parents} {config.mutation_probability}",
             "seed": self.seed,

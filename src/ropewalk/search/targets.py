@@ -188,6 +188,7 @@ class TargetSearch:
             original_length=window,
             target_length=length,
             upper=2 * ratio if kind is CriticalSpace else self.config.upper_ratio * ratio,
+            step=self.config.step,
             attention_factors=(low, high),
             n_hats=tuple(n for n in N_HATS if n <= self.shape.original_length),
         )

@@ -60,6 +60,7 @@ def search_factors(
         original_length=window,
         target_length=target_length,
         upper=config.upper_ratio * target_length / window,
+        step=config.step,
         attention_factors=(low, high),
         n_hats=tuple(n for n in N_HATS if n <= shape.original_length),
     )
