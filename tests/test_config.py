@@ -176,6 +176,10 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["parallel.strategy=fsdp", "finetune.precision=16-mixed"],
         ["finetune.precision", "bf16-mixed", "found 16-mixed"],
     ),
+    "trained norms of another dtype than the adapters": (
+        ["parallel.strategy=fsdp", "model.dtype=bfloat16", "finetune.lora.rank=4", "finetune.lora.norms=true"],
+        ["finetune.lora.norms", "finetune.precision=bf16-true", "found auto"],
+    ),
     "base model at other lengths": (
         ["evaluate.base_lengths=[256,2048,4096]"],
         ["evaluate.base_lengths", "among evaluate.lengths"],

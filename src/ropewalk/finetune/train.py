@@ -19,7 +19,7 @@ from ropewalk.finetune.gathered import Slices
 from ropewalk.finetune.history import History
 from ropewalk.finetune.memory import explained
 from ropewalk.finetune.module import FinetuneModule
-from ropewalk.finetune.strategy import put_together, trainer_options
+from ropewalk.finetune.strategy import put_together, to_train, trainer_options
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
 from ropewalk.models.base import own_scaling, own_window
 from ropewalk.models.checkpoints import LastCheckpoint, SeededBatches, WholeCheckpointIO, fit, steps_done
@@ -49,8 +49,8 @@ def finetune(
     Args:
         scaling: put into the model first; None trains under plain RoPE, without short rows or learned factors. With
             ``config.learn_factors`` the model's scaling afterwards (`current_scaling`) is what was learned.
-        parallel: the devices; this one alone by default. Where weights were split, only the first process has them
-            whole afterwards, in the processor's memory.
+        parallel: the devices; this one alone by default. Where weights were split, every process has them whole
+            afterwards, in the processor's memory.
         first_step: steps of the schedule before this one, for the numbers in its rows ...
         first_sample: ... and their samples.
 
@@ -97,11 +97,15 @@ def finetune(
         **trainer_options(parallel),
         callbacks=[SeededBatches(seed), LastCheckpoint(last, config.checkpoint_every), TrainingProgress(label)],
     )
-    with adapters(model, config.lora), _prepared(model, config, parallel):
+    with (
+        to_train(model, parallel) as own,
+        adapters(own, config.lora),
+        _prepared(own, config, parallel),
+    ):
         history = History(
             step.rows * step.length,
             rows_per_step=step.rows,
-            flops_per_token=flops_per_token(model, length=step.length),
+            flops_per_token=flops_per_token(own, length=step.length),
             peak_flops=trainer.world_size
             * peak_flops(precision, device=trainer.strategy.root_device, tflops=config.peak_tflops),
             first_step=first_step,
@@ -110,7 +114,7 @@ def finetune(
         # First, so that a checkpoint holds the row of its own step.
         trainer.callbacks.insert(1, history)  # type: ignore[attr-defined]
         module = FinetuneModule(
-            model,
+            own,
             step,
             weight_decay=config.weight_decay,
             options=config,
@@ -118,9 +122,9 @@ def finetune(
             window=window,
             parallel=parallel,
         )
-        with explained(model, step, config, rows_at_once=data.rows_at_once):
+        with explained(own, step, config, rows_at_once=data.rows_at_once):
             fit(trainer, module, data, checkpoint=last)
-        put_together(model, here=trainer.is_global_zero)
+        put_together(own)
     if learned is not None:
         learned.project()
         extend(model, learned.scaling())
