@@ -17,7 +17,7 @@ from ropewalk.finetune.adapters import adapters
 from ropewalk.finetune.data import SegmentData
 from ropewalk.finetune.gathered import Slices
 from ropewalk.finetune.history import History
-from ropewalk.finetune.memory import explained
+from ropewalk.finetune.memory import explained, training_work
 from ropewalk.finetune.module import FinetuneModule
 from ropewalk.finetune.strategy import put_together, to_train, trainer_options
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
@@ -64,6 +64,9 @@ def finetune(
     if parallel.context > 1:
         Slices(0, parallel.context).check(step.length)
     groups = parallel.devices * parallel.nodes // parallel.context
+    precision = resolve_precision(config.precision)
+    dtype = str(model.dtype).removeprefix("torch.")
+    work = training_work(step, config, parallel, mixed="mixed" in precision, dtype=dtype)
     if scaling is not None:
         extend(model, scaling)
     last = state_folder / "last.ckpt"
@@ -77,14 +80,13 @@ def finetune(
         step,
         recall_share=config.recall_share,
         # Of all groups together; each reads its own.
-        rows_at_once=groups * rows_at_once(step, config, groups=groups),
+        rows_at_once=groups * work.rows_at_once,
         seed=seed,
         first_step=steps_done(last),
         across_documents=config.across_documents,
         short_share=config.short_share if scaling is not None else 0.0,
         window=window,
     )
-    precision = resolve_precision(config.precision)
     trainer = L.Trainer(
         max_steps=step.steps,
         precision=precision,
@@ -122,7 +124,7 @@ def finetune(
             window=window,
             parallel=parallel,
         )
-        with explained(own, step, config, rows_at_once=data.rows_at_once):
+        with explained(work, model.config):
             fit(trainer, module, data, checkpoint=last)
         put_together(own)
     if learned is not None:
@@ -151,22 +153,6 @@ def _prepared(model: PreTrainedModel, config: FinetuneConfig, parallel: Parallel
             model.base_model._compiled_call_impl = None
         if recompute:
             model.gradient_checkpointing_disable()
-
-
-def rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig, *, groups: int = 1) -> int:
-    """The largest divisor of a group's rows of a step that fits.
-
-    Raises:
-        ValueError: the step's rows cannot be shared by so many groups of devices.
-    """
-    own, left = divmod(step.rows, groups)
-    if left or not own:
-        raise ValueError(
-            f"{step.rows} rows cannot be shared by {groups} groups of devices; "
-            f"finetune's rows must be a multiple of {groups}"
-        )
-    most = max(1, config.rows_at_once or config.tokens_at_once // step.length)
-    return max(rows for rows in range(1, own + 1) if own % rows == 0 and rows <= most)
 
 
 def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:
