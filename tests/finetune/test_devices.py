@@ -28,6 +28,7 @@ PARALLEL = {
     "fsdp": ParallelConfig(name="fsdp", strategy="fsdp", devices=2),
     "context": ParallelConfig(name="context", strategy="ddp", devices=2, context=2),
     "fsdp+context": ParallelConfig(name="both", strategy="fsdp", devices=2, context=2),
+    "fsdp+ring": ParallelConfig(name="both", strategy="fsdp", devices=2, context=2, attention="ring"),
 }
 # Start tokens that keep the original rotation, which end inside a slice.
 N_HAT = 17
@@ -48,26 +49,26 @@ def scaled_of(model: Any) -> RopeScaling:
     return found
 
 
-def two_processes(work: Callable[[int], None]) -> None:
-    """``work(rank)`` in two processes that find each other as those of torchrun do."""
+def two_processes(work: Callable[[int], None], *, count: int = 2) -> None:
+    """``work(rank)`` in two processes, or ``count``, that find each other as those of torchrun do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def process(rank: int) -> None:
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), GROUP_RANK="0",
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
         )  # fmt: skip
         work(rank)
 
-    both = [fork(lambda rank=rank: process(rank)) for rank in range(2)]  # type: ignore[misc]
+    both = [fork(lambda rank=rank: process(rank)) for rank in range(count)]  # type: ignore[misc]
     for one in both:
         one.join(240)
     codes = [one.exitcode for one in both]
     for one in both:
         one.kill()
-    assert codes == [0, 0]
+    assert codes == [0] * count
 
 
 def positions_of_documents(rows: int) -> torch.Tensor:
@@ -116,6 +117,11 @@ CASES = [
     ("llama", "mixed"),
     ("llama", "answers"),
 ]
+RING = [*((name, "long") for name in ROPE_MODELS), ("llama", "answers")]
+SHARED = [
+    *((name, rows, context, "gathered") for name, rows in CASES for context in (1, 2)),
+    *((name, rows, 2, "ring") for name, rows in RING),
+]
 
 
 @pytest.fixture(scope="module")
@@ -125,26 +131,26 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def work(rank: int) -> None:
         dist.init_process_group("gloo")
-        for context in (1, 2):
-            share = Share(rank, 2, Slices(rank % context, context))
-            for name, rows in CASES:
-                found = loss_and_gradients(scaled(ROPE_MODELS[name](**TINY)), share, rows)
-                for value in found.values():
-                    dist.all_reduce(value)
-                    value /= 2
-                if rank == 0:
-                    torch.save(found, folder / f"{name} {rows} {context}")
+        for name, rows, context, attention in SHARED:
+            share = Share(rank, 2, Slices(rank % context, context, attention=attention))
+            found = loss_and_gradients(scaled(ROPE_MODELS[name](**TINY)), share, rows)
+            for value in found.values():
+                dist.all_reduce(value)
+                value /= 2
+            if rank == 0:
+                torch.save(found, folder / f"{name} {rows} {context} {attention}")
         dist.destroy_process_group()
 
     two_processes(work)
     return folder
 
 
-@pytest.mark.parametrize("context", [1, 2])
-@pytest.mark.parametrize(("name", "rows"), CASES)
-def test_loss_and_gradients_are_those_of_one_process(shared_runs: Path, name: str, rows: str, context: int) -> None:
+@pytest.mark.parametrize(("name", "rows", "context", "attention"), SHARED)
+def test_loss_and_gradients_are_those_of_one_process(
+    shared_runs: Path, name: str, rows: str, context: int, attention: str
+) -> None:
     expected = loss_and_gradients(scaled(ROPE_MODELS[name](**TINY)), Share(), rows)
-    found = torch.load(shared_runs / f"{name} {rows} {context}", weights_only=True)
+    found = torch.load(shared_runs / f"{name} {rows} {context} {attention}", weights_only=True)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
@@ -257,6 +263,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # In a pass of one row per group, one has a long row and another a short one, or all have short ones.
     "mixed": {"short_share": 0.5},
     "mixed, recomputed": {"short_share": 0.5, "activations": "recompute"},
+    "recomputed": {"activations": "recompute"},
     "factors": {"short_share": 0.5, "learn_factors": True, "factors_learning_rate": 0.02},
     "adapters": {"lora": LoraConfig(rank=4, alpha=8.0)},
     "adapters, norms, embeddings": {"lora": LoraConfig(rank=4, alpha=8.0, embeddings=True, norms=True)},
@@ -272,8 +279,9 @@ def groups_of(strategy: str) -> int:
 @pytest.mark.parametrize(
     ("options", "strategy"),
     [
-        *((options, strategy) for options in ("mixed", "factors") for strategy in PARALLEL),
+        *((options, strategy) for options in ("mixed", "factors") for strategy in PARALLEL if "ring" not in strategy),
         ("mixed, recomputed", "fsdp"),
+        ("recomputed", "fsdp+ring"),
         ("adapters", "ddp"),
         ("adapters", "fsdp"),
         ("adapters, norms, embeddings", "fsdp+context"),

@@ -275,7 +275,7 @@ def fail() -> None:
 def test_what_would_help_against_too_little_memory_is_named_with_numbers() -> None:
     config, one = tiny_llama().config, ParallelConfig(name="one")
     step = replace(STEP, length=1024)
-    work = training_work(step, replace(FINETUNE, rows_at_once=4), one, mixed=False, dtype="float32")
+    work = training_work(step, replace(FINETUNE, rows_at_once=4), one, mixed=False, dtype="float32", gpu=False)
     with (
         pytest.raises(
             MemoryError,
@@ -287,7 +287,7 @@ def test_what_would_help_against_too_little_memory_is_named_with_numbers() -> No
     ):
         fail()
     least = replace(FINETUNE, activations="offload", optimizer="adamw_8bit", lora=LORA, rows_at_once=1)
-    found = list(savings(training_work(step, least, one, mixed=False, dtype="float32"), config))
+    found = list(savings(training_work(step, least, one, mixed=False, dtype="float32", gpu=False), config))
     assert [setting for setting, _ in found] == ["a length of 512", "model.dtype=bfloat16"]
     with pytest.raises(ZeroDivisionError), explained(work, config):
         1 // 0  # noqa: B018
@@ -297,7 +297,7 @@ def test_a_model_that_its_config_alone_does_not_make_gets_the_settings_without_n
     class Own(PreTrainedConfig):
         model_type = "own"
 
-    work = training_work(STEP, FINETUNE, ParallelConfig(name="one"), mixed=False, dtype="float32")
+    work = training_work(STEP, FINETUNE, ParallelConfig(name="one"), mixed=False, dtype="float32", gpu=False)
     with (
         pytest.raises(
             MemoryError, match=r"what would help: finetune\.activations=recompute; finetune\.rows_at_once=1;"

@@ -88,6 +88,14 @@ def test_traced_bytes_are_those_of_a_real_pass(recompute: bool) -> None:
         assert traced <= 2 * saved
 
 
+def test_a_ring_holds_two_devices_keys_where_gathering_holds_all() -> None:
+    shape = shape_of(ROPE_MODELS["llama"]().config, name="llama")
+    alone = memory_of(replace(TRAIN, context=4), shape, 0.0).activations
+    ring = memory_of(replace(TRAIN, context=4, ring=True), shape, 0.0).activations
+    # Two layers' and one's gradients of the whole row; a quarter of it twice, in float32 as its gradients.
+    assert alone / ring == 3 / (2 * 2 / 4)
+
+
 def test_states_of_8_bits_are_a_quarter_and_offloaded_inputs_are_one_layers() -> None:
     config = ROPE_MODELS["llama"](num_hidden_layers=5).config
     shape, table = shape_of(config, name="llama"), ActivationTable(config)
@@ -133,6 +141,7 @@ MORE_LAYERS = {"num_hidden_layers": 5, "intermediate_size": 256}
         (),
         ("finetune.activations=recompute", "finetune.optimizer=adamw_8bit"),
         ("parallel=ddp", "parallel.context=2"),
+        ("parallel=ddp", "parallel.context=2", "parallel.attention=gathered"),
     ],
 )
 def test_what_a_training_says_would_help_is_what_the_plan_says(tmp_path: Path, start: tuple[str, ...]) -> None:
@@ -147,7 +156,9 @@ def test_what_a_training_says_would_help_is_what_the_plan_says(tmp_path: Path, s
 
     config = composed(*overrides)
     # mixed: as the planned device computes.
-    work = training_work(config.finetune.second, config.finetune, config.parallel, mixed=True, dtype="float32")
+    work = training_work(
+        config.finetune.second, config.finetune, config.parallel, mixed=True, dtype="float32", gpu=True
+    )
     named = dict(islice(savings(work, read_config(str(tmp_path))), 3))
     assert len(named) == 3
     before = planned()

@@ -66,6 +66,19 @@ def check_parallel(config: Config) -> None:
         count % parallel.context == 0,
         f"parallel.context must divide parallel.devices times parallel.nodes, found {parallel.context} and {count}",
     )
+    kinds = ("auto", "gathered", "ring")
+    require(
+        parallel.attention in kinds,
+        f"parallel.attention must be one of {', '.join(kinds)}, found {parallel.attention}",
+    )
+    for key, masks in (
+        ("finetune.short_share", finetune.short_share),
+        ("model.keep_sliding_window", config.model.keep_sliding_window),
+    ):
+        require(
+            parallel.attention != "ring" or not masks,
+            f"{key} needs masks, which parallel.attention=ring does not know, found {masks}; take auto",
+        )
     allowed = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-true")
     require(
         parallel.strategy != "fsdp" or finetune.precision in allowed,

@@ -29,6 +29,8 @@ class Work:
     """Devices that work on it, each on rows or on a slice of them."""
     context: int = 1
     """Devices that share a row, each holding a slice of it."""
+    ring: bool = False
+    """Whether these hand their keys and values around, where otherwise each gathers those of all."""
     sharded: bool = False
     """Whether weights, gradients and optimizer states are split over all devices (FSDP)."""
     recompute: bool = False
@@ -120,9 +122,13 @@ def memory_of(work: Work, shape: ModelShape, activations: float) -> Memory:
     held = activations
     activation_bytes = 2 if work.mixed else work.dtype_bytes
     if work.context > 1:
-        # A layer's keys and values of the whole row, kept for the backward pass, and one layer's gradients of them.
-        gathered = 2 * shape.kv_heads * shape.head_dim * work.rows_at_once * work.length * activation_bytes
-        held += gathered * (2 if work.recompute else shape.layers + 1)
+        keys_and_values = 2 * shape.kv_heads * shape.head_dim * work.rows_at_once * work.length
+        if work.ring:
+            # Of two devices at a time, and float32 gradients of both.
+            held += 2 * keys_and_values / work.context * (activation_bytes + 4)
+        else:
+            # A layer's of the whole row, kept for the backward pass, and one layer's gradients of them.
+            held += keys_and_values * activation_bytes * (2 if work.recompute else shape.layers + 1)
     if work.sharded:
         whole = (2 * shape.layer_parameters + shape.parameters - shape.layers * shape.layer_parameters) * (
             work.dtype_bytes

@@ -17,18 +17,20 @@ _NAMED = 3
 
 
 def training_work(
-    step: FinetuneStepConfig, config: FinetuneConfig, parallel: ParallelConfig, *, mixed: bool, dtype: str
+    step: FinetuneStepConfig, config: FinetuneConfig, parallel: ParallelConfig, *, mixed: bool, dtype: str, gpu: bool
 ) -> Work:
     """One optimizer step, as the plan counts it.
 
     Args:
         mixed: whether activations are bf16 over float32 weights.
         dtype: of the weights.
+        gpu: whether the devices are GPUs, where attention without masks goes around a ring by default.
 
     Raises:
         ValueError: the step's rows cannot be shared by so many groups of devices.
     """
     devices = parallel.devices * parallel.nodes
+    by_default = gpu and not config.short_share and (mixed or dtype != "float32")
     return Work(
         "",
         "",
@@ -40,6 +42,7 @@ def training_work(
         step.rows,
         devices=devices,
         context=parallel.context,
+        ring=parallel.attention == "ring" or (parallel.attention == "auto" and by_default),
         sharded=parallel.strategy == "fsdp",
         recompute=config.activations != "keep",
         offload=config.activations == "offload",

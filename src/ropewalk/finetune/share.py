@@ -155,4 +155,4 @@ def share_here(parallel: ParallelConfig) -> Share:
     if count == 1:
         return Share(rank, world)
     groups = [dist.new_group(list(range(first, first + count))) for first in range(0, world, count)]
-    return Share(rank, world, Slices(rank % count, count, groups[rank // count]))
+    return Share(rank, world, Slices(rank % count, count, groups[rank // count], parallel.attention))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -66,7 +67,8 @@ def finetune(
     groups = parallel.devices * parallel.nodes // parallel.context
     precision = resolve_precision(config.precision)
     dtype = str(model.dtype).removeprefix("torch.")
-    work = training_work(step, config, parallel, mixed="mixed" in precision, dtype=dtype)
+    gpu = torch.cuda.is_available()
+    work = training_work(step, config, parallel, mixed="mixed" in precision, dtype=dtype, gpu=gpu)
     if scaling is not None:
         extend(model, scaling)
     last = state_folder / "last.ckpt"

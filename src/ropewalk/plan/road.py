@@ -66,8 +66,10 @@ def finetune_steps(config: Config, *, window: int) -> list[tuple[str, str, Finet
 
 
 def _finetune(config: Config, shape: RotaryShape, *, mixed: bool) -> Iterator[Work]:
+    # Where no peak is published, the plan is for this machine's processor.
+    gpu, dtype = config.plan.tflops is not None, config.model.dtype
     for stage, what, step in finetune_steps(config, window=shape.original_length):
-        one_step = training_work(step, config.finetune, config.parallel, mixed=mixed, dtype=config.model.dtype)
+        one_step = training_work(step, config.finetune, config.parallel, mixed=mixed, dtype=dtype, gpu=gpu)
         what = f"{what}, {step.length:,} tokens"
         yield replace(one_step, stage=stage, what=what, rows=step.rows * step.steps)
 
