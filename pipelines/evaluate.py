@@ -1,12 +1,11 @@
 """Stage evaluate: perplexity by length for every method and model, passkey, needles, benchmarks, and the checks."""
 
-from pathlib import Path
-
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.checks import checks
 from ropewalk.evaluate.compare import measured, measured_sliding, paired_rows, position_rows
+from ropewalk.evaluate.drawing import DrawnPrompts
 from ropewalk.evaluate.retrieval import retrieval_rows
 from ropewalk.evaluate.rivals import weights_of
 from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, with_seed
@@ -26,9 +25,9 @@ def evaluate(stage: Stage) -> None:
     found = measured(models, readings, cache=cache, chunk=own.chunk_tokens)
     rows = [one.row for one in found]
     sliding = measured_sliding(models, readings, stride=own.stride, cache=cache, chunk=own.chunk_tokens)
-    passkeys = road.passkeys(models, tokenizer, seed=config.seed, cache=cache)
-    prompts = Path(own.cache) / "prompts" if own.cache else stage.state / "prompts"
-    needles = road.needles(models, tokenizer, seed=config.seed, prompts=prompts, cache=cache)
+    prompts = DrawnPrompts.open(stage.inputs / "prompts", tokenizer, store)
+    passkeys = road.passkeys(models, prompts, seed=config.seed, cache=cache)
+    needles = road.needles(models, prompts, seed=config.seed, cache=cache)
     benchmarks = road.benchmarks(models, tokenizer, cache=cache)
     tables = {
         "perplexity": rows,
@@ -39,7 +38,7 @@ def evaluate(stage: Stage) -> None:
         "needles": needles,
         "benchmarks": benchmarks,
         "factors": road.factor_rows(),
-        "retrieval": retrieval_rows(road, models, tokenizer, store, seed=config.seed),
+        "retrieval": retrieval_rows(road, models, prompts, seed=config.seed),
     }
     for name, table in tables.items():
         write_table(stage.output / "plots" / f"{name}.csv", table)
@@ -54,5 +53,5 @@ def evaluate(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    needed = ("base.json", "tokens", "checkpoints", "factors")
+    needed = ("base.json", "tokens", "prompts", "checkpoints", "factors")
     run("evaluate", evaluate, sections=("evaluate", "model", "rope"), inputs=needed)

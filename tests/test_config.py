@@ -217,6 +217,19 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["evaluate.retrieval.lengths=[2048,32768]"],
         ["evaluate.retrieval.lengths", "above corpus.long_tokens 16384", "32768"],
     ),
+    "retrieval of unknown tasks": (
+        ["evaluate.retrieval.tasks=[needle]"],
+        ["evaluate.retrieval.tasks", "passkey, single", "needle"],
+    ),
+    "retrieval of no task": (
+        ["evaluate.retrieval.tasks=[]", "evaluate.retrieval.lengths=[512]"],
+        ["evaluate.retrieval.tasks", "must not be empty"],
+    ),
+    "a needle task twice": (["evaluate.needles=[single,single]"], ["evaluate.needles", "each once"]),
+    "needles in documents that are too short": (
+        ["evaluate.needles=[multi_key_text]", "evaluate.needle_lengths=[32768]"],
+        ["evaluate.needle_lengths", "above corpus.long_tokens 16384 for multi_key_text in evaluate.needles"],
+    ),
     "retrieval of no chunks": (
         ["evaluate.retrieval.chunk_tokens=1"],
         ["evaluate.retrieval.chunk_tokens", "at least 2"],

@@ -56,6 +56,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
     inputs = evaluate_inputs(folder / "results")
     steps = ("finetune.first.steps=2", "finetune.second.steps=2", "finetune.first.rows=2", "finetune.second.rows=2")
     script(folder, "finetune_rivals", "rivals.methods=[pi,ntk,yarn]", f"output={inputs}", *steps)
+    script(folder, "prompts", f"output={inputs}")
     script(folder, "evaluate", "-m", f"rope={METHODS}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -67,9 +67,9 @@ def _other_weights() -> Any:
     return model
 
 
-def byte_store(folder: Path) -> TokenStore:
+def byte_store(folder: Path, *, seed: int = 0) -> TokenStore:
     """Four documents of random bytes, each as long as the second target."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     made = [
         (
             Document(str(number), "random", "", str(number)),

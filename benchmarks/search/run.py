@@ -41,7 +41,7 @@ from ropewalk.corpus.prepare import prepare_stores
 from ropewalk.corpus.sources import read_corpus
 from ropewalk.corpus.store import TokenStore, write_store
 from ropewalk.evaluate.baselines import METHODS, variants
-from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
+from ropewalk.evaluate.passkey import accuracy, passkey_accuracy, passkey_prompts
 from ropewalk.evaluate.perplexity import DocumentSet, perplexities
 from ropewalk.files import read_json
 from ropewalk.models.base import load_model, load_tokenizer
@@ -169,15 +169,9 @@ class Bench:
         if len(self.test.long_documents(2 * target - 1)) >= DOCUMENTS:
             found["test_perplexity_at_twice"] = self.perplexity(scaling, 2 * target)
         if self.name == "walker":
-            rows = passkey_accuracy(
-                self.model,
-                load_tokenizer(self.path),
-                ((target, scaling),),
-                length=target,
-                depths=10,
-                trials=50,
-                seed=0,
-            )
+            tokenizer = load_tokenizer(self.path)
+            prompts = passkey_prompts(tokenizer, length=target, depths=10, trials=50, seed=0)
+            rows = passkey_accuracy(self.model, tokenizer, ((target, scaling),), prompts)
             found["passkey_accuracy"] = accuracy(rows)
         return found
 

@@ -14,7 +14,7 @@ from ropewalk.config import CorpusConfig, WalkerConfig
 from ropewalk.corpus.prepare import prepare_stores
 from ropewalk.corpus.sources import read_corpus
 from ropewalk.corpus.store import TokenStore
-from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
+from ropewalk.evaluate.passkey import accuracy, passkey_accuracy, passkey_prompts
 from ropewalk.evaluate.perplexity import DocumentSet, perplexities
 from ropewalk.models.base import load_model, load_tokenizer
 from ropewalk.models.walker import WINDOW, train_walker, window_perplexity
@@ -36,7 +36,8 @@ def main() -> None:
     plain = RopeScaling((1.0,) * 16, WINDOW, 8 * WINDOW, method="none")
     documents_2048 = DocumentSet.of("all", test, length=8 * WINDOW, documents=None)
     by_length = perplexities(model, plain, documents_2048, [WINDOW, 8 * WINDOW])
-    rows = passkey_accuracy(model, tokenizer, ((WINDOW, plain),), length=WINDOW, depths=10, trials=100, seed=0)
+    prompts = passkey_prompts(tokenizer, length=WINDOW, depths=10, trials=100, seed=0)
+    rows = passkey_accuracy(model, tokenizer, ((WINDOW, plain),), prompts)
     passkey = accuracy(rows)
     extend(model, plain)
     before = window_perplexity(model, test, rows=1024)

@@ -346,8 +346,14 @@ class RetrievalConfig:
 
     lengths: list[int] = field(default_factory=list)
     """Lengths of the documents, in tokens; none for no such comparison."""
+    tasks: list[str] = field(
+        default_factory=lambda: [
+            "passkey", "single", "multi_key", "multi_value", "variable_tracking", "multi_key_text"
+        ]
+    )  # fmt: skip
+    """passkey, and needle tasks as in evaluate.needles."""
     trials: int = 40
-    """Questions per task and length."""
+    """Prompts per task and length, spread over as many places as passkey_depths and needle_depths say."""
     chunk_tokens: int = 64
     """Tokens in a retrieved chunk; as many as fit into the base model's window are read."""
 
@@ -389,7 +395,7 @@ class EvaluateConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     """Retrieval or long context."""
     needles: list[str] = field(default_factory=list)
-    """Needle tasks after RULER: some of single, multi_key, multi_value, variable_tracking."""
+    """Needle tasks after RULER: some of single, multi_key, multi_value, variable_tracking, multi_key_text."""
     needle_lengths: list[int] | None = None
     """Lengths of their prompts; by default passkey_lengths."""
     needle_trials: int = 20

@@ -24,12 +24,15 @@ from ropewalk.evaluate.compare import (
     paired_rows,
     position_rows,
 )
+from ropewalk.evaluate.drawing import Draw, DrawnPrompts
 from ropewalk.evaluate.perplexity import DocumentSet, Losses, document_losses, perplexities, sliding_losses
 from ropewalk.evaluate.rivals import weights_of
 from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, with_seed
 from ropewalk.evaluate.summary import summary
+from ropewalk.files import read_json
 from ropewalk.rope import RopeScaling, RotaryShape, switch_to_json
 from tiny_models import byte_tokenizer, tiny_llama
+from tiny_roads import byte_store
 
 SHAPE = RotaryShape(16, 10_000.0, 64)
 FIRST = RopeScaling((1.0, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 4.3), 64, 256, attention_factor=1.1)
@@ -232,10 +235,14 @@ def test_factor_rows_are_ours_by_length_and_the_published_ones() -> None:
     assert {row["lambda"] for row in rows if row["factors_of"] == "pi"} == {4.0}
 
 
-def test_passkeys_are_tried_on_both_models_as_often_as_asked() -> None:
+def drawn(folder: Path) -> DrawnPrompts:
+    return DrawnPrompts(byte_tokenizer(), byte_store(folder / "tokens"))
+
+
+def test_passkeys_are_tried_on_both_models_as_often_as_asked(tmp_path: Path) -> None:
     model = tiny_llama(vocab_size=258)
     road = replace(ROAD, first=replace(FIRST, target_length=400))
-    rows = road.passkeys({"base": model, "finetuned": model}, byte_tokenizer(), seed=0)
+    rows = road.passkeys({"base": model, "finetuned": model}, drawn(tmp_path), seed=0)
     found = {(row["model"], row["method"], row["length"]): 0 for row in rows}
     for row in rows:
         found[row["model"], row["method"], row["length"]] += row["trials"]
@@ -275,22 +282,22 @@ def test_models_are_loaded_from_their_checkpoints(tmp_path: Path) -> None:
     assert hashes["control"] == hashes["rival_pi"] != hashes["base"] == "owner/name"
 
 
-def test_needles_are_the_same_file_for_every_method_and_measured_once(tmp_path: Path) -> None:
-    model, prompts = tiny_llama(vocab_size=258), tmp_path / "prompts"
+def test_needles_are_the_same_for_every_method_and_measured_once(tmp_path: Path) -> None:
+    model, prompts = tiny_llama(vocab_size=258), drawn(tmp_path)
     config = replace(CONFIG, needles=["single"], needle_lengths=[500], needle_trials=2, needle_depths=2)
     road = replace(ROAD, first=replace(FIRST, target_length=600), config=config)
     cache = Cache(tmp_path / "figures", {"base": "one", "finetuned": "two"})
     models = {"base": model, "finetuned": model}
-    rows = road.needles(models, byte_tokenizer(), seed=0, prompts=prompts, cache=cache)
+    rows = road.needles(models, prompts, seed=0, cache=cache)
     assert [(row["model"], row["method"], row["depth"]) for row in rows] == [
         (model, method, depth)
         for model, method in (("finetuned", "ours"), ("base", "none"), ("base", "ours"))
         for depth in (0.0, 1.0)
     ]
-    assert len(list(prompts.iterdir())) == 1
     assert {row["protocol"][:15] for row in rows} == {"greedy decoding"}
-    again = road.needles(dict.fromkeys(models), byte_tokenizer(), seed=0, prompts=prompts, cache=cache)
-    assert again == rows
+    kept = [read_json(path)["about"]["prompts"] for path in (tmp_path / "figures").rglob("*.json")]
+    assert kept == [prompts.of(Draw("single", 500, 2, 2, 0)).hash] * 3
+    assert road.needles(dict.fromkeys(models), prompts, seed=0, cache=cache) == rows
     found = metrics([], [], rows)["needles"]["single"]
     assert set(found["base"]["none"]) == {"500_accuracy", "500_likelihood_accuracy"}
 

@@ -1,13 +1,13 @@
-"""Needle prompts: exact lengths, answers where they are said to be, one file for every method; and their scores."""
+"""Needle prompts: exact lengths, answers where they are said to be; and their scores."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from ropewalk.corpus.recall import is_held_out_key
-from ropewalk.evaluate.needles import FAMILIES, NeedlePrompt, kept_prompts, needle_prompts
+from ropewalk.evaluate.needles import FAMILIES, IN_TEXTS, needle_prompts
+from ropewalk.evaluate.prompts import Prompt, Prompts
 from ropewalk.evaluate.recall import answered, recall_rows
 from ropewalk.models.continuation import ReadPrompt
 from ropewalk.rope import RopeScaling, extend
@@ -15,12 +15,19 @@ from tiny_models import byte_tokenizer, odd_digit_tokenizer, tiny_llama, tiny_mi
 
 TOKENIZER = byte_tokenizer()
 LENGTH = 1600
+TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, I went to sea. " * 40
 SCALING = RopeScaling((1.0,) * 8, 64, 2000, n_hat=4, attention_factor=1.1)
 SWITCH = ((2000, SCALING),)
 
 
-def prompts(family: str, tokenizer: Any = TOKENIZER, **more: int) -> list[NeedlePrompt]:
-    return needle_prompts(tokenizer, family, **{"length": LENGTH, "trials": 6, "depths": 3, "seed": 0, **more})
+def needles(family: str, tokenizer: Any = TOKENIZER, **more: int) -> Prompts:
+    sizes = {"length": LENGTH, "trials": 6, "depths": 3, "seed": 0, **more}
+    texts = [tokenizer(TEXT, add_special_tokens=False)["input_ids"]] if family == IN_TEXTS else []
+    return needle_prompts(tokenizer, family, **sizes, texts=texts)
+
+
+def prompts(family: str, tokenizer: Any = TOKENIZER, **more: int) -> tuple[Prompt, ...]:
+    return needles(family, tokenizer, **more).prompts
 
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, odd_digit_tokenizer()], ids=["bytes", "odd digits"])
@@ -83,16 +90,28 @@ def test_a_length_too_short_for_a_family_is_refused_with_the_least_length() -> N
         prompts("double")
 
 
-def test_prompts_are_made_once_and_read_from_their_file(tmp_path: Path) -> None:
-    made = []
+def test_a_needle_lies_in_the_text_of_a_document_each_in_its_turn() -> None:
+    texts = [TOKENIZER(letter * LENGTH, add_special_tokens=False)["input_ids"] for letter in "ab"]
+    made = needle_prompts(TOKENIZER, IN_TEXTS, length=LENGTH, trials=4, depths=4, seed=0, texts=texts)
+    for prompt, letter in zip(made.prompts, "abab", strict=True):
+        text = TOKENIZER.decode(prompt.document)
+        assert letter * 20 in text
+        assert "The grass" not in text
+        assert text.count("One of the special magic numbers for") == 4
+        assert text.count(prompt.answers[0]) == 1
+    with pytest.raises(ValueError, match="lie in documents, found no texts"):
+        needle_prompts(TOKENIZER, IN_TEXTS, length=LENGTH, trials=1, depths=1, seed=0)
+    with pytest.raises(ValueError, match=r"of 1600 tokens needs a text of \d+ tokens, found 9"):
+        needle_prompts(TOKENIZER, IN_TEXTS, length=LENGTH, trials=1, depths=1, seed=0, texts=[texts[0][:9]])
 
-    def make() -> list[NeedlePrompt]:
-        made.append(prompts("multi_value"))
-        return made[-1]
 
-    first, second = (kept_prompts(tmp_path / "p.safetensors", make) for _ in range(2))
-    assert len(made) == 1
-    assert first == second == made[0]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompts_document_and_question_are_its_parts(family: str) -> None:
+    for prompt in prompts(family):
+        assert (prompt.ids[0], *prompt.document, *prompt.question) == prompt.ids
+        assert TOKENIZER.decode(prompt.question).strip() == prompt.asked
+        assert prompt.asked[:20] not in TOKENIZER.decode(prompt.document)
+        assert answered(TOKENIZER.decode(prompt.document), prompt.answers) == 1.0
 
 
 def test_answers_are_whole_words_and_numbers() -> None:
@@ -120,7 +139,8 @@ def test_what_follows_a_prompt_is_what_transformers_generates_and_scores(make: A
 
 
 def test_a_model_that_knows_the_answer_scores_and_one_that_emits_nan_is_marked() -> None:
-    made = prompts("single", length=500, trials=3, depths=3)
+    asked = needles("single", length=500, trials=3, depths=3)
+    made = asked.prompts
     rows = torch.tensor([[*prompt.ids, *prompt.right[0]] for prompt in made])
     model = extend(tiny_llama(vocab_size=258, initializer_range=0.05), SCALING)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -131,12 +151,12 @@ def test_a_model_that_knows_the_answer_scores_and_one_that_emits_nan_is_marked()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    found = recall_rows(model.eval(), TOKENIZER, SWITCH, made, length=500, chunk=200)
+    found = recall_rows(model.eval(), TOKENIZER, SWITCH, asked, chunk=200)
     assert [row["depth"] for row in found] == [0.0, 0.5, 1.0]
     # The digits run on, so the text is not the number alone; the likelihood tells.
     assert [row["likelihood_accuracy"] for row in found[:2]] == [1.0, 1.0]
     assert {row["chance"] for row in found} == {1 / 8}
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
-    broken = recall_rows(model, TOKENIZER, SWITCH, made, length=500, chunk=200)
+    broken = recall_rows(model, TOKENIZER, SWITCH, asked, chunk=200)
     assert [(row["nan"], row["accuracy"], row["likelihood_accuracy"]) for row in broken] == [(1, 0.0, 0.0)] * 3

@@ -1,25 +1,31 @@
-"""Retrieval or long context: exact prompts, what BM25 finds, and the same verdict as greedy decoding."""
+"""Retrieval or long context: what BM25 finds, and both scores of both ways on the same prompts."""
 
 import sys
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
-from ropewalk.config import RetrievalConfig
+from ropewalk.config import EvaluateConfig, RetrievalConfig
 from ropewalk.corpus.store import TokenStore
-from ropewalk.evaluate import retrieval
-from ropewalk.evaluate.retrieval import Question, compare, needle_question, passkey_question, retrieve
-from ropewalk.rope import RopeScaling
+from ropewalk.evaluate.drawing import Draw, DrawnPrompts
+from ropewalk.evaluate.passkey import passkey_accuracy
+from ropewalk.evaluate.prompts import Prompts
+from ropewalk.evaluate.recall import recall_rows
+from ropewalk.evaluate.retrieval import compare, retrieval_rows, retrieve
+from ropewalk.evaluate.road import Road
+from ropewalk.evaluate.uncertainty import share_interval
+from ropewalk.rope import RopeScaling, RotaryShape
 from tiny_models import byte_tokenizer, tiny_llama
 from tiny_roads import byte_store
 
 TOKENIZER = byte_tokenizer()
 LENGTH = 1024
-PLAIN = RopeScaling((1.0,) * 8, 512, LENGTH)
-CONFIG = RetrievalConfig(lengths=[LENGTH], trials=3, chunk_tokens=128)
+PLAIN = RopeScaling((1.0,) * 8, 640, LENGTH)
+SWITCH = ((LENGTH, PLAIN),)
+TASKS = ("passkey", "single", "multi_key", "multi_value", "multi_key_text")
 
 
 @pytest.fixture(scope="module")
@@ -27,87 +33,133 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     return byte_store(tmp_path_factory.mktemp("store") / "test")
 
 
-def words(count: int) -> list[int]:
-    rng = np.random.default_rng(0)
-    text = " ".join("".join(chr(97 + letter) for letter in rng.integers(0, 26, 6)) for _ in range(count // 7 + 1))
-    return list(TOKENIZER(text, add_special_tokens=False)["input_ids"])[:count]
+def asked(store: TokenStore, family: str, *, length: int = LENGTH, trials: int = 3) -> Prompts:
+    return Draw(family, length, trials, 3, 0).prompts(TOKENIZER, store)
 
 
-def needle(depth: float, *, seed: int = 0, length: int = LENGTH) -> Question:
-    return needle_question(TOKENIZER, np.random.default_rng(seed), words(length), length=length, depth=depth)
+@pytest.mark.parametrize("family", ["passkey", "multi_key", "multi_key_text"])
+def test_bm25_finds_the_needle_among_others_within_the_room(store: TokenStore, family: str) -> None:
+    for prompt in asked(store, family).prompts:
+        found = retrieve(TOKENIZER, prompt, room=400, chunk_tokens=192)
+        assert 192 <= len(found) <= 400
+        assert f"is{'' if family == 'passkey' else ':'} {prompt.answers[0]}." in TOKENIZER.decode(found)
+        whole = retrieve(TOKENIZER, prompt, room=len(prompt.document), chunk_tokens=192)
+        assert whole == list(prompt.document), "all chunks together, in the document's order"
 
 
-@pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
-def test_a_needle_question_has_its_length_its_needle_at_its_depth_and_others_beside_it(depth: float) -> None:
-    made = needle(depth)
-    assert 1 + len(made.document) + len(made.question) + len(made.answer) == LENGTH
-    text, number = TOKENIZER.decode(made.document), TOKENIZER.decode(made.answer).strip()
-    name = made.text.split("for ")[1].split("?")[0]
-    assert text.count(number) == 1
-    assert f"The special number for {name} is {number}." in text
-    assert text.count("The special number for") == 4
-    assert abs(text.index(number) / len(text) - depth) < 0.2
-    assert TOKENIZER.decode(made.question).strip() == made.text
-
-
-def test_a_passkey_question_is_the_passkey_task_cut_into_document_question_and_answer() -> None:
-    made = passkey_question(TOKENIZER, np.random.default_rng(0), length=LENGTH, depth=0.5)
-    assert 1 + len(made.document) + len(made.question) + len(made.answer) == LENGTH
-    assert TOKENIZER.decode(made.question).endswith("What is the pass key? The pass key is")
-    assert "What is" not in TOKENIZER.decode(made.document)
-    assert TOKENIZER.decode(made.document).count(TOKENIZER.decode(made.answer).strip()) == 2
-
-
-def test_a_text_that_is_too_short_is_refused_with_the_tokens_it_needs() -> None:
-    with pytest.raises(ValueError, match=r"needs room for \d+ and \d+ tokens of text with this tokenizer, found 9"):
-        needle_question(TOKENIZER, np.random.default_rng(0), words(9), length=LENGTH, depth=0.5)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_bm25_finds_the_needle_among_others_within_the_room(seed: int) -> None:
-    made = needle(0.2 * seed, seed=seed, length=4 * LENGTH)
-    found = retrieve(TOKENIZER, made, room=400, chunk_tokens=128)
-    assert 128 <= len(found) <= 400
-    assert f"is {TOKENIZER.decode(made.answer).strip()}." in TOKENIZER.decode(found)
-    whole = retrieve(TOKENIZER, made, room=len(made.document), chunk_tokens=128)
-    assert whole == list(made.document), "all chunks together, in the document's order"
-
-
-def test_without_bm25s_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bm25s_the_extra_is_named(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(ValueError, match=r"needs bm25s, which is not installed; pip install 'ropewalk\[retrieval\]'"):
-        retrieve(TOKENIZER, needle(0.5), room=300, chunk_tokens=64)
+        retrieve(TOKENIZER, asked(store, "single").prompts[0], room=300, chunk_tokens=64)
 
 
-def run(store: TokenStore, model: Any, **changes: Any) -> list[dict[str, Any]]:
-    switch = ((LENGTH, PLAIN),)
+def run(tasks: list[Prompts], model: Any, *, chunk_tokens: int = 160) -> list[dict[str, Any]]:
     models = {"base": model, "finetuned": model}
-    return compare(models, TOKENIZER, store, switch, PLAIN, replace(CONFIG, **changes), seed=0)
+    return compare(models, TOKENIZER, tasks, SWITCH, PLAIN, chunk_tokens=chunk_tokens, chunk=16_384)
 
 
-def test_both_ways_are_measured_on_the_same_questions(store: TokenStore) -> None:
-    rows = run(store, tiny_llama(vocab_size=258))
+def test_both_ways_are_measured_on_the_same_prompts_of_every_task(store: TokenStore) -> None:
+    rows = run([asked(store, task) for task in TASKS], tiny_llama(vocab_size=258))
     assert [(row["task"], row["way"]) for row in rows] == [
-        ("passkey", "long"), ("passkey", "retrieved"), ("needle", "long"), ("needle", "retrieved"),
-    ]  # fmt: skip
+        (task, way) for task in TASKS for way in ("long", "retrieved")
+    ]
     for row in rows:
         assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
         assert row["seconds"] > 0
         assert row["trials"] == 3
         limit = LENGTH if row["way"] == "long" else PLAIN.original_length
         assert limit / 2 < row["tokens"] < limit
-        assert row["held"] == 1.0
+        assert row["model"] == ("finetuned" if row["way"] == "long" else "base")
+        if row["task"] == "passkey":
+            assert (row["likelihood_accuracy"], row["chance"]) == ("", "")
+        else:
+            assert 0 <= row["likelihood_accuracy"] <= 1
+            assert 0 < row["chance"] < 0.5
+        if row["way"] == "long":
+            assert row["held"] == 1.0
+        elif row["task"] == "multi_value":
+            assert 0 < row["held"] < 1.0
+        else:
+            assert row["held"] > 0
 
 
-def test_the_verdict_is_that_of_greedy_decoding() -> None:
-    made = needle(0.5)
+def after_learning(prompts: Prompts) -> Any:
+    """A model that learned the answers of all prompts but the last by heart, with what ends them."""
     model = tiny_llama(vocab_size=258, initializer_range=0.05)
-    prompt = torch.tensor([[256, *made.document, *made.question]])
-    decoded = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=4)[0, -4:]
-    assert retrieval._answers(model, PLAIN, prompt[0].tolist(), decoded.tolist())
-    assert not retrieval._answers(model, PLAIN, prompt[0].tolist(), [*decoded[:3].tolist(), 0])
+    own = prompts.prompts[:-1]
+    rows = torch.tensor([[*prompt.ids, *prompt.right[0], 257] for prompt in own])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    count = len(own[0].right[0]) + 1
+    for _ in range(40):
+        logits = model(rows).logits[:, -count - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -count:].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", ["passkey", "single"])
+def test_the_whole_documents_scores_are_those_of_the_tasks_own_tables(store: TokenStore, family: str) -> None:
+    task = asked(store, family, length=500, trials=6)
+    model = after_learning(task)
+    row, _ = run([task], model)
+    if family == "passkey":
+        found = passkey_accuracy(model, TOKENIZER, SWITCH, task)
+        accuracy = sum(one["correct"] for one in found) / 6
+    else:
+        found = recall_rows(model, TOKENIZER, SWITCH, task, chunk=200)
+        accuracy = sum(one["accuracy"] * one["trials"] for one in found) / 6
+        likely = sum(one["likelihood_accuracy"] * one["trials"] for one in found) / 6
+        assert row["likelihood_accuracy"] == pytest.approx(likely)
+    assert row["accuracy"] == pytest.approx(accuracy)
+    assert 0 < accuracy < 1
+
+
+def test_documents_are_read_under_the_switchs_scaling_and_chunks_under_plain_rope(store: TokenStore) -> None:
+    models = {name: tiny_llama(vocab_size=258) for name in ("base", "finetuned")}
+    longer = RopeScaling((2.0,) * 8, 640, LENGTH, attention_factor=1.1)
+    switch = ((LENGTH - 1, PLAIN), (LENGTH, longer))
+    compare(models, TOKENIZER, [asked(store, "single", trials=1)], switch, PLAIN, chunk_tokens=160, chunk=300)
+    assert models["finetuned"].model.rotary_emb.scaling == longer
+    assert models["base"].model.rotary_emb.scaling == PLAIN
+
+
+def test_the_road_asks_its_tasks_where_the_searched_factors_are_compared(store: TokenStore) -> None:
+    model = tiny_llama(vocab_size=258)
+    config = EvaluateConfig(
+        name="tiny", lengths=[LENGTH], base_lengths=[LENGTH], passkey_lengths=[LENGTH],
+        retrieval=RetrievalConfig(lengths=[900, LENGTH], tasks=["passkey", "single"], trials=2, chunk_tokens=160),
+    )  # fmt: skip
+    road = Road(RotaryShape(16, 10_000.0, PLAIN.original_length), PLAIN, SWITCH, config, ("longrope",))
+    models, prompts = {"base": model, "finetuned": model}, DrawnPrompts(TOKENIZER, store)
+    rows = retrieval_rows(road, models, prompts, seed=0)
+    assert [(row["length"], row["task"], row["way"]) for row in rows] == [
+        (length, task, way)
+        for length in (900, LENGTH)
+        for task in ("passkey", "single")
+        for way in ("long", "retrieved")
+    ]
+    assert retrieval_rows(replace(road, methods=("pi",)), models, prompts, seed=0) == []
+
+
+def test_a_model_that_emits_nan_is_wrong_and_not_refused(store: TokenStore) -> None:
+    model = tiny_llama(vocab_size=258)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    rows = run([asked(store, "single")], model)
+    assert [(row["accuracy"], row["likelihood_accuracy"]) for row in rows] == [(0.0, 0.0)] * 2
 
 
 def test_chunks_that_the_window_has_no_room_for_are_refused(store: TokenStore) -> None:
-    with pytest.raises(ValueError, match=r"chunk_tokens must not be above the \d+ tokens that the base model's window"):
-        run(store, tiny_llama(vocab_size=258), chunk_tokens=500)
+    expected = (
+        r"chunk_tokens must not be above the \d+ tokens that the base model's window of 640 .* task passkey, found 600"
+    )
+    with pytest.raises(ValueError, match=expected):
+        run([asked(store, "passkey")], tiny_llama(vocab_size=258), chunk_tokens=600)
+
+
+@pytest.mark.parametrize(("correct", "trials"), [(0, 20), (13, 20), (20, 20), (1, 3)])
+def test_an_interval_of_whole_answers_is_scipys(correct: int, trials: int) -> None:
+    expected = binomtest(correct, trials).proportion_ci(method="wilson")
+    assert share_interval(correct / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)

@@ -16,7 +16,7 @@ from workspace import ROOT, SCRIPTS, run_script
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ORDER = (
-    "compose prepare base search_first finetune_first finetune_second finetune_rivals search_second recover "
+    "compose prepare base prompts search_first finetune_first finetune_second finetune_rivals search_second recover "
     "evaluate export report"
 ).split()
 OWN = [name for name in ORDER if name != "compose"]

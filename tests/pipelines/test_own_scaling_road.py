@@ -13,7 +13,9 @@ from ropewalk.rope import RopeScaling, methods
 from workspace import ROOT, run_script, write_overrides
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-STAGES = "prepare base search_first finetune_first finetune_second search_second recover evaluate export report".split()
+STAGES = (
+    "prepare base prompts search_first finetune_first finetune_second search_second recover evaluate export report"
+).split()
 OVERRIDES = (
     "experiment=smoke",
     "model=hf",

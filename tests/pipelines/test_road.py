@@ -156,7 +156,7 @@ def test_the_ui_shows_the_runs(road: Path) -> None:
 
 def test_a_change_reruns_only_what_reads_it(road: Path) -> None:
     write_overrides(road, *SMALL, "evaluate.passkey_trials=20")
-    assert ran(repro(road)) == ["compose", "evaluate", "export", "report"]
+    assert ran(repro(road)) == ["compose", "prompts", "evaluate", "export", "report"]
     write_overrides(road, *SMALL)
     assert ran(repro(road)) == ["compose"], "the run cache holds what was there before"
 

@@ -149,10 +149,12 @@ def test_benchmarks_and_retrieval_are_shown_where_there_are_results(
         [scores | {"model": model, "factors": factors, "score": 0.3} for model, factors in models.items()],
     )
     answers = [
-        {"task": "passkey", "way": way, "length": length, "accuracy": share, "low": share - 0.1, "high": share + 0.1,
+        {"task": task, "way": way, "length": length, "accuracy": share, "low": share - 0.1, "high": share + 0.1,
          "held": 0.8, "trials": 20, "tokens": length if way == "long" else 200, "seconds": 0.05,
-         "protocol": "greedy"}
-        for way, share in (("long", 0.5), ("retrieved", 0.75)) for length in (1024, 2048)
+         "protocol": "greedy",
+         **({"likelihood_accuracy": 0.9, "chance": 0.125} if task == "multi_key" else {})}
+        for task in ("passkey", "multi_key") for way, share in (("long", 0.5), ("retrieved", 0.75))
+        for length in (1024, 2048)
     ]  # fmt: skip
     write_table(results / "plots/retrieval.csv", answers)
     needle = {"family": "multi_key", "model": "finetuned", "method": "ours", "length": 512, "depth": 0.5, "trials": 4}
@@ -165,9 +167,12 @@ def test_benchmarks_and_retrieval_are_shown_where_there_are_results(
     assert "multi key: fine-tuned, ours 50 % likelier than others 75 %, chance 10 %" in found.text
     assert "base model, YaRN 0.900 0.850–0.950, p 0.01, 9" in found.text
     assert "hellaswag, acc_norm 30.0 % of 50, 10 % cut 30.0 % of 50, 10 % cut" in found.text
-    assert "Passkey, 1,024 BM25 chunks, base model's window 75 % 65–85 % 80 % 200 50 ms 20" in found.text
+    assert "Passkey, 1,024 BM25 chunks, base model's window 75 % 65–85 % – 80 % 200 50 ms 20" in found.text
+    chunks = "Multi key, 2,048 BM25 chunks, base model's window 75 % 65–85 % 90 % chance 12 % 80 % 200 50 ms 20"
+    assert chunks in found.text
     drawn = [str(attributes["aria-label"]) for tag, attributes in found.tags if tag == "svg"]
-    assert "Right answers by length of the document, for each way of reading it, passkey" in drawn
+    for task in ("passkey", "multi key"):
+        assert f"Right answers by length of the document, for each way of reading it, {task}" in drawn
 
 
 def test_the_page_says_what_was_run_and_what_came_out(page: Page) -> None:

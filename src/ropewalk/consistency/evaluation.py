@@ -1,7 +1,7 @@
 """What evaluate measures, and against what."""
 
 from ropewalk.config import Config
-from ropewalk.consistency.values import BENCHMARKS, METHODS, NEEDLES, at, require, rising
+from ropewalk.consistency.values import BENCHMARKS, IN_TEXTS, METHODS, NEEDLES, at, require, rising
 
 
 def check_evaluate(config: Config) -> None:
@@ -18,17 +18,11 @@ def check_evaluate(config: Config) -> None:
         f"evaluate.passkey_trials must not be below evaluate.passkey_depths, found {evaluate.passkey_trials} "
         f"and {evaluate.passkey_depths}",
     )
-    if retrieval := evaluate.retrieval.lengths:
-        rising("evaluate.retrieval.lengths", retrieval)
-        longest = config.corpus.long_tokens
-        require(
-            retrieval[-1] <= longest,
-            f"evaluate.retrieval.lengths must not be above corpus.long_tokens {longest}, found {retrieval}",
-        )
     require(
         evaluate.retrieval.chunk_tokens >= 2,
         f"evaluate.retrieval.chunk_tokens must be at least 2, found {evaluate.retrieval.chunk_tokens}",
     )
+    _check_tasks(config)
     rivals, trained = config.rivals.methods, ("pi", "ntk", "yarn")
     require(
         set(rivals) <= set(trained) and len(set(rivals)) == len(rivals),
@@ -43,10 +37,6 @@ def check_evaluate(config: Config) -> None:
         set(benchmarks.shots) <= set(BENCHMARKS) and min(benchmarks.shots.values(), default=0) >= 0,
         f"evaluate.benchmarks.shots must be numbers from 0 by task ({', '.join(BENCHMARKS)}), found {benchmarks.shots}",
     )
-    unknown = set(evaluate.needles) - set(NEEDLES)
-    require(not unknown, f"evaluate.needles must be some of {', '.join(NEEDLES)}, found {evaluate.needles}")
-    if evaluate.needle_lengths is not None:
-        rising("evaluate.needle_lengths", evaluate.needle_lengths)
     require(
         evaluate.needle_trials >= evaluate.needle_depths,
         f"evaluate.needle_trials must not be below evaluate.needle_depths, found {evaluate.needle_trials} "
@@ -61,4 +51,31 @@ def check_evaluate(config: Config) -> None:
     require(
         bool(methods) and set(methods) <= set(METHODS),
         f"rope.methods must be some of {', '.join(METHODS)}, found {methods}",
+    )
+
+
+def _check_tasks(config: Config) -> None:
+    evaluate, retrieval = config.evaluate, config.evaluate.retrieval
+    needle_lengths = evaluate.passkey_lengths
+    if evaluate.needle_lengths is not None:
+        needle_lengths = evaluate.needle_lengths
+        rising("evaluate.needle_lengths", needle_lengths)
+    if retrieval.lengths:
+        rising("evaluate.retrieval.lengths", retrieval.lengths)
+    for key, allowed, lengths_key, lengths in (
+        ("evaluate.needles", NEEDLES, "evaluate.needle_lengths", needle_lengths),
+        ("evaluate.retrieval.tasks", ("passkey", *NEEDLES), "evaluate.retrieval.lengths", retrieval.lengths),
+    ):
+        tasks, longest = at(config, key), config.corpus.long_tokens
+        require(
+            set(tasks) <= set(allowed) and len(set(tasks)) == len(tasks),
+            f"{key} must be some of {', '.join(allowed)}, each once, found {tasks}",
+        )
+        require(
+            IN_TEXTS not in tasks or max(lengths, default=0) <= longest,
+            f"{lengths_key} must not be above corpus.long_tokens {longest} for {IN_TEXTS} in {key}, found {lengths}",
+        )
+    require(
+        bool(retrieval.tasks) or not retrieval.lengths,
+        "evaluate.retrieval.tasks must not be empty where evaluate.retrieval.lengths are given",
     )

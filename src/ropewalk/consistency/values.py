@@ -10,7 +10,9 @@ from ropewalk.config import Config
 METHODS = ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn", "longrope")
 """What evaluate compares; longrope stands for the searched factors."""
 SOURCES = ("stdlib", "jsonl", "text", "redpajama_v1", "redpajama_sample", "redpajama_v2")
-NEEDLES = ("single", "multi_key", "multi_value", "variable_tracking")
+NEEDLES = ("single", "multi_key", "multi_value", "variable_tracking", "multi_key_text")
+IN_TEXTS = "multi_key_text"
+"""The needle task that is hidden in test documents."""
 BENCHMARKS = ("arc_challenge", "arc_easy", "hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k")
 SAMPLERS = ("evolution", "paper", "start_tokens", "cmaes", "tpe", "random")
 

@@ -2,26 +2,26 @@
 
 Families: ``single`` (a number under one name), ``multi_key`` (numbers under several names, one asked for),
 ``multi_value`` (several numbers under one name, all asked for), ``variable_tracking`` (chains of assignments, all
-variables with one value asked for). Numbers are held out of the recall documents, as the passkey task's are.
+variables with one value asked for), and ``multi_key_text`` (multi_key in the text of a document where the others have
+repeated sentences). Numbers are held out of the recall documents, as the passkey task's are.
 """
 
 import itertools
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from ropewalk.corpus.recall import joined
 from ropewalk.evaluate.passkey import draw_key
-from ropewalk.evaluate.prompts import common_start, encode, first_id
-from ropewalk.files import writing
+from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, encode, first_id
 
-FAMILIES = ("single", "multi_key", "multi_value", "variable_tracking")
+IN_TEXTS = "multi_key_text"
+"""The family whose needles lie in documents."""
+FAMILIES = ("single", "multi_key", "multi_value", "variable_tracking", IN_TEXTS)
+_AT_DEPTHS = ("single", "multi_key", IN_TEXTS)
+"""Families that ask for one needle, which stands at a depth."""
 _SENTENCES = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 _TASK = "Some special magic numbers are hidden within the following text. Memorize them; they are asked for later.\n"
 _NEEDLE = "\nOne of the special magic numbers for {name} is: {value}.\n"
@@ -50,29 +50,6 @@ _RANDOM_NUMBERS = 7
 
 
 @dataclass(frozen=True)
-class NeedlePrompt:
-    """A prompt, its answer, and what the answer's likelihood is compared with; texts and their token ids."""
-
-    family: str
-    depth: float | None
-    """Of the needle that is asked for, 0 for the start of the filler; None where several places are drawn."""
-    answers: tuple[str, ...]
-    """What the decoded text must hold."""
-    right: tuple[tuple[int, ...], ...]
-    """Continuations any of which must be more likely than all of the wrong ones ..."""
-    wrong: tuple[tuple[int, ...], ...]
-    decode_tokens: int
-    """Tokens to decode."""
-    ids: tuple[int, ...] = ()
-    """The prompt, BOS first; with the answer as one writes it, it has exactly the length."""
-
-    @property
-    def chance(self) -> float:
-        """Share of right answers when all continuations are as likely."""
-        return len(self.right) / (len(self.right) + len(self.wrong))
-
-
-@dataclass(frozen=True)
 class _Task:
     task: str
     statements: tuple[str, ...]
@@ -83,23 +60,36 @@ class _Task:
 
 
 def needle_prompts(
-    tokenizer: Any, family: str, *, length: int, trials: int, depths: int, seed: int
-) -> list[NeedlePrompt]:
+    tokenizer: Any,
+    family: str,
+    *,
+    length: int,
+    trials: int,
+    depths: int,
+    seed: int,
+    texts: Sequence[Sequence[int]] = (),
+) -> Prompts:
     """``trials`` prompts of one of `FAMILIES`.
 
+    Args:
+        texts: token ids of documents, without BOS, that the needles of `IN_TEXTS` are hidden in, in turn.
+
     Raises:
-        ValueError: the family is unknown, or its statements and question alone are longer than ``length``; says from
-            which length it can be asked.
+        ValueError: the family is unknown, a text is missing or too short, or the statements and the question alone are
+            longer than ``length``; says from which length the family can be asked.
     """
     if family not in FAMILIES:
         raise ValueError(f"no needle family {family}; there are {', '.join(FAMILIES)}")
+    if family == IN_TEXTS and not texts:
+        raise ValueError(f"needles of the family {family} lie in documents, found no texts")
     rng = np.random.default_rng((seed, length, FAMILIES.index(family)))
     grid = np.linspace(0, 1, depths)
     made = []
     for trial in range(trials):
-        depth = round(float(grid[trial % depths]), 4) if family in ("single", "multi_key") else None
-        made.append(_prompt(tokenizer, family, _draw(rng, family), length=length, depth=depth, rng=rng))
-    return sorted(made, key=lambda prompt: prompt.depth or 0.0)
+        depth = round(float(grid[trial % depths]), 4) if family in _AT_DEPTHS else None
+        document = texts[trial % len(texts)] if family == IN_TEXTS else None
+        made.append(_prompt(tokenizer, family, _draw(rng, family), document, length=length, depth=depth, rng=rng))
+    return Prompts(family, length, tuple(sorted(made, key=lambda prompt: prompt.depth or 0.0)))
 
 
 def _draw(rng: np.random.Generator, family: str) -> _Task:
@@ -140,8 +130,15 @@ def _chains(rng: np.random.Generator, values: Sequence[str]) -> _Task:
 
 
 def _prompt(
-    tokenizer: Any, family: str, task: _Task, *, length: int, depth: float | None, rng: np.random.Generator
-) -> NeedlePrompt:
+    tokenizer: Any,
+    family: str,
+    task: _Task,
+    document: Sequence[int] | None,
+    *,
+    length: int,
+    depth: float | None,
+    rng: np.random.Generator,
+) -> Prompt:
     separator = " " if family == "variable_tracking" else ", "
     texts = [separator.join(task.answers), *task.right, *task.wrong]
     question = encode(tokenizer, task.question)
@@ -149,46 +146,34 @@ def _prompt(
     # A tokenizer may join the question's end and an answer's beginning: the prompt ends before that for all of them.
     common = min(common_start(question, whole) for whole in wholes)
     answer, *others = [tuple(whole[common:]) for whole in wholes]
-    head, sentence = encode(tokenizer, task.task), encode(tokenizer, _SENTENCES)
+    head = encode(tokenizer, task.task)
     statements = [encode(tokenizer, statement) for statement in task.statements]
     room = length - 1 - len(head) - sum(map(len, statements)) - common - len(answer)
     if room < 0:
         raise ValueError(
             f"needles of the family {family} need at least {length - room} tokens with this tokenizer, found length "
-            f"{length}; leave it out of evaluate.needle_lengths, or the family out of evaluate.needles"
+            f"{length}; leave out the length, or the family (evaluate.needles, evaluate.retrieval.tasks)"
         )
-    filler = (sentence * (room // len(sentence) + 1))[:room]
+    if document is None:
+        sentence = encode(tokenizer, _SENTENCES)
+        document = sentence * (room // len(sentence) + 1)
+    if len(document) < room:
+        raise ValueError(f"a {family} prompt of {length} tokens needs a text of {room} tokens, found {len(document)}")
+    filler = list(document[:room])
     places = np.sort(rng.integers(0, room + 1, len(statements))).tolist()
     if depth is not None:
         # The first statement is asked for; it stands at its depth, the others where they were drawn.
         places = [round(depth * room), *places[1:]]
     body = joined(filler, list(zip(places, statements, strict=True)))
-    ids = (first_id(tokenizer), *head, *body, *question[:common])
     count = len(task.right)
-    # Room for other tokens of the same text, and for other separators.
-    return NeedlePrompt(
-        family, depth, task.answers, tuple(others[:count]), tuple(others[count:]), 2 * len(answer) + 4, ids
+    return Prompt(
+        depth=depth,
+        asked=task.question.strip(),
+        answers=task.answers,
+        right=tuple(others[:count]),
+        wrong=tuple(others[count:]),
+        # Room for other tokens of the same text, and for other separators.
+        decode_tokens=2 * len(answer) + 4,
+        question_tokens=common,
+        ids=(first_id(tokenizer), *head, *body, *question[:common]),
     )
-
-
-def kept_prompts(path: Path, made: Any) -> list[NeedlePrompt]:
-    """The prompts in the file ``path``, or those of ``made()``, which are written there."""
-    if not path.is_file():
-        prompts: list[NeedlePrompt] = made()
-        tensors = {str(number): np.asarray(prompt.ids, np.int32) for number, prompt in enumerate(prompts)}
-        about = json.dumps([asdict(replace(prompt, ids=())) for prompt in prompts])
-        with writing(path) as aside:
-            save_file(tensors, aside, metadata={"prompts": about})
-    with safe_open(path, "np") as file:
-        about = json.loads(file.metadata()["prompts"])
-        return [
-            NeedlePrompt(
-                **{
-                    **entry,
-                    "answers": tuple(entry["answers"]),
-                    **{side: tuple(map(tuple, entry[side])) for side in ("right", "wrong")},
-                    "ids": tuple(file.get_tensor(str(number)).tolist()),
-                }
-            )
-            for number, entry in enumerate(about)
-        ]

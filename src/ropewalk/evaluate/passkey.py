@@ -5,13 +5,14 @@ wording occurs in none of them.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 
 from ropewalk.corpus.recall import is_held_out_key
-from ropewalk.evaluate.prompts import common_start, encode, first_id
+from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, encode, first_id
 from ropewalk.models.continuation import ReadPrompt
 from ropewalk.models.loss import last_states
 from ropewalk.rope import LengthSwitch, extend, scaling_for_length
@@ -24,8 +25,22 @@ QUESTION = "\nWhat is the pass key? The pass key is"
 _TOKENS_AT_ONCE = 16_384
 
 
-def passkey_row(tokenizer: Any, *, key: int, length: int, depth: float) -> tuple[list[int], int]:
-    """(token ids of prompt and answer, count of answer tokens): exactly ``length`` ids, BOS first.
+def passkey_prompts(tokenizer: Any, *, length: int, depths: int, trials: int, seed: int) -> Prompts:
+    """``trials`` prompts spread over ``depths`` places from the filler's start to its end, one a place at least.
+
+    Raises:
+        ValueError: the task and its question alone are longer than ``length``.
+    """
+    rng = np.random.default_rng((seed, length))
+    made = []
+    for depth in np.linspace(0, 1, depths).tolist():
+        keys = [draw_key(rng) for _ in range(max(1, trials // depths))]
+        made += [passkey_prompt(tokenizer, key=key, length=length, depth=depth) for key in keys]
+    return Prompts("passkey", length, tuple(made))
+
+
+def passkey_prompt(tokenizer: Any, *, key: int, length: int, depth: float) -> Prompt:
+    """A prompt that has exactly ``length`` ids with its answer, BOS first.
 
     Args:
         depth: where in the filler the key stands, 0 for its start and 1 for its end.
@@ -42,68 +57,72 @@ def passkey_row(tokenizer: Any, *, key: int, length: int, depth: float) -> tuple
         raise ValueError(f"a passkey prompt needs {length - room} tokens with this tokenizer, found length {length}")
     filler = (sentence * (room // len(sentence) + 1))[:room]
     place = round(depth * room)
-    return [first_id(tokenizer), *task, *filler[:place], *statement, *filler[place:], *question, *answer], len(answer)
+    return Prompt(
+        depth=depth,
+        asked=QUESTION.strip(),
+        answers=(str(key),),
+        right=(tuple(answer),),
+        wrong=(),
+        # A letter a token, and a space before them, is the longest way to write it.
+        decode_tokens=len(tokenizer.decode(answer).strip()) + 1,
+        question_tokens=asked,
+        ids=(first_id(tokenizer), *task, *filler[:place], *statement, *filler[place:], *question),
+    )
 
 
 @torch.no_grad()
 def passkey_accuracy(
-    model: Any,
-    tokenizer: Any,
-    switch: LengthSwitch,
-    *,
-    length: int,
-    depths: int,
-    trials: int,
-    seed: int,
-    chunk: int = _TOKENS_AT_ONCE,
+    model: Any, tokenizer: Any, switch: LengthSwitch, prompts: Prompts, *, chunk: int = _TOKENS_AT_ONCE
 ) -> list[dict[str, Any]]:
-    """A row {length, depth, trials, correct, nan} per depth, under the switch's scaling for ``length``.
+    """A row {length, depth, trials, correct, nan} per depth, under the switch's scaling for the prompts' length.
 
     Greedy decoding gives the key exactly when the most likely token is right at each of its places
     given the places before, so one pass over prompt and answer decides a trial; where a tokenizer has other tokens
     for the same digits and one of them is the most likely, the key is decoded and its text compared.
     ``nan`` counts the trials in which the model gave no numbers.
     """
+    length = prompts.length
     extend(model, scaling_for_length(switch, length))
-    rng = np.random.default_rng((seed, length))
     output = model.get_output_embeddings()
     device = next(model.parameters()).device
     rows = []
-    for depth in np.linspace(0, 1, depths).tolist():
-        keys = [draw_key(rng) for _ in range(max(1, trials // depths))]
-        made = [passkey_row(tokenizer, key=key, length=length, depth=depth) for key in keys]
+    at_once = max(1, chunk // length)
+    for depth, group in groupby(prompts.prompts, lambda prompt: prompt.depth):
+        made = list(group)
         correct = nan = 0
-        at_once = max(1, chunk // length)
         for first in range(0, len(made), at_once):
             batch = made[first : first + at_once]
-            ids = torch.tensor([row for row, _ in batch], device=device)
-            longest = max(count for _, count in batch)
+            ids = torch.tensor([[*prompt.ids, *prompt.right[0]] for prompt in batch], device=device)
+            longest = max(len(prompt.right[0]) for prompt in batch)
             states = last_states(model, ids, longest + 1, chunk=chunk)
-            for state, row, (_, count) in zip(states, ids, batch, strict=True):
+            for state, row, prompt in zip(states, ids, batch, strict=True):
+                count = len(prompt.right[0])
                 logits = output(state[-count - 1 : -1])
                 nan += bool(logits.isnan().any())
-                right = logits.argmax(-1) == row[-count:]
-                correct += bool(right.all()) or _says_otherwise(
-                    model, tokenizer, row.tolist(), count, right.tolist(), logits.argmax(-1).tolist(), chunk=chunk
+                best = logits.argmax(-1)
+                correct += bool((best == row[-count:]).all()) or _says_otherwise(
+                    model, tokenizer, prompt, best.tolist(), chunk=chunk
                 )
-        found = {"length": length, "depth": round(depth, 4), "trials": len(made), "correct": correct}
+        found = {"length": length, "depth": round(depth or 0.0, 4), "trials": len(made), "correct": correct}
         rows.append({**found, "nan": nan})
     return rows
 
 
-def _says_otherwise(
-    model: Any, tokenizer: Any, row: list[int], count: int, right: list[bool], best: list[int], *, chunk: int
-) -> bool:
+def _says_otherwise(model: Any, tokenizer: Any, prompt: Prompt, best: list[int], *, chunk: int) -> bool:
     """Whether greedy decoding writes the answer with other tokens than the tokenizer's own."""
-    wrong = right.index(False)
-    expected = tokenizer.decode(row[-count:]).strip()
-    begun = tokenizer.decode([*row[-count:][:wrong], best[wrong]]).strip()
-    if not begun or not expected.startswith(begun):
+    answer = prompt.right[0]
+    wrong = next(place for place, (own, right) in enumerate(zip(best, answer, strict=True)) if own != right)
+    begun = tokenizer.decode([*answer[:wrong], best[wrong]]).strip()
+    if not begun or not tokenizer.decode(answer).strip().startswith(begun):
         return False
-    # A letter a token, and a space before them, is the longest way to write it.
-    room = len(expected) + 1
-    written = ReadPrompt(model, row[:-count], room=room, chunk=chunk).greedy(room)
-    return bool(tokenizer.decode(written).strip()[: len(expected)] == expected)
+    return says_key(tokenizer, ReadPrompt(model, list(prompt.ids), room=prompt.decode_tokens, chunk=chunk), prompt)
+
+
+def says_key(tokenizer: Any, read: ReadPrompt, prompt: Prompt) -> bool:
+    """Whether the text that greedy decoding writes begins with the key."""
+    expected = tokenizer.decode(prompt.right[0]).strip()
+    written = tokenizer.decode(read.greedy(prompt.decode_tokens)).strip()
+    return bool(written[: len(expected)] == expected)
 
 
 def draw_key(rng: np.random.Generator) -> int:

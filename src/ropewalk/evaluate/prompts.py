@@ -1,7 +1,101 @@
-"""Pieces that every recall prompt is made of: token ids without special tokens, BOS, and where two texts part."""
+"""Recall prompts: token ids at exact lengths, the answers, and the pieces that every such prompt is made of."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from ropewalk.files import writing
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One document with a question about it, its answer, and what the answer's likelihood is compared with."""
+
+    depth: float | None
+    """Of the statement that is asked for, 0 for the start of the filler; None where several places are drawn."""
+    asked: str
+    """The question as text."""
+    answers: tuple[str, ...]
+    """What the decoded text must hold."""
+    right: tuple[tuple[int, ...], ...]
+    """Continuations, as token ids, any of which must be more likely than all of the wrong ones ..."""
+    wrong: tuple[tuple[int, ...], ...]
+    """... none where the decoded text alone is judged."""
+    decode_tokens: int
+    """Tokens to decode."""
+    question_tokens: int
+    """How many ids at the prompt's end are the question."""
+    ids: tuple[int, ...] = ()
+    """The prompt, BOS first; with the answer as one writes it, it has exactly the length."""
+
+    @property
+    def chance(self) -> float:
+        """Share of right answers when all continuations are as likely."""
+        return len(self.right) / (len(self.right) + len(self.wrong))
+
+    @property
+    def document(self) -> tuple[int, ...]:
+        """What stands between BOS and the question."""
+        return self.ids[1 : -self.question_tokens]
+
+    @property
+    def question(self) -> tuple[int, ...]:
+        return self.ids[-self.question_tokens :]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one family at one length, those of a depth beside each other."""
+
+    family: str
+    length: int
+    """Tokens of each prompt and its answer, with BOS."""
+    prompts: tuple[Prompt, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of everything in them, as hexadecimal."""
+        digest = hashlib.sha256(self._about.encode())
+        for prompt in self.prompts:
+            digest.update(f"{len(prompt.ids)}".encode() + np.asarray(prompt.ids, np.int32).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def _about(self) -> str:
+        without_ids = [asdict(replace(prompt, ids=())) for prompt in self.prompts]
+        return json.dumps({"family": self.family, "length": self.length, "prompts": without_ids})
+
+    def save(self, path: Path) -> None:
+        """As safetensors: the ids of each prompt, and the rest as JSON in the metadata."""
+        tensors = {str(number): np.asarray(prompt.ids, np.int32) for number, prompt in enumerate(self.prompts)}
+        with writing(path) as aside:
+            save_file(tensors, aside, metadata={"about": self._about})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """What `save` wrote."""
+        with safe_open(path, "np") as file:
+            about = json.loads(file.metadata()["about"])
+            prompts = (
+                Prompt(
+                    **{
+                        **entry,
+                        "answers": tuple(entry["answers"]),
+                        **{side: tuple(map(tuple, entry[side])) for side in ("right", "wrong")},
+                        "ids": tuple(file.get_tensor(str(number)).tolist()),
+                    }
+                )
+                for number, entry in enumerate(about["prompts"])
+            )
+            return cls(about["family"], about["length"], tuple(prompts))
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from ropewalk.evaluate.needles import NeedlePrompt
+from ropewalk.evaluate.passkey import says_key
+from ropewalk.evaluate.prompts import Prompt, Prompts
 from ropewalk.models.continuation import ReadPrompt
 from ropewalk.rope import LengthSwitch, extend, scaling_for_length
 
@@ -21,29 +22,46 @@ def answered(text: str, answers: Sequence[str]) -> float:
     return sum(answer in words for answer in answers) / len(answers)
 
 
+def decoded_share(tokenizer: Any, read: ReadPrompt, prompt: Prompt, *, family: str) -> float:
+    """Share of the answers in what greedy decoding writes; a passkey is right where the text begins with it."""
+    if family == "passkey":
+        return float(says_key(tokenizer, read, prompt))
+    text = tokenizer.decode(read.greedy(prompt.decode_tokens, stop=tokenizer.eos_token_id))
+    return answered(text, prompt.answers)
+
+
+def is_likeliest(read: ReadPrompt, prompt: Prompt) -> bool:
+    """Whether a right answer is more likely than all the wrong ones."""
+    right, wrong = ([read.log_likelihood(list(ids)) for ids in side] for side in (prompt.right, prompt.wrong))
+    return max(right) > max(wrong)
+
+
+def read_prompt(model: Any, ids: Sequence[int], prompt: Prompt, *, chunk: int) -> ReadPrompt:
+    """``ids`` with room for all that is asked of the prompt."""
+    longest = max(map(len, (*prompt.right, *prompt.wrong)))
+    return ReadPrompt(model, list(ids), room=max(prompt.decode_tokens, longest), chunk=chunk)
+
+
 def recall_rows(
-    model: Any, tokenizer: Any, switch: LengthSwitch, prompts: Sequence[NeedlePrompt], *, length: int, chunk: int
+    model: Any, tokenizer: Any, switch: LengthSwitch, prompts: Prompts, *, chunk: int
 ) -> list[dict[str, Any]]:
-    """A row per depth under the switch's scaling for ``length``; see `PROTOCOL`.
+    """A row per depth under the switch's scaling for the prompts' length; see `PROTOCOL`.
 
     ``nan`` counts the prompts at whose end the model gave no numbers; they are wrong answers.
     """
-    extend(model, scaling_for_length(switch, length))
-    by_depth: dict[tuple[str, float | None], list[tuple[NeedlePrompt, float, bool, bool]]] = defaultdict(list)
-    for prompt in prompts:
-        longest = max(map(len, (*prompt.right, *prompt.wrong)))
-        read = ReadPrompt(model, list(prompt.ids), room=max(prompt.decode_tokens, longest), chunk=chunk)
+    extend(model, scaling_for_length(switch, prompts.length))
+    by_depth: dict[float | None, list[tuple[Prompt, float, bool, bool]]] = defaultdict(list)
+    for prompt in prompts.prompts:
+        read = read_prompt(model, prompt.ids, prompt, chunk=chunk)
         share, likely, nan = 0.0, False, read.is_nan
         if not nan:
-            text = tokenizer.decode(read.greedy(prompt.decode_tokens, stop=tokenizer.eos_token_id))
-            share = answered(text, prompt.answers)
-            right, wrong = ([read.log_likelihood(list(ids)) for ids in side] for side in (prompt.right, prompt.wrong))
-            likely = max(right) > max(wrong)
-        by_depth[prompt.family, prompt.depth].append((prompt, share, likely, nan))
+            share = decoded_share(tokenizer, read, prompt, family=prompts.family)
+            likely = is_likeliest(read, prompt)
+        by_depth[prompt.depth].append((prompt, share, likely, nan))
     return [
         {
-            "family": family,
-            "length": length,
+            "family": prompts.family,
+            "length": prompts.length,
             "depth": "" if depth is None else depth,
             "trials": len(found),
             "accuracy": sum(share for _, share, _, _ in found) / len(found),
@@ -52,5 +70,5 @@ def recall_rows(
             "nan": sum(nan for *_, nan in found),
             "protocol": PROTOCOL,
         }
-        for (family, depth), found in by_depth.items()
+        for depth, found in by_depth.items()
     ]

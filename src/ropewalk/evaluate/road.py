@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,9 @@ from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.baselines import METHODS, Variant, variants, variants_on, variants_trained
 from ropewalk.evaluate.benchmarks import Questions, benchmark_row
-from ropewalk.evaluate.cache import NO_CACHE, Cache, json_hash, scaling_key, tokenizer_hash
+from ropewalk.evaluate.cache import NO_CACHE, Cache, scaling_key, tokenizer_hash
 from ropewalk.evaluate.compare import Reading
-from ropewalk.evaluate.needles import kept_prompts, needle_prompts
+from ropewalk.evaluate.drawing import Draw, DrawnPrompts, needle_draws, passkey_draws
 from ropewalk.evaluate.passkey import PROTOCOL as PASSKEY
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet
@@ -131,60 +131,51 @@ class Road:
             for pair, factor in enumerate(scaling.factors)
         ]
 
-    def _recall_jobs(self, lengths: Sequence[int]) -> Iterator[tuple[str, str, LengthSwitch, int]]:
-        """(model, method, scaling by length, length): the fine-tuned model at every length, the base model up to the
-        first target."""
+    def _readers(self, length: int) -> Iterator[tuple[str, str, LengthSwitch]]:
+        """(model, method, scaling by length): the fine-tuned model, and up to the first target the base model."""
         target = self.first.target_length
-        for length in lengths:
-            if "longrope" in self.methods:
-                yield "finetuned", "ours", self.switch, length
-            if length <= target and "none" in self.methods:
-                yield "base", "none", ((target, self.plain),), length
-            if self.window < length <= target and "longrope" in self.methods:
-                yield "base", "ours", ((target, self.first),), length
+        if "longrope" in self.methods:
+            yield "finetuned", "ours", self.switch
+        if length <= target and "none" in self.methods:
+            yield "base", "none", ((target, self.plain),)
+        if self.window < length <= target and "longrope" in self.methods:
+            yield "base", "ours", ((target, self.first),)
 
     def passkeys(
-        self, models: dict[str, Any], tokenizer: Any, *, seed: int, cache: Cache = NO_CACHE
+        self, models: dict[str, Any], prompts: DrawnPrompts, *, seed: int, cache: Cache = NO_CACHE
     ) -> list[dict[str, Any]]:
         """Passkey rows: the fine-tuned model at every length, the base model up to the first target."""
-        config, target = self.config, self.first.target_length
-        rows: list[dict[str, Any]] = []
-        with Progress(list(self._recall_jobs(config.passkey_lengths)), desc="passkey", unit="length") as bar:
-            for model, method, switch, length in bar:
-                sizes = {
-                    "length": length,
-                    "depths": config.passkey_depths,
-                    "trials": config.passkey_trials if length <= target else config.passkey_long_trials,
-                    "seed": seed,
-                }
-                measure = partial(
-                    passkey_accuracy, models[model], tokenizer, switch, **sizes, chunk=config.chunk_tokens
-                )
-                scaling = scaling_key(scaling_for_length(switch, length))
-                about = {"task": PASSKEY, "tokenizer": tokenizer_hash(tokenizer), "scaling": scaling, **sizes}
-                found = cache.kept(model, about, measure)
-                rows += [{"model": model, "method": method, **row} for row in found]
-        return rows
+        draws = list(passkey_draws(self.config, target=self.first.target_length, seed=seed))
+        return self._recall(draws, passkey_accuracy, models, prompts, name="passkey", task=PASSKEY, cache=cache)
 
     def needles(
-        self, models: dict[str, Any], tokenizer: Any, *, seed: int, prompts: Path, cache: Cache = NO_CACHE
+        self, models: dict[str, Any], prompts: DrawnPrompts, *, seed: int, cache: Cache = NO_CACHE
     ) -> list[dict[str, Any]]:
-        """Rows of every needle family at every needle length; the prompts lie in files below ``prompts``."""
-        config, names = self.config, tokenizer_hash(tokenizer)
-        lengths = config.passkey_lengths if config.needle_lengths is None else config.needle_lengths
-        jobs = [(family, *job) for job in self._recall_jobs(lengths) for family in config.needles]
+        """Rows of every needle family at every needle length."""
+        draws = list(needle_draws(self.config, seed=seed))
+        return self._recall(draws, recall_rows, models, prompts, name="needles", task=NEEDLES, cache=cache)
+
+    def _recall(
+        self,
+        draws: Sequence[Draw],
+        rows_of: Callable[..., list[dict[str, Any]]],
+        models: dict[str, Any],
+        prompts: DrawnPrompts,
+        *,
+        name: str,
+        task: str,
+        cache: Cache,
+    ) -> list[dict[str, Any]]:
+        jobs = [(draw, *reader) for draw in draws for reader in self._readers(draw.length)]
+        names = tokenizer_hash(prompts.tokenizer)
         rows: list[dict[str, Any]] = []
-        with Progress(jobs, desc="needles", unit="task") as bar:
-            for family, model, method, switch, length in bar:
-                sizes = {"length": length, "trials": config.needle_trials, "depths": config.needle_depths, "seed": seed}
-                made = kept_prompts(
-                    prompts / f"{family}-{json_hash({'tokenizer': names, **sizes})[:16]}.safetensors",
-                    partial(needle_prompts, tokenizer, family, **sizes),
-                )
-                scaling = scaling_key(scaling_for_length(switch, length))
-                about = {"task": f"{family}: {NEEDLES}", "tokenizer": names, "scaling": scaling, **sizes}
+        with Progress(jobs, desc=name, unit="task") as bar:
+            for draw, model, method, switch in bar:
+                made = prompts.of(draw)
+                scaling = scaling_key(scaling_for_length(switch, draw.length))
+                about = {"task": task, "tokenizer": names, "scaling": scaling, "prompts": made.hash}
                 measure = partial(
-                    recall_rows, models[model], tokenizer, switch, made, length=length, chunk=config.chunk_tokens
+                    rows_of, models[model], prompts.tokenizer, switch, made, chunk=self.config.chunk_tokens
                 )
                 found = cache.kept(model, about, measure)
                 rows += [{"model": model, "method": method, **row} for row in found]

@@ -1,5 +1,6 @@
 """How sure a figure is: bootstrap intervals over documents, and paired tests between methods on the same documents."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,16 @@ def mean_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, flo
     if not np.isfinite([found.low, found.high]).all():
         return None
     return float(found.low), float(found.high)
+
+
+def share_interval(share: float, trials: int) -> tuple[float, float]:
+    """Wilson's interval, at `CONFIDENCE`, of a share of right answers; wider than it need be where trials may be right
+    in part.
+    """
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)

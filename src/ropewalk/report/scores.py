@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ropewalk.report.plots import is_number
-from ropewalk.report.style import HALF, Row, groups, legend, length_axis, panels_of, style
+from ropewalk.report.style import FAINT, HALF, PAPER, Row, groups, legend, length_axis, panels_of, style
 from ropewalk.report.tables import Cell, Table
 
 WAYS = {
@@ -13,11 +14,14 @@ WAYS = {
     "long": ("whole document, extended window", "#d55e00", "-", "o"),
     "retrieved": ("BM25 chunks, base model's window", "#0072b2", "--", "s"),
 }
-_TASKS = {"passkey": "Passkey", "needle": "Needle"}
+
+
+def _task(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def retrieval_table(rows: Sequence[Row]) -> Table:
-    """Accuracy, tokens read and seconds of an answer, by task, length and way of reading."""
+    """Both scores, tokens read and seconds of an answer, by task, length and way of reading."""
     body = []
     for (task, length), own in groups(rows, lambda row: (str(row["task"]), int(row["length"]))).items():
         best = max(float(row["accuracy"]) for row in own)
@@ -26,9 +30,10 @@ def retrieval_table(rows: Sequence[Row]) -> Table:
             interval = f"{100 * row['low']:.0f}–{100 * row['high']:.0f} %" if is_number(row.get("low")) else ""
             body.append(
                 (
-                    Cell(f"{_TASKS.get(task, task)}, {length:,}"),
+                    Cell(f"{_task(task)}, {length:,}"),
                     Cell(WAYS[str(row["way"])][0]),
                     Cell(f"{100 * share:.0f} %", interval, best=share == best),
+                    _likelier(row),
                     Cell(f"{100 * float(row['held']):.0f} %"),
                     Cell(f"{float(row['tokens']):,.0f}"),
                     Cell(f"{1000 * float(row['seconds']):,.0f} ms"),
@@ -39,6 +44,7 @@ def retrieval_table(rows: Sequence[Row]) -> Table:
         "task, tokens",
         "what is read",
         "accuracy",
+        "likelier than wrong answers",
         "answer in what is read",
         "tokens read",
         "time an answer",
@@ -48,11 +54,18 @@ def retrieval_table(rows: Sequence[Row]) -> Table:
     return Table("Retrieval or long context", header, tuple(body), tuple(f"Protocol: {one}." for one in protocols))
 
 
+def _likelier(row: Row) -> Cell:
+    if not is_number(row.get("likelihood_accuracy")):
+        return Cell("–")
+    return Cell(f"{100 * float(row['likelihood_accuracy']):.0f} %", f"chance {100 * float(row['chance']):.0f} %")
+
+
 def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
-    """Accuracy by length of the document, a panel per task, a line per way of reading it."""
+    """Both scores by length of the document, a panel per task, a line per score and way of reading it."""
     tasks = groups(rows, lambda row: str(row["task"]))
     figure, grid = panels_of(len(tasks), columns=min(len(tasks), 2), height=3.8, width=width)
-    handles = {}
+    handles: dict[str, Line2D] = {}
+    compared = False
     for (task, own), axes in zip(tasks.items(), grid, strict=True):
         for way, read in groups(own, lambda row: str(row["way"])).items():
             label, colour, line, marker = WAYS[way]
@@ -63,11 +76,22 @@ def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
                 low, high = ([100 * float(row[key]) for row in ordered] for key in ("low", "high"))
                 axes.fill_between(lengths, low, high, color=colour, alpha=0.15, linewidth=0)
             (handles[label],) = axes.plot(lengths, shares, line, color=colour, marker=marker, linewidth=2)
+            if likely := [row for row in ordered if is_number(row.get("likelihood_accuracy"))]:
+                lengths = [int(row["length"]) for row in likely]
+                shares = [100 * float(row["likelihood_accuracy"]) for row in likely]
+                axes.plot(lengths, shares, ":", color=colour, marker=marker, markerfacecolor=PAPER, linewidth=1.2)
+                axes.axhline(100 * float(likely[0]["chance"]), color=FAINT, linewidth=0.8)
+                compared = True
         length_axis(axes, sorted({int(row["length"]) for row in own}))
         axes.set_xlabel("length of the document, tokens (log scale)")
         axes.set_ylim(-4, 104)
         axes.set_ylabel("right answers, %")
-        axes.set_title(_TASKS.get(task, task), fontsize=11, loc="left")
+        axes.set_title(_task(task), fontsize=11, loc="left")
+    if compared:
+        handles["right answer likelier than wrong ones"] = Line2D(
+            [], [], linestyle=":", color=FAINT, marker="o", markerfacecolor=PAPER, linewidth=1.2
+        )
+        handles["… by chance"] = Line2D([], [], color=FAINT, linewidth=0.8)
     legend(figure, handles, columns=2)
     return figure
 

@@ -229,12 +229,13 @@ def _retrieval(files: Results) -> Section | None:
     if not rows:
         return None
     sentences = (
-        "The same questions, answered by the fine-tuned model from the whole document, and by the base model from what "
-        "BM25 finds of it within the old window.",
+        "The same prompts, answered by the fine-tuned model from the whole document, and by the base model from what "
+        "BM25 finds of it within the old window: the share of the answers in what it writes and, where there are wrong "
+        "answers to compare with, how often the right one is the likeliest.",
     )
     alt = "Right answers by length of the document, for each way of reading it"
     panels = [
-        (f"{alt}, {task}", scores.retrieval(own, width=HALF))
+        (f"{alt}, {task.replace('_', ' ')}", scores.retrieval(own, width=HALF))
         for task, own in style.groups(rows, lambda row: str(row["task"])).items()
     ]
     # No PNG, since DVC wants a declared one of every run.
