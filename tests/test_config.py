@@ -176,6 +176,19 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["parallel.strategy=fsdp", "finetune.precision=16-mixed"],
         ["finetune.precision", "bf16-mixed", "found 16-mixed"],
     ),
+    "an attention that there is not": (["parallel.attention=flash"], ["parallel.attention", "ring", "found flash"]),
+    "packed documents around a ring": (
+        ["parallel.attention=ring", "finetune.short_share=0.5"],
+        ["finetune.short_share", "parallel.attention=ring", "take auto"],
+    ),
+    "a sliding window around a ring": (
+        ["parallel.attention=ring", "model.keep_sliding_window=true"],
+        ["model.keep_sliding_window", "parallel.attention=ring"],
+    ),
+    "trained norms of another dtype than the adapters": (
+        ["parallel.strategy=fsdp", "model.dtype=bfloat16", "finetune.lora.rank=4", "finetune.lora.norms=true"],
+        ["finetune.lora.norms", "finetune.precision=bf16-true", "found auto"],
+    ),
     "base model at other lengths": (
         ["evaluate.base_lengths=[256,2048,4096]"],
         ["evaluate.base_lengths", "among evaluate.lengths"],

@@ -19,12 +19,12 @@ from transformers import AutoConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import write_results
+from ropewalk.costs.activations import ActivationTable, needed
+from ropewalk.costs.shape import build, shape_of, with_layers
+from ropewalk.costs.work import Kind, Work, flops_of, seconds
 from ropewalk.models.loss import mean_loss, token_losses
 from ropewalk.models.precision import native_bf16
-from ropewalk.plan.costs import Kind, Work, flops_of, memory_of, seconds
 from ropewalk.plan.devices import measured_rate
-from ropewalk.plan.memory import ActivationTable
-from ropewalk.plan.shape import build, shape_of, with_layers
 from ropewalk.rope import RopeScaling, extend
 
 CASES: list[dict[str, Any]] = [
@@ -90,10 +90,7 @@ def planned(case: dict[str, Any]) -> tuple[float, float]:
         "", "", kind, case["length"], case["rows"], case["rows"], case["rows"], recompute=case["recompute"], mixed=mixed
     )
     shape = shape_of(config, name=case["model"])
-    activations = ActivationTable(config)(
-        kind=kind, tokens=work.tokens_per_device, dtype="float32", mixed=mixed, recompute=case["recompute"]
-    )
-    memory = memory_of(work, shape, activations)
+    memory = needed(work, shape, ActivationTable(config))
     rate = measured_rate(config, kind=kind, mixed=mixed, dtype="float32", clock=time.process_time)
     return memory.total, float(seconds(flops_of(work, shape), rate))
 
@@ -127,7 +124,7 @@ def main() -> None:
     # Read by the C library of the fork server: what is freed goes back at once and does not count as used.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["ropewalk.plan.devices", "ropewalk.plan.memory", "transformers.models.llama.modeling_llama"]
+        ["ropewalk.plan.devices", "ropewalk.costs.activations", "transformers.models.llama.modeling_llama"]
     )
     rows = []
     for case in CASES:

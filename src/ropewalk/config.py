@@ -493,6 +493,9 @@ class ParallelConfig:
     """Machines."""
     context: int = 1
     """Devices that share a row, each holding a slice of it; it divides devices times nodes."""
+    attention: str = "auto"
+    """How these read each other's keys and values: gathered (all at once), ring (torch's ring attention, one device's
+    at a time; without masks), or auto: ring on GPUs where no masks are needed, else gathered."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from processes import fork
-from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig, LoraConfig, ParallelConfig
 from ropewalk.corpus.segments import Rows
 from ropewalk.finetune.gathered import Slices, documents_of
 from ropewalk.finetune.module import FinetuneModule
@@ -28,6 +28,7 @@ PARALLEL = {
     "fsdp": ParallelConfig(name="fsdp", strategy="fsdp", devices=2),
     "context": ParallelConfig(name="context", strategy="ddp", devices=2, context=2),
     "fsdp+context": ParallelConfig(name="both", strategy="fsdp", devices=2, context=2),
+    "fsdp+ring": ParallelConfig(name="both", strategy="fsdp", devices=2, context=2, attention="ring"),
 }
 # Start tokens that keep the original rotation, which end inside a slice.
 N_HAT = 17
@@ -48,26 +49,26 @@ def scaled_of(model: Any) -> RopeScaling:
     return found
 
 
-def two_processes(work: Callable[[int], None]) -> None:
-    """``work(rank)`` in two processes that find each other as those of torchrun do."""
+def two_processes(work: Callable[[int], None], *, count: int = 2) -> None:
+    """``work(rank)`` in two processes, or ``count``, that find each other as those of torchrun do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def process(rank: int) -> None:
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), GROUP_RANK="0",
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
         )  # fmt: skip
         work(rank)
 
-    both = [fork(lambda rank=rank: process(rank)) for rank in range(2)]  # type: ignore[misc]
+    both = [fork(lambda rank=rank: process(rank)) for rank in range(count)]  # type: ignore[misc]
     for one in both:
         one.join(240)
     codes = [one.exitcode for one in both]
     for one in both:
         one.kill()
-    assert codes == [0, 0]
+    assert codes == [0] * count
 
 
 def positions_of_documents(rows: int) -> torch.Tensor:
@@ -116,6 +117,11 @@ CASES = [
     ("llama", "mixed"),
     ("llama", "answers"),
 ]
+RING = [*((name, "long") for name in ROPE_MODELS), ("llama", "answers")]
+SHARED = [
+    *((name, rows, context, "gathered") for name, rows in CASES for context in (1, 2)),
+    *((name, rows, 2, "ring") for name, rows in RING),
+]
 
 
 @pytest.fixture(scope="module")
@@ -125,26 +131,26 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def work(rank: int) -> None:
         dist.init_process_group("gloo")
-        for context in (1, 2):
-            share = Share(rank, 2, Slices(rank % context, context))
-            for name, rows in CASES:
-                found = loss_and_gradients(scaled(ROPE_MODELS[name](**TINY)), share, rows)
-                for value in found.values():
-                    dist.all_reduce(value)
-                    value /= 2
-                if rank == 0:
-                    torch.save(found, folder / f"{name} {rows} {context}")
+        for name, rows, context, attention in SHARED:
+            share = Share(rank, 2, Slices(rank % context, context, attention=attention))
+            found = loss_and_gradients(scaled(ROPE_MODELS[name](**TINY)), share, rows)
+            for value in found.values():
+                dist.all_reduce(value)
+                value /= 2
+            if rank == 0:
+                torch.save(found, folder / f"{name} {rows} {context} {attention}")
         dist.destroy_process_group()
 
     two_processes(work)
     return folder
 
 
-@pytest.mark.parametrize("context", [1, 2])
-@pytest.mark.parametrize(("name", "rows"), CASES)
-def test_loss_and_gradients_are_those_of_one_process(shared_runs: Path, name: str, rows: str, context: int) -> None:
+@pytest.mark.parametrize(("name", "rows", "context", "attention"), SHARED)
+def test_loss_and_gradients_are_those_of_one_process(
+    shared_runs: Path, name: str, rows: str, context: int, attention: str
+) -> None:
     expected = loss_and_gradients(scaled(ROPE_MODELS[name](**TINY)), Share(), rows)
-    found = torch.load(shared_runs / f"{name} {rows} {context}", weights_only=True)
+    found = torch.load(shared_runs / f"{name} {rows} {context} {attention}", weights_only=True)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
@@ -194,12 +200,17 @@ def trained(
 ) -> dict[str, Any]:
     """Losses of a training, the gradients of its first step, and its weights; it stops when ``last`` is asked for."""
     gradients: dict[str, torch.Tensor] = {}
+    norms: list[float] = []
 
     def keep(module: FinetuneModule, optimizer: Any) -> None:
+        original(module, optimizer)
         if not gradients:
-            for name, parameter in module.model.named_parameters():
+            for name, parameter in module.named_parameters():
+                if parameter.grad is None:
+                    continue
                 whole = parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad
                 gradients[name] = whole.clone()
+        norms.append(module.gradient_norm)
 
     def before(number: int) -> None:
         if number == last:
@@ -214,7 +225,9 @@ def trained(
         FinetuneModule.on_before_optimizer_step = original  # type: ignore[method-assign]
     return {
         "losses": torch.tensor([row["loss"] for row in rows]),
+        "norms": torch.tensor(norms),
         "gradients": gradients,
+        "factors": list(scaled_of(model).factors),
         "weights": {name: parameter.detach().clone() for name, parameter in model.named_parameters()},
     }
 
@@ -244,6 +257,110 @@ def test_a_strategy_trains_as_one_process_does(alone: dict[str, Any], tmp_path: 
     for name, weight in alone["weights"].items():
         assert found["weights"][name].shape == weight.shape
         assert ((found["weights"][name] - weight).abs() < 1e-4).float().mean() > 0.98
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    # In a pass of one row per group, one has a long row and another a short one, or all have short ones.
+    "mixed": {"short_share": 0.5},
+    "mixed, recomputed": {"short_share": 0.5, "activations": "recompute"},
+    "recomputed": {"activations": "recompute"},
+    "factors": {"short_share": 0.5, "learn_factors": True, "factors_learning_rate": 0.02},
+    "adapters": {"lora": LoraConfig(rank=4, alpha=8.0)},
+    "adapters, norms, embeddings": {"lora": LoraConfig(rank=4, alpha=8.0, embeddings=True, norms=True)},
+}
+"""Of fine-tuning, on rows of two windows."""
+TWO_WINDOWS = replace(SHORT, length=128)
+
+
+def groups_of(strategy: str) -> int:
+    return PARALLEL[strategy].devices // PARALLEL[strategy].context
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        *((options, strategy) for options in ("mixed", "factors") for strategy in PARALLEL if "ring" not in strategy),
+        ("mixed, recomputed", "fsdp"),
+        ("recomputed", "fsdp+ring"),
+        ("adapters", "ddp"),
+        ("adapters", "fsdp"),
+        ("adapters, norms, embeddings", "fsdp+context"),
+    ],
+)
+def test_a_strategy_trains_every_option_as_one_process_does(tmp_path: Path, options: str, strategy: str) -> None:
+    config = replace(FINETUNE, rows_at_once=1, **OPTIONS[options])
+
+    def work(rank: int) -> None:
+        found = trained(tmp_path, PARALLEL[strategy], step=TWO_WINDOWS, config=config)
+        # All have the whole model afterwards, not the first alone.
+        torch.save(found, tmp_path / f"found {rank}")
+
+    one = replace(config, rows_at_once=groups_of(strategy))
+    (tmp_path / "alone").mkdir()
+    alone = trained(tmp_path / "alone", None, step=TWO_WINDOWS, config=one)
+    (tmp_path / "store").symlink_to(tmp_path / "alone" / "store")
+    two_processes(work)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"found {rank}", weights_only=True)
+        torch.testing.assert_close(found["losses"], alone["losses"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found["norms"], alone["norms"], atol=1e-5, rtol=1e-4)
+        assert found["gradients"].keys() == alone["gradients"].keys()
+        for kind in ("gradients", "weights"):
+            for name, value in alone[kind].items():
+                torch.testing.assert_close(found[kind][name], value, atol=1e-5, rtol=1e-4)
+        assert found["factors"] == pytest.approx(alone["factors"], abs=1e-5)
+    assert any(name.startswith("learned.") for name in alone["gradients"]) == (options == "factors")
+    assert any("lora_" in name for name in alone["gradients"]) == options.startswith("adapters")
+
+
+@pytest.mark.parametrize("options", ["factors", "adapters, norms, embeddings"])
+def test_what_is_split_goes_on_alone_and_split_again(tmp_path: Path, options: str) -> None:
+    config = replace(FINETUNE, checkpoint_every=1, rows_at_once=1, **OPTIONS[options])
+    one = replace(config, rows_at_once=2)
+    (tmp_path / "alone").mkdir()
+    alone = trained(tmp_path / "alone", None, step=TWO_WINDOWS, config=one)
+    (tmp_path / "store").symlink_to(tmp_path / "alone" / "store")
+
+    def work(rank: int, last: int | None) -> None:
+        try:
+            found = trained(tmp_path, PARALLEL["fsdp"], step=TWO_WINDOWS, config=config, last=last)
+        except _Stop:
+            return
+        torch.save(found, tmp_path / f"found {rank}")
+
+    two_processes(lambda rank: work(rank, 2))
+    kept = torch.load(tmp_path / "state" / "last.ckpt", weights_only=True)["state_dict"]
+    assert kept.keys() == torch.load(tmp_path / "alone" / "state" / "last.ckpt", weights_only=True)["state_dict"].keys()
+    with pytest.raises(_Stop):
+        trained(tmp_path, None, step=TWO_WINDOWS, config=one, last=3)
+    two_processes(lambda rank: work(rank, None))
+    found = torch.load(tmp_path / "found 0", weights_only=True)
+    torch.testing.assert_close(found["losses"], alone["losses"], atol=1e-5, rtol=0)
+    assert found["factors"] == pytest.approx(alone["factors"], abs=1e-5)
+    for name, value in alone["weights"].items():
+        torch.testing.assert_close(found["weights"][name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_split_model_is_trained_by_the_next_step_of_the_schedule(tmp_path: Path) -> None:
+    def both(folder: Path, parallel: ParallelConfig | None, config: FinetuneConfig) -> list[float]:
+        model = tiny_llama()
+        rows = train(folder, step=SHORT, config=config, model=model, parallel=parallel)[1]
+        (folder / "next").mkdir(exist_ok=True)
+        if not (folder / "next" / "store").exists():
+            (folder / "next" / "store").symlink_to(folder / "store")
+        rows += train(folder / "next", step=SHORT, config=config, model=model, parallel=parallel)[1]
+        return [row["loss"] for row in rows]
+
+    (tmp_path / "alone").mkdir()
+    alone = both(tmp_path / "alone", None, replace(FINETUNE, rows_at_once=4))
+    for folder in (tmp_path, tmp_path / "next"):
+        folder.mkdir(exist_ok=True)
+        (folder / "store").symlink_to(tmp_path / "alone" / "store")
+
+    def work(rank: int) -> None:
+        assert both(tmp_path, PARALLEL["fsdp"], FINETUNE) == pytest.approx(alone, abs=1e-5)
+
+    two_processes(work)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp+context", marks=pytest.mark.slow)])

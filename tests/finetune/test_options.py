@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig
 
-from ropewalk.config import FinetuneConfig, LoraConfig
+from ropewalk.config import LoraConfig, ParallelConfig
 from ropewalk.finetune.adapters import adapters
-from ropewalk.finetune.memory import savings
+from ropewalk.finetune.memory import explained, savings, training_work
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
 from ropewalk.rope import LearnedScaling, RopeScaling, RotaryEmbedding, current_scaling, extend, find_rotary
 from tiny_models import ROPE_MODELS, WINDOW, tiny_llama, token_rows
@@ -267,16 +268,43 @@ def test_a_state_of_another_architecture_is_refused(tmp_path: Path) -> None:
         train(tmp_path, model=ROPE_MODELS["qwen2"]())
 
 
+def fail() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_what_would_help_against_too_little_memory_is_named_with_numbers() -> None:
-    found = savings(tiny_llama(), replace(STEP, length=1024), FINETUNE, rows_at_once=4)
-    assert [text.split()[0] for text in found[:3]] == [
-        "finetune.activations=recompute",
-        "finetune.rows_at_once=2",
-        "finetune.optimizer=adamw_8bit",
-    ]
-    assert all("MiB less" in text for text in found[:3])
-    config = FinetuneConfig(name="x", activations="offload", optimizer="adamw_8bit", lora=LORA)
-    assert len(savings(tiny_llama(), STEP, config, rows_at_once=1)) >= 2
+    config, one = tiny_llama().config, ParallelConfig(name="one")
+    step = replace(STEP, length=1024)
+    work = training_work(step, replace(FINETUNE, rows_at_once=4), one, mixed=False, dtype="float32", gpu=False)
+    with (
+        pytest.raises(
+            MemoryError,
+            match=r"^4 rows of 1024 tokens do not fit into memory; what would help: "
+            r"finetune\.activations=recompute \(\d+ MiB less\); finetune\.rows_at_once=2 \(\d+ MiB less\); "
+            r"finetune\.optimizer=adamw_8bit \(\d+ MiB less\)$",
+        ),
+        explained(work, config),
+    ):
+        fail()
+    least = replace(FINETUNE, activations="offload", optimizer="adamw_8bit", lora=LORA, rows_at_once=1)
+    found = list(savings(training_work(step, least, one, mixed=False, dtype="float32", gpu=False), config))
+    assert [setting for setting, _ in found] == ["a length of 512", "model.dtype=bfloat16"]
+    with pytest.raises(ZeroDivisionError), explained(work, config):
+        1 // 0  # noqa: B018
+
+
+def test_a_model_that_its_config_alone_does_not_make_gets_the_settings_without_numbers() -> None:
+    class Own(PreTrainedConfig):
+        model_type = "own"
+
+    work = training_work(STEP, FINETUNE, ParallelConfig(name="one"), mixed=False, dtype="float32", gpu=False)
+    with (
+        pytest.raises(
+            MemoryError, match=r"what would help: finetune\.activations=recompute; finetune\.rows_at_once=1;"
+        ),
+        explained(work, Own(num_hidden_layers=2)),
+    ):
+        fail()
 
 
 FULL = """

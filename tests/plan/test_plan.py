@@ -1,6 +1,7 @@
 """A plan from a model's config alone: the sizes, the formulas, the memory of a real pass, and what makes it fit."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ropewalk.composition import checked, register
 from ropewalk.config import Config
+from ropewalk.costs.activations import ActivationTable, needed, traced_bytes
+from ropewalk.costs.shape import read_config, shape_of
+from ropewalk.costs.work import Rate, Work, flops_of, forward_flops, memory_of, seconds
+from ropewalk.finetune.memory import savings, training_work
 from ropewalk.models.loss import hidden_states, mean_loss
-from ropewalk.plan.costs import Rate, Work, flops_of, forward_flops, memory_of, seconds
-from ropewalk.plan.memory import ActivationTable, traced_bytes
 from ropewalk.plan.road import road_works
-from ropewalk.plan.shape import read_config, shape_of
 from ropewalk.plan.table import plan, plan_rows, plan_text
 from tiny_models import ROPE_MODELS, token_rows
 from workspace import ROOT, run_script
@@ -86,6 +88,25 @@ def test_traced_bytes_are_those_of_a_real_pass(recompute: bool) -> None:
         assert traced <= 2 * saved
 
 
+def test_a_ring_holds_two_devices_keys_where_gathering_holds_all() -> None:
+    shape = shape_of(ROPE_MODELS["llama"]().config, name="llama")
+    alone = memory_of(replace(TRAIN, context=4), shape, 0.0).activations
+    ring = memory_of(replace(TRAIN, context=4, ring=True), shape, 0.0).activations
+    # Two layers' and one's gradients of the whole row; a quarter of it twice, in float32 as its gradients.
+    assert alone / ring == 3 / (2 * 2 / 4)
+
+
+def test_states_of_8_bits_are_a_quarter_and_offloaded_inputs_are_one_layers() -> None:
+    config = ROPE_MODELS["llama"](num_hidden_layers=5).config
+    shape, table = shape_of(config, name="llama"), ActivationTable(config)
+    whole, small = memory_of(TRAIN, shape, 0.0), memory_of(replace(TRAIN, eight_bit=True), shape, 0.0)
+    assert small.optimizer == whole.optimizer / 4 == 2 * shape.parameters
+    recomputed = replace(TRAIN, length=2048, recompute=True)
+    less = needed(recomputed, shape, table).total - needed(replace(recomputed, offload=True), shape, table).total
+    # The inputs of four layers.
+    assert less == pytest.approx(4 * 2 * 2048 * shape.hidden * 4, rel=0.01)
+
+
 def test_memory_grows_with_layers_and_tokens_as_traced() -> None:
     config = ROPE_MODELS["llama"](num_hidden_layers=5).config
     options: dict[str, Any] = {"kind": "train", "tokens": 512, "dtype": "float32", "mixed": False, "recompute": False}
@@ -109,6 +130,39 @@ def test_the_works_read_as_many_tokens_as_the_stages_do() -> None:
     assert {work.stage for work in works} == {
         "search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate",
     }  # fmt: skip
+
+
+MORE_LAYERS = {"num_hidden_layers": 5, "intermediate_size": 256}
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        (),
+        ("finetune.activations=recompute", "finetune.optimizer=adamw_8bit"),
+        ("parallel=ddp", "parallel.context=2"),
+        ("parallel=ddp", "parallel.context=2", "parallel.attention=gathered"),
+    ],
+)
+def test_what_a_training_says_would_help_is_what_the_plan_says(tmp_path: Path, start: tuple[str, ...]) -> None:
+    ROPE_MODELS["llama"](**MORE_LAYERS).config.save_pretrained(tmp_path)
+    model = ("model=hf", f"model.path={tmp_path}", "model.original_length=64", "plan=h100", "experiment=smoke")
+    overrides = (*model, "finetune.rows_at_once=2", *start)
+
+    def planned(*more: str) -> float:
+        found = plan(composed(*overrides, *more))
+        (memory,) = [cost.memory for cost in found.costs if cost.work.what == "training, 2,048 tokens"]
+        return memory.total
+
+    config = composed(*overrides)
+    # mixed: as the planned device computes.
+    work = training_work(
+        config.finetune.second, config.finetune, config.parallel, mixed=True, dtype="float32", gpu=True
+    )
+    named = dict(islice(savings(work, read_config(str(tmp_path))), 3))
+    assert len(named) == 3
+    before = planned()
+    assert named == {setting: before - planned(setting) for setting in named}
 
 
 LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 1024, "num_hidden_layers": 4}

@@ -66,21 +66,34 @@ def check_parallel(config: Config) -> None:
         count % parallel.context == 0,
         f"parallel.context must divide parallel.devices times parallel.nodes, found {parallel.context} and {count}",
     )
+    kinds = ("auto", "gathered", "ring")
+    require(
+        parallel.attention in kinds,
+        f"parallel.attention must be one of {', '.join(kinds)}, found {parallel.attention}",
+    )
+    for key, masks in (
+        ("finetune.short_share", finetune.short_share),
+        ("model.keep_sliding_window", config.model.keep_sliding_window),
+    ):
+        require(
+            parallel.attention != "ring" or not masks,
+            f"{key} needs masks, which parallel.attention=ring does not know, found {masks}; take auto",
+        )
     allowed = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-true")
     require(
         parallel.strategy != "fsdp" or finetune.precision in allowed,
         f"finetune.precision must be one of {', '.join(allowed)} under fsdp, found {finetune.precision}",
     )
-    for key, wanted in (
-        ("finetune.short_share", finetune.short_share),
-        ("finetune.learn_factors", finetune.learn_factors),
-        ("finetune.lora.rank", finetune.lora.rank),
-    ):
-        # Its processes must take the same steps with the same weights, whatever rows each has.
-        require(
-            parallel.strategy != "fsdp" or not wanted,
-            f"{key} does not go with parallel.strategy=fsdp, found {wanted}; take ddp",
-        )
+    lora, dtype = finetune.lora, config.model.dtype
+    # Split weights that are trained together must be of one dtype, and adapters are float32 over a half one.
+    require(
+        parallel.strategy != "fsdp"
+        or not (lora.rank and lora.norms)
+        or dtype == "float32"
+        or finetune.precision in ("bf16-true", "16-true"),
+        f"finetune.lora.norms over model.dtype={dtype} needs finetune.precision=bf16-true under fsdp, "
+        f"found {finetune.precision}",
+    )
     groups = count // parallel.context
     for key, step in finetune.schedule.items():
         require(

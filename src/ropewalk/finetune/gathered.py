@@ -1,8 +1,9 @@
-"""Attention of devices that share a row: each holds a slice of it and gathers the keys and values of the whole.
+"""Attention of devices that share a row: each holds a slice of it and gathers the keys and values of the whole, or
+hands its own on around the ring of them (`ropewalk.finetune.ring`) where no masks are needed.
 
 Device i of C holds the i-th of 2C equal pieces of a row and the i-th from its end, so that under a causal mask all have
 the same work. Positions travel with the pieces (the rotary module sees them), so n_hat and documents keep their
-meaning. It works on any device and backend; transformers calls it by its name, `NAME`.
+meaning. Gathering works on any device and backend. transformers calls it by its name, `NAME`.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
+
+from ropewalk.finetune.ring import obstacle, ring_attention
 
 NAME = "ropewalk_gathered"
 
@@ -29,6 +32,8 @@ class Slices:
     """Of those devices."""
     group: Any = None
     """Their process group; None for all processes."""
+    attention: str = "auto"
+    """gathered, ring, or auto: ring on GPUs where it can serve."""
 
     @property
     def pieces(self) -> tuple[int, int]:
@@ -129,21 +134,32 @@ def gathered_attention(
     """transformers' attention function for this device's queries (rows, heads, length / count, head dimension).
 
     Raises:
-        ValueError: the model does not hand ``sliced`` on to its attention.
+        ValueError: the model does not hand ``sliced`` on to its attention, or a ring was asked for and cannot serve.
     """
     if sliced is None:
         raise ValueError(
             f"{type(module).__name__} does not hand on what devices that share a row need; set parallel.context=1"
         )
-    key, value = _Whole.apply(torch.stack((key, value)), sliced.slices).unbind(0)  # type: ignore[no-untyped-call]
+    slices, plain = sliced.slices, sliced.documents is None and sliding_window is None
+    kind = query.device.type
+    if slices.attention != "gathered":
+        # As sdpa does by itself.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        query, key, value = (part.to(dtype) for part in (query, key, value))
+        against = obstacle(query, masked=not plain, dropout=dropout)
+        if against is None and (slices.attention == "ring" or kind == "cuda"):
+            output = ring_attention(query, key, value, group=slices.group, scaling=scaling)
+            return output.transpose(1, 2).contiguous(), None
+        if slices.attention == "ring":
+            raise ValueError(f"parallel.attention=ring cannot be used here: {against}; take parallel.attention=auto")
+    key, value = _Whole.apply(torch.stack((key, value)), slices).unbind(0)  # type: ignore[no-untyped-call]
     groups = query.shape[1] // key.shape[1]
     size = query.shape[2] // 2
-    plain = sliced.documents is None and sliding_window is None
-    fast = plain and query.device.type == "cuda"
+    fast = plain and kind == "cuda"
     if not fast:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     outputs = []
-    for piece, part in zip(sliced.slices.pieces, query.split(size, dim=2), strict=True):
+    for piece, part in zip(slices.pieces, query.split(size, dim=2), strict=True):
         end = (piece + 1) * size
         if fast:
             # Flash attention knows a causal mask that is aligned to the last query.

@@ -6,8 +6,11 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
 from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
@@ -63,7 +66,7 @@ class FinetuneModule(L.LightningModule):
         # Called once more by a second trainer.
         if self.parallel.strategy == "fsdp" and not isinstance(self, FSDPModule):
             assert self.device_mesh is not None
-            shard(self, self.model, self.device_mesh["data_parallel"])
+            shard(self, self.model, self.device_mesh["data_parallel"], whole=set(self._factors()))
 
     def training_step(self, batch: Rows | MixedRows, batch_idx: int) -> Tensor:
         if self.learned is not None:
@@ -114,9 +117,14 @@ class FinetuneModule(L.LightningModule):
             raise ValueError(f"{before}{what}; lower finetune's learning_rate or use float32")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if self.parallel.strategy == "fsdp":
+            # As DDP does; the gradients of weights that are split have been averaged.
+            for parameter in self._factors():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.share.world
+        norms = [get_total_norm(kind) for kind in self._gradients()]
+        self.gradient_norm = math.hypot(*(float(n.full_tensor() if isinstance(n, DTensor) else n) for n in norms))
         # A scaler for float16 finds infinities itself, and they are no fault.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if self._bad is None and not scaled and not math.isfinite(self.gradient_norm):
@@ -126,8 +134,26 @@ class FinetuneModule(L.LightningModule):
             return
         self._bad, self._bad_in_a_row = None, self._bad_in_a_row + 1
         # Without a gradient the optimizer leaves a weight and its moments as they are.
-        for parameter in parameters:
+        for parameter in self.parameters():
             parameter.grad = None
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # torch's own takes no mixture of split gradients and whole ones.
+        if gradient_clip_val:
+            share = min(1.0, gradient_clip_val / (self.gradient_norm + 1e-6))
+            for kind in self._gradients():
+                torch._foreach_mul_(kind, share)
+
+    def _gradients(self) -> list[list[Tensor]]:
+        """Those that are split over processes, and those that are whole."""
+        found = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        kinds = ([part for part in found if isinstance(part, DTensor) == split] for split in (True, False))
+        return [kind for kind in kinds if kind]
+
+    def _factors(self) -> list[torch.nn.Parameter]:
+        return [] if self.learned is None else list(self.learned.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         parameters = dict(self.named_parameters())
@@ -148,7 +174,7 @@ class FinetuneModule(L.LightningModule):
         groups = [{"params": trained(self.model.parameters()), "lr": self.step.learning_rate}]
         if self.learned is not None:
             rate = self.options.factors_learning_rate
-            groups.append({"params": list(self.learned.parameters()), "lr": rate, "weight_decay": 0.0})
+            groups.append({"params": self._factors(), "lr": rate, "weight_decay": 0.0})
         optimizer = make_optimizer(self.options.optimizer, groups, weight_decay=self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.share_of_learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

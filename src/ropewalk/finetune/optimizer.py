@@ -6,8 +6,6 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 _BETAS = (0.9, 0.95)
-OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw_8bit": 2}
-"""Of state for each trained parameter."""
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], *, weight_decay: float) -> Optimizer:

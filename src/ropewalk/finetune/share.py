@@ -112,26 +112,39 @@ class Share:
 
 
 def shared_loss(share: Share, model: PreTrainedModel, batch: Rows | MixedRows, *, answer_weight: float) -> Tensor:
-    """The loss of all processes' rows, answers of recall documents counted on their own; see `FinetuneModule`."""
+    """The loss of all processes' rows, answers of recall documents counted on their own; see `FinetuneModule`.
+
+    Every process takes the same passes, whatever its rows: weights that are split come together in each pass, and
+    learned factors need a gradient everywhere.
+    """
     if isinstance(batch, Rows):
-        ids = batch.ids
-        none = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        batch = MixedRows(ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids), none, batch.answers)
-    tokens, positions, short, answers = (share.rows(part) for part in vars(batch).values())
-    sums, of_answers = [], (tokens.new_zeros((), dtype=torch.float32), tokens.new_zeros((), dtype=torch.float32))
-    if not bool(short.all()):
-        long = tokens[~short]
-        states, following = share.states(model, long, targets_of(long, ignore=int(long[0, -1])))
-        sums.append((losses_of(model, states, following, "sum"), (following != -100).sum()))
-        if answer_weight:
-            of_answers = share.summed_answers(model, states, following, answers[~short])
-    if bool(short.any()):
-        packed, starts = tokens[short], positions[short]
+        long, answers = map(share.rows, batch)
+        # Every row ends with the store's EOS.
+        targets, packed = targets_of(long, ignore=int(long[0, -1])), None
+    else:
+        tokens, positions, short, answers = (share.rows(part) for part in vars(batch).values())
+        few = 2 * share.slices.count
+        of_long = targets_of(tokens, ignore=int(tokens[0, -1]))
+        targets, long, answers = _of_kind(~short, of_long, tokens, answers, few=few)
+        packed = _of_kind(short, packed_targets(tokens, positions), tokens, positions, few=few)
+    states, following = share.states(model, long, targets)
+    sums = [(losses_of(model, states, following, "sum"), (following != -100).sum())]
+    if packed is not None:
+        of_packed, tokens, positions = packed
         with original_rope(model):
-            sums.append(share.summed_loss(model, packed, packed_targets(packed, starts), positions=starts))
+            sums.append(share.summed_loss(model, tokens, of_packed, positions=positions))
     total, count = (torch.stack(parts).sum() for parts in zip(*sums, strict=True))
     loss = share.mean(total, count)
-    return loss + answer_weight * share.mean(*of_answers) if answer_weight else loss
+    if not answer_weight:
+        return loss
+    return loss + answer_weight * share.mean(*share.summed_answers(model, states, following, answers))
+
+
+def _of_kind(chosen: Tensor, targets: Tensor, *parts: Tensor, few: int) -> tuple[Tensor, ...]:
+    """The chosen rows of ``targets`` and ``parts``; of no rows, ``few`` tokens of another and no target."""
+    if chosen.any():
+        return targets[chosen], *(part[chosen] for part in parts)
+    return torch.full_like(targets[:1, : few - 1], -100), *(part[:1, :few] for part in parts)
 
 
 def share_here(parallel: ParallelConfig) -> Share:
@@ -142,4 +155,4 @@ def share_here(parallel: ParallelConfig) -> Share:
     if count == 1:
         return Share(rank, world)
     groups = [dist.new_group(list(range(first, first + count))) for first in range(0, world, count)]
-    return Share(rank, world, Slices(rank % count, count, groups[rank // count]))
+    return Share(rank, world, Slices(rank % count, count, groups[rank // count], parallel.attention))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,9 +18,9 @@ from ropewalk.finetune.adapters import adapters
 from ropewalk.finetune.data import SegmentData
 from ropewalk.finetune.gathered import Slices
 from ropewalk.finetune.history import History
-from ropewalk.finetune.memory import explained
+from ropewalk.finetune.memory import explained, training_work
 from ropewalk.finetune.module import FinetuneModule
-from ropewalk.finetune.strategy import put_together, trainer_options
+from ropewalk.finetune.strategy import put_together, to_train, trainer_options
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
 from ropewalk.models.base import own_scaling, own_window
 from ropewalk.models.checkpoints import LastCheckpoint, SeededBatches, WholeCheckpointIO, fit, steps_done
@@ -49,8 +50,8 @@ def finetune(
     Args:
         scaling: put into the model first; None trains under plain RoPE, without short rows or learned factors. With
             ``config.learn_factors`` the model's scaling afterwards (`current_scaling`) is what was learned.
-        parallel: the devices; this one alone by default. Where weights were split, only the first process has them
-            whole afterwards, in the processor's memory.
+        parallel: the devices; this one alone by default. Where weights were split, every process has them whole
+            afterwards, in the processor's memory.
         first_step: steps of the schedule before this one, for the numbers in its rows ...
         first_sample: ... and their samples.
 
@@ -64,6 +65,10 @@ def finetune(
     if parallel.context > 1:
         Slices(0, parallel.context).check(step.length)
     groups = parallel.devices * parallel.nodes // parallel.context
+    precision = resolve_precision(config.precision)
+    dtype = str(model.dtype).removeprefix("torch.")
+    gpu = torch.cuda.is_available()
+    work = training_work(step, config, parallel, mixed="mixed" in precision, dtype=dtype, gpu=gpu)
     if scaling is not None:
         extend(model, scaling)
     last = state_folder / "last.ckpt"
@@ -77,14 +82,13 @@ def finetune(
         step,
         recall_share=config.recall_share,
         # Of all groups together; each reads its own.
-        rows_at_once=groups * rows_at_once(step, config, groups=groups),
+        rows_at_once=groups * work.rows_at_once,
         seed=seed,
         first_step=steps_done(last),
         across_documents=config.across_documents,
         short_share=config.short_share if scaling is not None else 0.0,
         window=window,
     )
-    precision = resolve_precision(config.precision)
     trainer = L.Trainer(
         max_steps=step.steps,
         precision=precision,
@@ -97,11 +101,15 @@ def finetune(
         **trainer_options(parallel),
         callbacks=[SeededBatches(seed), LastCheckpoint(last, config.checkpoint_every), TrainingProgress(label)],
     )
-    with adapters(model, config.lora), _prepared(model, config, parallel):
+    with (
+        to_train(model, parallel) as own,
+        adapters(own, config.lora),
+        _prepared(own, config, parallel),
+    ):
         history = History(
             step.rows * step.length,
             rows_per_step=step.rows,
-            flops_per_token=flops_per_token(model, length=step.length),
+            flops_per_token=flops_per_token(own, length=step.length),
             peak_flops=trainer.world_size
             * peak_flops(precision, device=trainer.strategy.root_device, tflops=config.peak_tflops),
             first_step=first_step,
@@ -110,7 +118,7 @@ def finetune(
         # First, so that a checkpoint holds the row of its own step.
         trainer.callbacks.insert(1, history)  # type: ignore[attr-defined]
         module = FinetuneModule(
-            model,
+            own,
             step,
             weight_decay=config.weight_decay,
             options=config,
@@ -118,9 +126,9 @@ def finetune(
             window=window,
             parallel=parallel,
         )
-        with explained(model, step, config, rows_at_once=data.rows_at_once):
+        with explained(work, model.config):
             fit(trainer, module, data, checkpoint=last)
-        put_together(model, here=trainer.is_global_zero)
+        put_together(own)
     if learned is not None:
         learned.project()
         extend(model, learned.scaling())
@@ -147,22 +155,6 @@ def _prepared(model: PreTrainedModel, config: FinetuneConfig, parallel: Parallel
             model.base_model._compiled_call_impl = None
         if recompute:
             model.gradient_checkpointing_disable()
-
-
-def rows_at_once(step: FinetuneStepConfig, config: FinetuneConfig, *, groups: int = 1) -> int:
-    """The largest divisor of a group's rows of a step that fits.
-
-    Raises:
-        ValueError: the step's rows cannot be shared by so many groups of devices.
-    """
-    own, left = divmod(step.rows, groups)
-    if left or not own:
-        raise ValueError(
-            f"{step.rows} rows cannot be shared by {groups} groups of devices; "
-            f"finetune's rows must be a multiple of {groups}"
-        )
-    most = max(1, config.rows_at_once or config.tokens_at_once // step.length)
-    return max(rows for rows in range(1, own + 1) if own % rows == 0 and rows <= most)
 
 
 def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:

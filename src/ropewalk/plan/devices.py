@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from ropewalk.config import PlanConfig
+from ropewalk.costs.shape import ModelShape, build, shape_of, with_layers
+from ropewalk.costs.work import Kind, Rate, Work, flops_of, forward_flops
 from ropewalk.models.loss import mean_loss, token_losses
-from ropewalk.plan.costs import Kind, Rate, Work, flops_of, forward_flops
-from ropewalk.plan.shape import ModelShape, build, shape_of, with_layers
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 
 _SHORT, _ROWS = 256, 8

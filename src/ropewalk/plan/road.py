@@ -9,10 +9,11 @@ import torch
 
 from ropewalk.config import Config, FinetuneStepConfig, SearchTargetConfig
 from ropewalk.corpus.store import TokenStore
+from ropewalk.costs.work import Work
 from ropewalk.evaluate.perplexity import DocumentSet
 from ropewalk.evaluate.road import Road
-from ropewalk.finetune.train import control_step, rows_at_once
-from ropewalk.plan.costs import Kind, Work
+from ropewalk.finetune.memory import training_work
+from ropewalk.finetune.train import control_step
 from ropewalk.rope import RopeScaling, RotaryShape
 
 
@@ -65,19 +66,12 @@ def finetune_steps(config: Config, *, window: int) -> list[tuple[str, str, Finet
 
 
 def _finetune(config: Config, shape: RotaryShape, *, mixed: bool) -> Iterator[Work]:
-    parallel, finetune = config.parallel, config.finetune
-    devices = parallel.devices * parallel.nodes
-    groups = devices // parallel.context
-    # Adapters are a hundredth of the weights, which are read and not trained.
-    kind: Kind = "learn" if finetune.lora.rank else "train"
-    recompute = finetune.activations != "keep"
+    # Where no peak is published, the plan is for this machine's processor.
+    gpu, dtype = config.plan.tflops is not None, config.model.dtype
     for stage, what, step in finetune_steps(config, window=shape.original_length):
-        at_once = rows_at_once(step, finetune, groups=groups)
-        yield Work(
-            stage, f"{what}, {step.length:,} tokens", kind, step.length, step.rows * step.steps, at_once, step.rows,
-            devices=devices, context=parallel.context, sharded=parallel.strategy == "fsdp", mixed=mixed,
-            recompute=recompute,
-        )  # fmt: skip
+        one_step = training_work(step, config.finetune, config.parallel, mixed=mixed, dtype=dtype, gpu=gpu)
+        what = f"{what}, {step.length:,} tokens"
+        yield replace(one_step, stage=stage, what=what, rows=step.rows * step.steps)
 
 
 @dataclass(frozen=True)

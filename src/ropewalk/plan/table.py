@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ropewalk.config import Config
+from ropewalk.costs.activations import ActivationTable, needed
+from ropewalk.costs.shape import ModelShape, read_config, shape_of
+from ropewalk.costs.work import Memory, Work, flops_of, seconds
 from ropewalk.models.precision import native_bf16
-from ropewalk.plan.costs import Memory, Work, flops_of, memory_of, seconds
 from ropewalk.plan.devices import Device, device_of
-from ropewalk.plan.memory import ActivationTable
 from ropewalk.plan.road import road_works
-from ropewalk.plan.shape import ModelShape, read_config, shape_of
 
 _MOST_DEVICES = 1024
 
@@ -60,14 +60,6 @@ def plan(config: Config) -> Plan:
         if memory.total > device.memory:
             advice.append(f"{work.stage}, {work.what}: {_advice(work, memory, shape, table, device)}")
     return Plan(shape, device, tuple(costs), tuple(advice))
-
-
-def needed(work: Work, shape: ModelShape, table: ActivationTable) -> Memory:
-    """Memory of one device."""
-    activations = table(
-        kind=work.kind, tokens=work.tokens_per_device, dtype=work.dtype, mixed=work.mixed, recompute=work.recompute
-    )
-    return memory_of(work, shape, activations)
 
 
 def _advice(work: Work, memory: Memory, shape: ModelShape, table: ActivationTable, device: Device) -> str:

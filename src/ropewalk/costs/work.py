@@ -1,9 +1,9 @@
-"""FLOPs, time and memory of a piece of work, as formulas of a model's shape; nothing is run here."""
+"""FLOPs, time and memory of a piece of work, as formulas of a model's shape."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ropewalk.plan.shape import ModelShape
+from ropewalk.costs.shape import ModelShape
 
 Kind = Literal["read", "learn", "train"]
 """read: forward passes only. learn: gradients of factors through frozen weights. train: gradients of the weights."""
@@ -29,10 +29,16 @@ class Work:
     """Devices that work on it, each on rows or on a slice of them."""
     context: int = 1
     """Devices that share a row, each holding a slice of it."""
+    ring: bool = False
+    """Whether these hand their keys and values around, where otherwise each gathers those of all."""
     sharded: bool = False
     """Whether weights, gradients and optimizer states are split over all devices (FSDP)."""
     recompute: bool = False
     """Whether the backward pass computes every layer's activations anew (activation checkpointing)."""
+    offload: bool = False
+    """Whether the inputs that it computes them from lie in the processor's memory meanwhile."""
+    eight_bit: bool = False
+    """Whether the optimizer keeps its two numbers of a weight in a byte each."""
     dtype: str = "float32"
     """Of the weights."""
     mixed: bool = False
@@ -107,18 +113,22 @@ def memory_of(work: Work, shape: ModelShape, activations: float) -> Memory:
     """AdamW keeps two numbers of a weight's size; sharded layers are whole on a device only while they are computed.
 
     Args:
-        activations: bytes of a pass over `Work.tokens_per_device` tokens beside all else.
+        activations: bytes of a pass over `Work.tokens_per_device` tokens beside all else, on the device.
     """
     weights = float(shape.parameters * work.dtype_bytes)
     gradients = optimizer = 0.0
     if work.kind == "train":
-        gradients, optimizer = weights, 2.0 * weights
+        gradients, optimizer = weights, 2.0 * (shape.parameters if work.eight_bit else weights)
     held = activations
     activation_bytes = 2 if work.mixed else work.dtype_bytes
     if work.context > 1:
-        # A layer's keys and values of the whole row, kept for the backward pass, and one layer's gradients of them.
-        gathered = 2 * shape.kv_heads * shape.head_dim * work.rows_at_once * work.length * activation_bytes
-        held += gathered * (2 if work.recompute else shape.layers + 1)
+        keys_and_values = 2 * shape.kv_heads * shape.head_dim * work.rows_at_once * work.length
+        if work.ring:
+            # Of two devices at a time, and float32 gradients of both.
+            held += 2 * keys_and_values / work.context * (activation_bytes + 4)
+        else:
+            # A layer's of the whole row, kept for the backward pass, and one layer's gradients of them.
+            held += keys_and_values * activation_bytes * (2 if work.recompute else shape.layers + 1)
     if work.sharded:
         whole = (2 * shape.layer_parameters + shape.parameters - shape.layers * shape.layer_parameters) * (
             work.dtype_bytes

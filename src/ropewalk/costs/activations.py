@@ -1,6 +1,7 @@
 """Activation memory, by running the real forward and backward pass on tensors that have shapes but no storage."""
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ropewalk.costs.shape import ModelShape, build, with_layers
+from ropewalk.costs.work import Kind, Memory, Work, memory_of
 from ropewalk.models.loss import mean_loss, token_losses
-from ropewalk.plan.costs import Kind
-from ropewalk.plan.shape import build, with_layers
 from ropewalk.rope import RopeScaling, RotaryEmbedding, find_rotary
 
-_MASKLESS = "ropewalk_plan"
+_MASKLESS = "ropewalk_costs"
 # transformers makes a mask whenever a tensor is fake; for one that is real it leaves causal attention to the kernel.
 AttentionInterface.register(_MASKLESS, sdpa_attention_forward)
 _TOKENS = (2**16, 2**17)
@@ -24,12 +25,16 @@ _TOKENS = (2**16, 2**17)
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the tensors that operations made and something still holds, and the most there were."""
+    """Bytes of the tensors that operations made and something still holds, and the most there were.
 
-    def __init__(self) -> None:
+    Args:
+        there: tensors that were there before, views of which take nothing.
+    """
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in there}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -58,14 +63,16 @@ def traced_bytes(config: Any, *, kind: Kind, tokens: int, dtype: str, mixed: boo
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         if kind == "train":
+            # Each is added to what is there already, which counts elsewhere.
             for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
+                parameter.register_post_accumulate_grad_hook(_forget)
         else:
             model.requires_grad_(False)
         if kind == "learn":
             rotary.factors.requires_grad_()
         rows = torch.zeros(1, tokens, dtype=torch.long)
-        with _Live() as live, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        there = (*model.parameters(), *model.buffers(), rows)
+        with _Live(there) as live, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             if kind == "read":
                 with torch.no_grad():
                     token_losses(model, rows)
@@ -73,6 +80,10 @@ def traced_bytes(config: Any, *, kind: Kind, tokens: int, dtype: str, mixed: boo
                 mean_loss(model, rows).backward()
     peak: int = live.peak
     return peak
+
+
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def _with_scaling(model: Any) -> RotaryEmbedding:
@@ -96,27 +107,42 @@ class ActivationTable:
         self._config = config
         self._known: dict[tuple[Any, ...], float] = {}
 
-    def __call__(self, *, kind: Kind, tokens: int, dtype: str, mixed: bool, recompute: bool) -> float:
-        """Bytes for ``tokens`` tokens at once."""
+    def __call__(
+        self, *, kind: Kind, tokens: int, dtype: str, mixed: bool, recompute: bool, offload: bool = False
+    ) -> float:
+        """Bytes on the device for ``tokens`` tokens at once."""
         few, many = _TOKENS
+        # What the backward pass needs of the other layers lies elsewhere.
+        layers = 1 if offload else self._config.num_hidden_layers
         if tokens <= many:
-            return self._traced(kind, tokens, dtype, mixed, recompute)
-        low, high = (self._traced(kind, count, dtype, mixed, recompute) for count in _TOKENS)
+            return self._of_layers(layers, kind, tokens, dtype, mixed, recompute)
+        low, high = (self._of_layers(layers, kind, count, dtype, mixed, recompute) for count in _TOKENS)
         return high + (high - low) / (many - few) * (tokens - many)
 
-    def _traced(self, *key: Any) -> float:
-        if key not in self._known:
-            self._known[key] = self._trace(*key)
-        return self._known[key]
-
-    def _trace(self, kind: Kind, tokens: int, dtype: str, mixed: bool, recompute: bool) -> float:
-        def bytes_of(layers: int) -> float:
-            model = with_layers(self._config, layers)
-            return traced_bytes(model, kind=kind, tokens=tokens, dtype=dtype, mixed=mixed, recompute=recompute)
-
-        layers = self._config.num_hidden_layers
+    def _of_layers(self, layers: int, *key: Any) -> float:
         if layers <= 3:
-            return bytes_of(layers)
-        two, three = bytes_of(2), bytes_of(3)
-        extrapolated: float = three + (three - two) * (layers - 3)
-        return extrapolated
+            return self._traced(layers, *key)
+        two, three = self._traced(2, *key), self._traced(3, *key)
+        return three + (three - two) * (layers - 3)
+
+    def _traced(self, layers: int, *key: Any) -> float:
+        if (layers, *key) not in self._known:
+            kind, tokens, dtype, mixed, recompute = key
+            model = with_layers(self._config, layers)
+            self._known[layers, *key] = traced_bytes(
+                model, kind=kind, tokens=tokens, dtype=dtype, mixed=mixed, recompute=recompute
+            )
+        return self._known[layers, *key]
+
+
+def needed(work: Work, shape: ModelShape, table: ActivationTable) -> Memory:
+    """Memory of one device."""
+    activations = table(
+        kind=work.kind,
+        tokens=work.tokens_per_device,
+        dtype=work.dtype,
+        mixed=work.mixed,
+        recompute=work.recompute,
+        offload=work.offload,
+    )
+    return memory_of(work, shape, activations)

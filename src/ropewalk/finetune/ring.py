@@ -1,0 +1,120 @@
+"""torch's ring attention: keys and values go around the devices that share a row, one device's at a time.
+
+torch lays rows out as `ropewalk.finetune.gathered.Slices` does (its head-tail load balancing), and puts the parts of
+each query's softmax together. It is experimental there, and knows a causal mask and no other.
+"""
+
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers.integrations.sdpa_attention import repeat_kv
+
+torch_ring: Any = None
+with suppress(ImportError):
+    from torch.distributed.tensor.experimental._context_parallel import _attention as torch_ring
+
+aten = torch.ops.aten
+_TOKENS = 2
+"""Dimension of a query's tokens."""
+
+
+def obstacle(query: Tensor, *, masked: bool, dropout: float) -> str | None:
+    """Why ring attention cannot serve ``query`` (rows, heads, length, head dimension); None where it can.
+
+    Args:
+        masked: whether a token does not read all tokens before it.
+    """
+    if not hasattr(torch_ring, "_templated_ring_attention_backward"):
+        return f"torch {torch.__version__} has another one than torch 2.13, which it is written for"
+    if masked:
+        return "it knows no documents within a row and no sliding window"
+    if dropout:
+        return f"it knows no dropout, found {dropout}"
+    if query.device.type != "cuda":
+        return None
+    if torch.cuda.get_device_capability(query.device) < (8, 0):
+        return "flash attention needs a GPU of compute capability 8.0"
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"flash attention is of half precision, found {query.dtype}"
+    if query.shape[-1] % 8 or query.shape[-1] > 256:
+        return f"flash attention is of head dimensions in steps of 8 up to 256, found {query.shape[-1]}"
+    return None
+
+
+def ring_attention(query: Tensor, key: Tensor, value: Tensor, *, group: Any, scaling: float | None) -> Tensor:
+    """Causal attention of this device's queries to all tokens before them, (rows, heads, length / count, dimension).
+
+    Args:
+        key, value: those of this device's tokens; of fewer heads where several query heads share them.
+        group: process group of the devices that share the row; None for all processes.
+    """
+    found: Tensor = _Ring.apply(query, key, value, group or dist.group.WORLD, scaling)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Ring(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, group: Any, scaling: float | None) -> Tensor:
+        # Otherwise torch gathers what all devices have at once.
+        torch_ring.set_rotate_method("alltoall")
+        kernel = partial(attend, scale=scaling)
+        out, sums, *rest = torch_ring._templated_ring_attention(
+            group, _TOKENS, kernel, query, key, value, is_causal=True
+        )
+        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.group, ctx.scaling, ctx.rest = group, scaling, rest
+        assert isinstance(out, Tensor)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, sums = ctx.saved_tensors
+        kernel = partial(attend_backward, scale=ctx.scaling, rest=ctx.rest)
+        found = torch_ring._templated_ring_attention_backward(
+            ctx.group, _TOKENS, kernel, gradients[0], "grad_out", query, key, value, out, sums, is_causal=True
+        )
+        return *found[:3], None, None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float | None) -> tuple[Any, ...]:
+    """Flash attention to one device's tokens: its output, the logarithms of the sums, and what the backward needs."""
+    key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
+    on_cpu = query.device.type == "cpu"
+    flash = aten._scaled_dot_product_flash_attention_for_cpu if on_cpu else aten._scaled_dot_product_flash_attention
+    found: tuple[Any, ...] = flash(query, key, value, 0.0, is_causal, scale=scale)
+    return found
+
+
+def attend_backward(
+    *,
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    is_causal: bool,
+    scale: float | None,
+    rest: list[Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `attend` by query, key and value."""
+    shape = key.unflatten(1, (key.shape[1], 1)).shape
+    key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
+    if query.device.type == "cpu":
+        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_out, query, key, value, out, logsumexp, 0.0, is_causal, scale=scale
+        )
+    else:
+        no_lengths, no_others, _, _, seed, offset, _ = rest
+        longest = query.shape[_TOKENS], key.shape[_TOKENS]
+        found = aten._scaled_dot_product_flash_attention_backward(
+            grad_out, query, key, value, out, logsumexp, no_lengths, no_others, *longest, 0.0, is_causal, seed, offset,
+            scale=scale,
+        )  # fmt: skip
+    # Of all query heads that share a key and value head.
+    by_key, by_value = (part.view(shape[0], shape[1], -1, *shape[3:]).sum(2) for part in found[1:])
+    return found[0], by_key, by_value
