@@ -33,6 +33,6 @@ bench-evaluate: install
 bench-plan: install
 	python benchmarks/plan/run.py
 bench-finetune: install
-	python benchmarks/finetune/run.py
+	python benchmarks/finetune/run.py && python benchmarks/finetune/quality.py
 clean:
 	rm -rf .venv resolved.yaml results work outputs multirun site

@@ -24,6 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import write_results
 from ropewalk.config import FinetuneConfig, FinetuneStepConfig
+from ropewalk.corpus.segments import Rows
 from ropewalk.files import read_json
 from ropewalk.finetune.history import peak_mib
 from ropewalk.finetune.module import FinetuneModule
@@ -89,7 +90,7 @@ def measure(name: str, strategy: str, *, length: int, steps: int) -> dict[str, f
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
-        loss = own.training_step(rows, 0) if own is not None else model(rows, labels=rows, use_cache=False).loss
+        loss = own.training_step(Rows(rows, torch.zeros_like(rows, dtype=torch.bool)), 0) if own is not None else model(rows, labels=rows, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

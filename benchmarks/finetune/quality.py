@@ -1,0 +1,142 @@
+"""Which way of fine-tuning is worth its cost (`make bench-finetune`): the road of one model, once for each way.
+
+The walker lies in the repository, and its documents are Python's standard library. Any other model comes with a folder
+of texts, one document each, which are split by their names:
+
+    python benchmarks/finetune/quality.py --model babyllama=PATH --texts FOLDER
+
+or ROPEWALK_BENCH_MODEL=babyllama=PATH and ROPEWALK_BENCH_TEXTS=FOLDER. From 256 tokens to 2,048 with training, in steps
+of 1,024 and 2,048 tokens, then to 16,384 with a second search and none. Perplexity is that of one pass over the first
+tokens of all test documents of 16,384 tokens, the same at every length.
+
+Ways: plain; mixed (a quarter of the rows is short and read under the original RoPE); learned (factors trained with the
+weights); both. Each stage goes on where it was stopped, and rows that are there are not measured again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from record import write_results
+from ropewalk.corpus.store import TokenStore
+from ropewalk.evaluate.perplexity import DocumentSet, perplexities
+from ropewalk.files import read_json
+from ropewalk.models.base import load_model, trained_under
+from ropewalk.rope import RopeScaling, scaling_for_length, switch_from_json
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "finetune" / "quality.json"
+WORK = ROOT / "work" / "bench-finetune"
+WINDOW, TARGET = 256, 2048
+LENGTHS = (2048, 4096, 8192, 16_384)
+COMMON = ("prepare", "base", "search_first")
+OWN = ("finetune_first", "finetune_second", "search_second", "recover")
+STEPS = ("finetune.first.steps=80", "finetune.second.steps=80", "finetune.control=false", "finetune.recall_share=0")
+WAYS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "mixed": ("finetune.short_share=0.25",),
+    "learned": ("finetune.learn_factors=true",),
+    "both": ("finetune.short_share=0.25", "finetune.learn_factors=true"),
+}
+
+
+def stage(name: str, folder: Path, overrides: tuple[str, ...]) -> float:
+    """Run a stage of the road in ``folder``, and return its seconds."""
+    begun = time.perf_counter()
+    command = [sys.executable, f"pipelines/{name}.py", f"output={folder}", f"inputs={folder}", *STEPS, *overrides]
+    subprocess.run(command, check=True, cwd=ROOT)
+    return time.perf_counter() - begun
+
+
+def once(name: str, folder: Path, overrides: tuple[str, ...]) -> float:
+    """`stage`, unless it was run before; the seconds that it took then."""
+    done = folder / f"{name}.seconds"
+    if not done.is_file():
+        seconds = stage(name, folder, overrides)
+        done.write_text(str(seconds))
+    return float(done.read_text())
+
+
+def begun_from(common: Path, folder: Path) -> None:
+    """A folder for a way of its own, with what the common stages found."""
+    if not folder.is_dir():
+        aside = folder.with_suffix(".new")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        (aside / "tokens").symlink_to(common / "tokens")
+        shutil.copy(common / "base.json", aside)
+        shutil.copytree(common / "factors", aside / "factors")
+        aside.rename(folder)
+
+
+def measured(folder: Path) -> dict[str, float]:
+    """Perplexity by length, and in the original window before and after recovery."""
+    tuned = folder / "checkpoints" / "finetune_second"
+    switch = switch_from_json((folder / "factors" / "recovered.json").read_text())
+    trained = trained_under(tuned)
+    assert trained is not None
+    documents = DocumentSet.of("all", TokenStore(folder / "tokens" / "test"), length=max(LENGTHS), documents=None)
+    base = load_model(read_json(folder / "base.json")["path"])
+    plain = RopeScaling((1.0,) * len(trained.factors), WINDOW, TARGET, method="none")
+    found = {"base_perplexity_256": perplexities(base, plain, documents, [WINDOW])[WINDOW]}
+    model = load_model(str(tuned))
+    for length in LENGTHS:
+        found[f"perplexity_{length}"] = perplexities(model, scaling_for_length(switch, length), documents, [length])[
+            length
+        ]
+    found["perplexity_256_before_recovery"] = perplexities(model, trained, documents, [WINDOW])[WINDOW]
+    recovered = scaling_for_length(switch, WINDOW)
+    found["perplexity_256_recovered"] = perplexities(model, recovered, documents, [WINDOW])[WINDOW]
+    return {**found, "documents": documents.documents}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=os.environ.get("ROPEWALK_BENCH_MODEL", "walker"), help="walker or NAME=PATH")
+    parser.add_argument("--texts", default=os.environ.get("ROPEWALK_BENCH_TEXTS"), help="folder of .txt files")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    name, _, path = options.model.partition("=")
+    overrides: tuple[str, ...] = ()
+    if name != "walker":
+        if not path or not options.texts:
+            parser.error("a model other than the walker needs --model NAME=PATH and --texts FOLDER")
+        # Few and long documents.
+        split = ("corpus.search_share=0.25", "corpus.test_share=0.35", "corpus.least_long_documents=4")
+        overrides = ("model=hf", f"model.path={path}", "corpus=text", f"corpus.path={options.texts}", *split)
+    common = WORK / name / "common"
+    common.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = read_json(options.results)["rows"] if options.results.is_file() else []
+    for way in options.ways:
+        if any((row["model"], row["way"]) == (name, way) for row in rows):
+            continue
+        for part in COMMON:
+            once(part, common, overrides)
+        folder = WORK / name / way
+        begun_from(common, folder)
+        seconds = {part: once(part, folder, (*overrides, *WAYS[way])) for part in OWN}
+        trained = read_json(folder / "metrics" / "finetune_second.json")["finetune_second"]
+        row = {
+            "model": name,
+            "way": way,
+            "train_seconds": round(seconds["finetune_first"] + seconds["finetune_second"], 1),
+            "search_seconds": round(seconds["search_second"] + seconds["recover"], 1),
+            "tokens_per_s": round(trained["tokens_per_second"], 1),
+            "peak_mib": round(trained["peak_mib"], 1),
+            **measured(folder),
+        }
+        rows.append(row)
+        write_results(options.results, rows)
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
