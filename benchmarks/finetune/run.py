@@ -2,7 +2,8 @@
 
 Model, length and strategy make a row. Each is measured by two processes of its own, ours and the reference, which does
 `model(rows, labels=rows).loss.backward()` with the same optimizer; both take a warm-up step and then some steps, and
-peak memory counts from the loaded model on. Without `--models` the walker and a copy of it with a vocabulary of 32,000
+peak memory counts from the loaded model on (the C library gives back at once what is freed, for both, or else its holes
+would count). Without `--models` the walker and a copy of it with a vocabulary of 32,000
 are measured at 16,384 tokens. Goals: with activation checkpointing at most half of the reference's memory at 0.7 times
 its speed; plain, no more memory at 1.0 times its speed.
 
@@ -90,7 +91,11 @@ def measure(name: str, strategy: str, *, length: int, steps: int) -> dict[str, f
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
-        loss = own.training_step(Rows(rows, torch.zeros_like(rows, dtype=torch.bool)), 0) if own is not None else model(rows, labels=rows, use_cache=False).loss
+        loss = (
+            own.training_step(Rows(rows, torch.zeros_like(rows, dtype=torch.bool)), 0)
+            if own is not None
+            else model(rows, labels=rows, use_cache=False).loss
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -107,7 +112,8 @@ def measure(name: str, strategy: str, *, length: int, steps: int) -> dict[str, f
 
 def in_a_process(name: str, strategy: str, *, length: int, steps: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", name, strategy, "--length", str(length), "--steps", str(steps)]
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    found = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     measured: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
     return measured
 

@@ -121,6 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    # A process that is forked from one with a pool of threads hangs in it.
+    torch.set_num_threads(1)
     # Read by the C library of the fork server: what is freed goes back at once and does not count as used.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     multiprocessing.get_context("forkserver").set_forkserver_preload(

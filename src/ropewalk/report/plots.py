@@ -169,6 +169,8 @@ def _frequency_axis(axes: Axes, frequencies: Sequence[float]) -> None:
 def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure:
     """Perplexity on search documents over tokens paid: trials as dots, the best so far as a line.
 
+    Steps of a gradient read rows of their own each, whose losses do not compare, so that they have no line.
+
     ``runs`` maps a title to the rows of one search; each length of it has a panel.
     """
     panels = [
@@ -190,7 +192,7 @@ def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure
 
 _PHASES = {
     "published": ("published method", "#0072b2", "D"),
-    "gradient": ("gradient, best so far", "#009e73", "s"),
+    "gradient": ("gradient step, on rows of its own", "#009e73", "s"),
     "evolution": ("evolution, best so far", "#d55e00", "o"),
 }
 
@@ -213,15 +215,18 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
             handles[label] = axes.scatter(paid, scores, s=26, marker=marker, color=colour, zorder=4)
             shown.append(min(scores))
             continue
-        best = [_exp(row["best"]) for row in own]
+        if phase == "gradient":
+            handles[label] = axes.scatter(paid, scores, s=12, marker=marker, color=colour, alpha=0.6, zorder=2)
+            shown += [float(np.quantile(scores, share)) for share in (0.05, 0.95)]
+            continue
+        line = [_exp(row["best"]) for row in own]
         axes.scatter(paid, scores, s=9, marker=marker, color=colour, alpha=0.3, linewidths=0, zorder=2)
         (handles[label],) = axes.plot(
-            [float(row["tokens"]) for row in own], best, color=colour, linewidth=2.2, drawstyle="steps-post", zorder=3
+            [float(row["tokens"]) for row in own], line, color=colour, linewidth=2.2, drawstyle="steps-post", zorder=3
         )
-        if phase == "evolution":
-            ends = _generations(own)
-            axes.scatter([x for x, _ in ends], [y for _, y in ends], s=22, marker="|", color=INK, zorder=5)
-        shown += [*best, float(np.quantile(scores, 0.75))]
+        ends = _generations(own)
+        axes.scatter([x for x, _ in ends], [y for _, y in ends], s=22, marker="|", color=INK, zorder=5)
+        shown += [*line, float(np.quantile(scores, 0.75))]
     # The worst trials would press everything else into a line.
     log_y(axes, [min(shown) / 1.03, max(shown) * 1.06])
     axes.set_ylim(min(shown) / 1.03, max(shown) * 1.06)

@@ -170,8 +170,9 @@ def _search(files: Results, config: Mapping[str, Any], perplexity: list[Row]) ->
     if not runs:
         return Section("Search and its cost", missing=files.noted())
     caption = (
-        "Dots are trials or steps, lines the best so far, bars end a generation; the worst trials lie above the "
-        "panels. A gradient step reads only some of the documents. A backward pass counts as two forward passes."
+        "Dots are trials or steps, lines the best trial so far, bars end a generation; the worst trials lie above the "
+        "panels. A gradient step reads rows of its own, so that one step's figure does not compare with another's. A "
+        "backward pass counts as two forward passes."
     )
     panels = [
         (f"{title} at {length:,} tokens: best perplexity over tokens paid", plots.search({title: own}, width=THIRD))
