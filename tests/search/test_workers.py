@@ -153,9 +153,20 @@ def interrupted(folder: Path) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        search(folder, partial(wait_for_company, folder / "passes"), pause=0.2).first()
+        search(folder, partial(wait_for_company, folder / "passes"), pause=0.5).first()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def living(group: int) -> list[int]:
+    """Processes of a group that have not ended; one that has may wait for its parent to take note."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_ctrl_c_leaves_no_worker_and_the_same_call_goes_on(tmp_path: Path) -> None:
@@ -169,9 +180,11 @@ def test_ctrl_c_leaves_no_worker_and_the_same_call_goes_on(tmp_path: Path) -> No
     os.killpg(main.pid, signal.SIGINT)
     main.join(120)
     assert main.exitcode == 130
-    with suppress(ProcessLookupError):
-        os.killpg(main.pid, 0)
-        pytest.fail("a worker lives on")
+    ended = time.monotonic()
+    while alive := living(main.pid):
+        # Python's own tracker of shared resources ends a moment after the process it serves.
+        assert time.monotonic() - ended < 10, f"{alive} live on"
+        time.sleep(0.05)
     before = complete(tmp_path)
     assert before < 12
     paid = len((tmp_path / "passes").read_text().split())

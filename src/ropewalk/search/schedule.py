@@ -131,13 +131,17 @@ def work_off(
         except BaseException as error:
             mine = [trial for trial in study.get_trials(deepcopy=False) if trial.number in own]
             reason = left[-1] if left else None
-            if isinstance(reason, UpdateFinishedTrialError) or (
-                reason is None and mine and mine[-1].state.is_finished()
+            interrupt = _interrupt_behind(error)
+            if interrupt is None and (
+                isinstance(reason, UpdateFinishedTrialError)
+                or (reason is None and mine and mine[-1].state.is_finished())
             ):
                 return  # this worker was silent for so long that another has its trial
             for trial in mine:
                 if not is_done(trial):
                     give_back(study, trial)
+            if interrupt is not None:
+                raise interrupt from None
             if isinstance(error, AssertionError) and error.__context__:
                 # Where the storage fails in the end, Optuna hides its error behind one of its own.
                 raise error.__context__ from None
@@ -178,6 +182,13 @@ def work_off(
     while (finished := step()) is None:
         pass
     return finished
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C that led to ``error``: where it comes amid Optuna's own clean-up, that fails with another error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def _lost(study: Study, length: int) -> dict[int, FrozenTrial]:
