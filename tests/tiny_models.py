@@ -108,6 +108,18 @@ ROPE_MODELS: dict[str, Callable[..., Any]] = {
 """Factories of every tiny model that `ropewalk.rope.extend` takes."""
 
 
+def learned(model: Any, rows: torch.Tensor, count: int, *, steps: int) -> Any:
+    """``model`` after some steps of learning the last ``count`` tokens of ``rows`` by heart."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        logits = model(rows).logits[:, -count - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -count:].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model.eval()
+
+
 def token_rows(length: int, rows: int = 2) -> torch.Tensor:
     """(rows, length) random token ids, the same on every call."""
     return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(length))

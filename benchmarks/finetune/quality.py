@@ -15,7 +15,6 @@ weights); both. Each stage goes on where it was stopped, and rows that are there
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from model import add_options, chosen
 from record import write_results
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.perplexity import DocumentSet, perplexities
@@ -99,19 +99,16 @@ def measured(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=os.environ.get("ROPEWALK_BENCH_MODEL", "walker"), help="walker or NAME=PATH")
-    parser.add_argument("--texts", default=os.environ.get("ROPEWALK_BENCH_TEXTS"), help="folder of .txt files")
+    add_options(parser)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    name, _, path = options.model.partition("=")
+    name, path, texts = chosen(parser, options)
     overrides: tuple[str, ...] = ()
-    if name != "walker":
-        if not path or not options.texts:
-            parser.error("a model other than the walker needs --model NAME=PATH and --texts FOLDER")
+    if path:
         # Few and long documents.
         split = ("corpus.search_share=0.25", "corpus.test_share=0.35", "corpus.least_long_documents=4")
-        overrides = ("model=hf", f"model.path={path}", "corpus=text", f"corpus.path={options.texts}", *split)
+        overrides = ("model=hf", f"model.path={path}", "corpus=text", f"corpus.path={texts}", *split)
     common = WORK / name / "common"
     common.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = read_json(options.results)["rows"] if options.results.is_file() else []

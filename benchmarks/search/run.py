@@ -19,7 +19,6 @@ Groups: closed (published methods), equal (all choices at 70 evaluations), ten (
 import argparse
 import dataclasses
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -33,6 +32,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from model import add_options, chosen
 from record import write_results
 from ropewalk.composition import checked, register
 from ropewalk.config import CorpusConfig, SearchConfig, SearchTargetConfig
@@ -214,11 +214,11 @@ def text_stores(name: str, path: str, texts: Path) -> tuple[TokenStore, TokenSto
         raise ValueError(f"--texts {texts} must hold more than {DOCUMENTS} .txt files, found {len(files)}")
     tokenizer: Any = load_tokenizer(path)
     stores = []
-    for part, chosen in (("search", files[:DOCUMENTS]), ("test", files[DOCUMENTS:])):
+    for part, own in (("search", files[:DOCUMENTS]), ("test", files[DOCUMENTS:])):
         folder = WORK / f"{name}-tokens" / part
         if not (folder / "store.json").is_file():
             documents = []
-            for file in chosen:
+            for file in own:
                 text = " ".join(file.read_text(encoding="utf-8").split())[FROM:TO]
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"]
                 documents.append((Document(file.name, "text", text, file.name), ids))
@@ -250,8 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", default=os.environ.get("ROPEWALK_BENCH_MODEL", "walker"), help="walker or NAME=PATH")
-    parser.add_argument("--texts", default=os.environ.get("ROPEWALK_BENCH_TEXTS"), help="folder of .txt files")
+    add_options(parser)
     parser.add_argument("--choices", nargs="*", help=f"{' '.join((*METHODS, *CHOICES))}; all by default")
     parser.add_argument("--groups", nargs="*", help="closed equal ten racing scaling paper; all by default")
     parser.add_argument("--targets", nargs="*", type=int, default=list(TARGETS))
@@ -262,13 +261,11 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    name, _, path = options.model.partition("=")
-    if name == "walker":
-        bench = Bench(name, str(ROOT / "models/walker"), *walker_stores())
-    elif not path or not options.texts:
-        parser.error("a model other than the walker needs --model NAME=PATH and --texts FOLDER")
+    name, path, texts = chosen(parser, options)
+    if path:
+        bench = Bench(name, path, *text_stores(name, path, Path(texts)))
     else:
-        bench = Bench(name, path, *text_stores(name, path, Path(options.texts)))
+        bench = Bench(name, str(ROOT / "models/walker"), *walker_stores())
     rows: list[dict[str, Any]] = read_json(options.results)["rows"] if options.results.is_file() else []
     wanted = [
         dataclasses.replace(case, evaluations=options.evaluations) if options.evaluations and case.evaluations else case

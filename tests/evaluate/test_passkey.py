@@ -14,7 +14,7 @@ from ropewalk.evaluate import passkey
 from ropewalk.evaluate.passkey import accuracy, passkey_accuracy, passkey_prompt, passkey_prompts
 from ropewalk.evaluate.prompts import Prompt
 from ropewalk.rope import RopeScaling, extend
-from tiny_models import byte_tokenizer, odd_digit_tokenizer, tiny_llama
+from tiny_models import byte_tokenizer, learned, odd_digit_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()
 SWITCH = ((400, RopeScaling((1.0,) * 8, 64, 400)), (800, RopeScaling((2.0,) * 8, 64, 800, attention_factor=1.1)))
@@ -69,18 +69,6 @@ def test_keys_are_held_out_of_recall_documents_and_so_is_the_wording() -> None:
     assert not any(is_held_out_key(value) for value in values)
     assert "pass key" not in text.lower()
     assert "grass is green" not in text
-
-
-def learned(model: Any, rows: torch.Tensor, count: int, *, steps: int) -> Any:
-    """``model`` after some steps of learning the last ``count`` tokens of ``rows`` by heart."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(steps):
-        logits = model(rows).logits[:, -count - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -count:].flatten())
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return model.eval()
 
 
 def copying_llama(rows: torch.Tensor, count: int) -> Any:

@@ -18,7 +18,7 @@ from ropewalk.evaluate.retrieval import compare, retrieval_rows, retrieve
 from ropewalk.evaluate.road import Road
 from ropewalk.evaluate.uncertainty import share_interval
 from ropewalk.rope import RopeScaling, RotaryShape
-from tiny_models import byte_tokenizer, tiny_llama
+from tiny_models import byte_tokenizer, learned, tiny_llama
 from tiny_roads import byte_store
 
 TOKENIZER = byte_tokenizer()
@@ -85,18 +85,10 @@ def test_both_ways_are_measured_on_the_same_prompts_of_every_task(store: TokenSt
 
 def after_learning(prompts: Prompts) -> Any:
     """A model that learned the answers of all prompts but the last by heart, with what ends them."""
-    model = tiny_llama(vocab_size=258, initializer_range=0.05)
     own = prompts.prompts[:-1]
     rows = torch.tensor([[*prompt.ids, *prompt.right[0], 257] for prompt in own])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    count = len(own[0].right[0]) + 1
-    for _ in range(40):
-        logits = model(rows).logits[:, -count - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, -count:].flatten())
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return model.eval()
+    model = tiny_llama(vocab_size=258, initializer_range=0.05)
+    return learned(model, rows, len(own[0].right[0]) + 1, steps=40)
 
 
 @pytest.mark.parametrize("family", ["passkey", "single"])

@@ -142,6 +142,8 @@ def test_mutation_is_local(kind: int) -> None:
         seeds=(parent,),
     )
     moves = np.array([np.abs(np.log(point.factors) - np.log(parent.factors)) for point in points[8:]])
+    # Where a pair has room between its neighbours, as NTK's and YaRN's have, many children move one alone.
+    assert kind == 0 or ((moves > 0).sum(1) == 1).mean() > 0.15
     assert (moves < 0.05).mean() > 0.6
     assert np.median(moves.max(1)) < 0.15
 

@@ -150,6 +150,34 @@ def test_a_trial_that_is_interrupted_goes_back_to_the_queue(tmp_path: Path) -> N
     assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
 
 
+def test_ctrl_c_amid_the_storages_own_work_is_neither_lost_nor_masked(tmp_path: Path) -> None:
+    """Once while a trial's result is written, and once after it, where Optuna would fail with another error."""
+    told: list[int] = []
+    storage, study = open_at(tmp_path)
+    write = storage.set_trial_state_values
+
+    def interrupted(trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if not state.is_finished():
+            return write(trial_id, state, values)
+        told.append(trial_id)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+        found = write(trial_id, state, values)
+        if len(told) == 4:
+            raise KeyboardInterrupt
+        return found
+
+    study._storage.set_trial_state_values = interrupted  # type: ignore[method-assign]
+
+    def read(trial: Trial, position: int) -> float:
+        return float(position)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            work_off(study, read, length=5, alone=True, poll=0.05)
+    assert [trial.values[0] for trial in work_off(study, read, length=5, alone=True, poll=0.05)] == [0, 1, 2, 3, 4]
+
+
 def end_at_sum(limit: float) -> object:
     def end(trials: Sequence[FrozenTrial]) -> int | None:
         total = 0.0

@@ -57,6 +57,15 @@ def test_the_first_search_goes_from_the_window_to_each_length_in_order(tmp_path:
     )
 
 
+@pytest.mark.parametrize("step", [0.25, 0.0001])
+def test_factors_are_multiples_of_the_step_above_one(tmp_path: Path, step: float) -> None:
+    ((_, result),) = targets(tmp_path, 4 * WINDOW, step=step).first().items()
+    points = np.array([[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in result.rows])
+    assert np.allclose((points - 1) / step, np.round((points - 1) / step), atol=1e-5)
+    # Of a fine step, hardly any is a multiple of a coarse one as well.
+    assert step == 0.25 or (np.abs(points * 4 - np.round(points * 4)) > 1e-3).mean() > 0.5
+
+
 def test_the_second_search_is_composed_on_top_of_the_first(tmp_path: Path) -> None:
     results = targets(tmp_path, 8 * WINDOW, 16 * WINDOW).second(FIRST)
     for length, result in results.items():
