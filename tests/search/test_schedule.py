@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -41,6 +42,7 @@ def worker(
             kill_self()
         if position == stop_at:
             os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(1)  # for a test that wakes it for a moment
         return float(position)
 
     _, study = open_at(folder)
@@ -161,10 +163,10 @@ def test_ctrl_c_amid_the_storages_own_work_is_neither_lost_nor_masked(tmp_path: 
             return write(trial_id, state, values)
         told.append(trial_id)
         if len(told) == 2:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         found = write(trial_id, state, values)
         if len(told) == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
         return found
 
     study._storage.set_trial_state_values = interrupted  # type: ignore[method-assign]
@@ -176,6 +178,30 @@ def test_ctrl_c_amid_the_storages_own_work_is_neither_lost_nor_masked(tmp_path: 
         with pytest.raises(KeyboardInterrupt):
             work_off(study, read, length=5, alone=True, poll=0.05)
     assert [trial.values[0] for trial in work_off(study, read, length=5, alone=True, poll=0.05)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_callback_that_drops_errors_is_not_lost(tmp_path: Path) -> None:
+    class Node:
+        pass
+
+    storage, study = open_at(tmp_path)
+
+    def read(trial: Trial, position: int) -> float:
+        if position == 1 and len(study.trials) == 2:
+            node = Node()
+            noted = weakref.ref(node, lambda _: os.kill(os.getpid(), signal.SIGINT))
+            del node
+            assert noted() is None
+        return float(position)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        work_off(study, read, length=3, alone=True)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [trial.values for trial in study.trials] == [[0.0], [1.0]]
+    storage.engine.dispose()
+    assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
 
 
 def end_at_sum(limit: float) -> object:

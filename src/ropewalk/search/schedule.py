@@ -4,10 +4,13 @@ Workers know of each other only through the study's storage. A worker's heartbea
 that fell silent has its trial taken over by another, under the same position.
 """
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
@@ -37,6 +40,30 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Every Ctrl-C while the body runs, also one whose KeyboardInterrupt is lost.
+
+    Python drops an exception that falls into a weak reference's callback, of which the storage's objects have many,
+    and amid Optuna's own clean-up another error takes its place.
+    """
+    caught: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def give_back(study: Study, trial: FrozenTrial) -> None:
@@ -131,8 +158,8 @@ def work_off(
         except BaseException as error:
             mine = [trial for trial in study.get_trials(deepcopy=False) if trial.number in own]
             reason = left[-1] if left else None
-            interrupt = _interrupt_behind(error)
-            if interrupt is None and (
+            interrupted = caught or isinstance(error, KeyboardInterrupt)
+            if not interrupted and (
                 isinstance(reason, UpdateFinishedTrialError)
                 or (reason is None and mine and mine[-1].state.is_finished())
             ):
@@ -140,8 +167,8 @@ def work_off(
             for trial in mine:
                 if not is_done(trial):
                     give_back(study, trial)
-            if interrupt is not None:
-                raise interrupt from None
+            if interrupted:
+                raise KeyboardInterrupt from None
             if isinstance(error, AssertionError) and error.__context__:
                 # Where the storage fails in the end, Optuna hides its error behind one of its own.
                 raise error.__context__ from None
@@ -179,16 +206,11 @@ def work_off(
             give_back(study, trial)
         for trial in _lost(study, length).values():
             give_back(study, trial)
-    while (finished := step()) is None:
-        pass
+    with _interrupts() as caught:
+        while (finished := step()) is None:
+            if caught:
+                raise KeyboardInterrupt
     return finished
-
-
-def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C that led to ``error``: where it comes amid Optuna's own clean-up, that fails with another error."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error
 
 
 def _lost(study: Study, length: int) -> dict[int, FrozenTrial]:
