@@ -35,7 +35,7 @@ def learn(model: Any, folder: Path, *, steps: int = 12, space: SearchSpace = SPA
 def test_it_lowers_the_loss_on_rows_it_did_not_learn_from(trained: Any, tmp_path: Path) -> None:
     fitness = Fitness(trained, (Part(tunes(8, SPACE.target_length, seed=9999)),))
     before = fitness(NTK)
-    path = learn(trained, tmp_path, steps=24, learning_rate=0.4)
+    path = learn(trained, tmp_path, steps=24)
     assert fitness(path[-1][1]) < before - 1
     assert path[-1][0] < path[0][0]
     assert all(is_feasible(point, SPACE) for _, point in path)
@@ -109,7 +109,7 @@ def test_what_is_learned_goes_on_top_of_the_first_scaling(trained: Any, tmp_path
     start = space.published()[1]
     path = learn(trained, tmp_path, space=space, start=start, first=first, steps=1)
     assert current_scaling(trained) == first.then(start)
-    increments = torch.tensor(start.factors).log().diff(prepend=torch.zeros(1)).clamp(min=0.02)
+    increments = torch.tensor(start.factors).log().diff(prepend=torch.zeros(1)).clamp(min=0.005)
     begun = replace(start, factors=tuple(increments.cumsum(0).exp().tolist()))
     own = Fitness(trained, (Part(batch(0)[:, :-1]),), first)(begun)
     assert path[0][0] == pytest.approx(own, abs=1e-5)

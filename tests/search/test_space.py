@@ -75,6 +75,15 @@ def test_the_published_methods_are_in_the_space_and_close_to_their_own_factors()
         assert abs(point.attention_factor - scaling.attention_factor) < 1e-4
 
 
+def test_a_gradient_begins_where_pairs_of_8_turns_and_more_within_the_window_are_left_alone() -> None:
+    space = SearchSpace(rotary_dim=16, base=10_000.0, original_length=256, target_length=2048, upper=10.0)
+    turns = 256 / (2 * np.pi) * 10_000.0 ** (-np.arange(8) / 8)
+    start = np.asarray(space.start().factors)
+    assert list(start == 1.0) == list(turns >= 8)
+    assert list(start == 8.0) == list(turns < 1)
+    assert is_feasible(space.start(), space)
+
+
 critical_spaces = st.builds(
     lambda pairs, window, ratio: CriticalSpace(
         rotary_dim=2 * pairs,

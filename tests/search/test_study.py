@@ -12,9 +12,10 @@ import torch
 
 from processes import fork_until_killed, kill_self
 from ropewalk.config import RaceConfig
-from ropewalk.rope import extend
+from ropewalk.rope import RopeScaling, extend
 from ropewalk.search import study as study_module
 from ropewalk.search.fitness import Fitness, Part
+from ropewalk.search.gradient import learn_scaling
 from ropewalk.search.history import SearchResult
 from ropewalk.search.schedule import REASON
 from ropewalk.search.study import Search
@@ -192,6 +193,26 @@ def test_patience_ends_a_search_that_gains_nothing_more(tmp_path: Path) -> None:
         if loss < best - 0.001:
             best, last = loss, number
     assert len(losses) - 1 - last == 6
+
+
+def test_the_gradient_begins_from_the_best_start_or_without_starts_from_its_own(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[RopeScaling] = []
+
+    def learn(*arguments: Any, start: RopeScaling, **options: Any) -> Any:
+        begun.append(start)
+        return learn_scaling(*arguments, start=start, **options)
+
+    monkeypatch.setattr(study_module, "learn_scaling", learn)
+    config = replace(SHORT, gradient_steps=1)
+    given = tuple(replace(point, attention_factor=1.3) for point in SPACE.published())
+    for starts in ((), given):
+        result, _ = search(tmp_path / str(len(starts)), model=trained, config=config, starts=starts)
+        read = [row for row in result.rows if row["phase"] == "published"]
+        losses = {point: row["loss"] for point, row in zip(starts or (SPACE.start(),), read, strict=False)}
+        assert begun[-1] == min(losses, key=losses.__getitem__)
+        assert starts or losses[SPACE.start()] > min(row["loss"] for row in read)
 
 
 def test_a_trial_that_emits_nan_fails_with_its_reason_and_is_never_best(tmp_path: Path) -> None:

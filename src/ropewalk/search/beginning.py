@@ -37,16 +37,20 @@ class Beginning:
 def begin(
     trial: Trial,
     candidates: Sequence[RopeScaling],
+    starts: Sequence[RopeScaling],
     *,
     read: Callable[[RopeScaling], Evaluation],
     learn: Callable[[RopeScaling], list[tuple[float, RopeScaling]]],
 ) -> float:
-    """Read ``candidates``, learn from the best of them, read where that ends, and keep all of it with ``trial``.
+    """Read ``candidates``, learn from the best start, read where that ends, and keep all of it with ``trial``.
 
     What is read is kept at once, and the retry of a trial whose worker died inherits it.
 
+    Args:
+        starts: candidates to learn from; where none of them has a loss, the best of all will do.
+
     Returns:
-        Loss of the best candidate.
+        Loss of the point that the gradient begins from.
 
     Raises:
         ValueError: none has a loss.
@@ -70,7 +74,7 @@ def begin(
     for candidate in candidates:
         look_at(candidate)
     losses = {point: math.inf if found.loss is None else found.loss for point, found in known.items()}
-    start = min(candidates, key=losses.__getitem__)
+    start = min(candidates, key=lambda point: (losses[point] == math.inf, point not in starts, losses[point]))
     if not math.isfinite(losses[start]):
         raise ValueError(NOT_A_NUMBER)
     path = learn(start)

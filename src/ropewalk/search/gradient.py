@@ -18,7 +18,7 @@ from ropewalk.models.loss import mean_loss
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 from ropewalk.search.space import SearchSpace
 
-_SMALLEST_INCREMENT = 0.02
+_SMALLEST_INCREMENT = 0.005
 """Where softplus is saturated the gradient vanishes and the search stalls."""
 
 Step = tuple[float, RopeScaling]

@@ -1,5 +1,6 @@
 """Search space: monotone rescale factors, n_hat and the attention factor as one point."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,27 +54,26 @@ class SearchSpace:
 
     def published(self) -> list[RopeScaling]:
         """PI, NTK-aware and YaRN (with its temperature where t is free), which begin the paper's population."""
-        made = [
-            method(
-                rotary_dim=self.rotary_dim,
-                base=self.base,
-                original_length=self.original_length,
-                target_length=self.target_length,
-            )
-            for method in (methods.pi, methods.ntk, methods.yarn)
-        ]
-        return [self.nearest(scaling) for scaling in made]
+        return [self.made(method) for method in (methods.pi, methods.ntk, methods.yarn)]
 
-    def ntk(self, *, multiple: float) -> RopeScaling:
-        """NTK-aware scaling for ``multiple`` times the ratio, within the space."""
-        made = methods.ntk(
+    def start(self) -> RopeScaling:
+        """Where a gradient begins: YaRN that keeps every pair of 8 turns and more within the window.
+
+        Over lambda of a pair that turns often, the loss has a valley for every turn that lambda takes from it at a
+        distance of one window. A gradient seldom leaves the valley it begins in, and that of lambda = 1 is a good one.
+        """
+        return self.made(methods.yarn, beta_fast=8.0)
+
+    def made(self, method: Callable[..., RopeScaling], **options: float) -> RopeScaling:
+        """What a published method gives, within the space."""
+        scaling = method(
             rotary_dim=self.rotary_dim,
             base=self.base,
             original_length=self.original_length,
             target_length=self.target_length,
-            multiple=multiple,
+            **options,
         )
-        return self.nearest(made)
+        return self.nearest(scaling)
 
 
 @dataclass(frozen=True)

@@ -122,11 +122,11 @@ class Search:
 
     def _begin(self, storage: RDBStorage) -> Beginning:
         """The published methods and the gradient, by whichever worker comes first."""
-
-        candidates = list(dict.fromkeys([*map(self.space.nearest, self.starts), *self.space.published()]))
+        starts = [*map(self.space.nearest, self.starts)] or [self.space.start()]
+        candidates = list(dict.fromkeys([*starts, *self.space.published()]))
 
         def work(trial: Trial, position: int) -> float:
-            return begin(trial, candidates, read=self._read, learn=self._gradient)
+            return begin(trial, candidates, starts, read=self._read, learn=self._gradient)
 
         study = self._open(storage, f"{self.name}, beginning", RandomSampler())
         return read_beginning(self._work_off(study, work, length=1)[0].user_attrs)

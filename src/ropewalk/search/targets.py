@@ -17,7 +17,7 @@ from optuna.trial import Trial
 from ropewalk.config import SearchConfig, SearchTargetConfig
 from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.store import TokenStore
-from ropewalk.rope import RopeScaling, RotaryShape, rotary_shape
+from ropewalk.rope import RopeScaling, RotaryShape, methods, rotary_shape
 from ropewalk.rope.scaling import su_attention_factor
 from ropewalk.search.fitness import Fitness, Part
 from ropewalk.search.history import SearchResult
@@ -165,9 +165,8 @@ class TargetSearch:
             starts: list[RopeScaling] = []
             if first is not None:
                 # YaRN's and the first search's temperature belong to the whole extension, not to the second step.
-                starts = [replace(point, attention_factor=first.attention_factor) for point in space.published()]
-                doubled = space.ntk(multiple=2.0)
-                starts.append(replace(doubled, attention_factor=first.attention_factor))
+                made = [*space.published(), space.start(), space.made(methods.ntk, multiple=2.0)]
+                starts = [replace(point, attention_factor=first.attention_factor) for point in made]
             if relative is not None:
                 more = np.log(space.target_length / window) / np.log(relative.target_length / window)
                 stretched = tuple((np.asarray(relative.factors) ** more).tolist())

@@ -72,7 +72,10 @@ def search_factors(
         return torch.stack([ids[start : start + target_length] for ids, start in zip(chosen, starts, strict=True)])
 
     # A temperature belongs to the whole extension, not to the second step.
-    starts = [replace(point, attention_factor=first.attention_factor) for point in space.published()] if first else []
+    starts: list[RopeScaling] = []
+    if first is not None:
+        made = [*space.published(), space.start()]
+        starts = [replace(point, attention_factor=first.attention_factor) for point in made]
     rows = torch.stack([ids[:target_length] for ids in long[: config.documents]])
     with TemporaryDirectory() as folder:
         search = Search(
