@@ -4,7 +4,6 @@ import copy
 import math
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,24 +26,24 @@ def batch(step: int) -> torch.Tensor:
     return rows
 
 
-def learn(model: Any, folder: Path, *, steps: int = 12, space: SearchSpace = SPACE, **more: Any) -> list[Step]:
-    options = {"start": space.nearest(NTK), "learning_rate": 0.2, "state": folder / "gradient.pt", **more}
+def learn(model: Any, *, steps: int = 12, space: SearchSpace = SPACE, **more: Any) -> list[Step]:
+    options = {"start": space.nearest(NTK), "learning_rate": 0.2, **more}
     return list(learn_scaling(model, space, batch, steps=steps, **options))
 
 
-def test_it_lowers_the_loss_on_rows_it_did_not_learn_from(trained: Any, tmp_path: Path) -> None:
+def test_it_lowers_the_loss_on_rows_it_did_not_learn_from(trained: Any) -> None:
     fitness = Fitness(trained, (Part(tunes(8, SPACE.target_length, seed=9999)),))
     before = fitness(NTK)
-    path = learn(trained, tmp_path, steps=24)
+    path = learn(trained, steps=24)
     assert fitness(path[-1][1]) < before - 1
     assert path[-1][0] < path[0][0]
     assert all(is_feasible(point, SPACE) for _, point in path)
 
 
-def test_the_model_is_left_as_it_was(trained: Any, tmp_path: Path) -> None:
+def test_the_model_is_left_as_it_was(trained: Any) -> None:
     model = copy.deepcopy(trained)
     model.model.embed_tokens.weight.requires_grad_(False)
-    learn(model, tmp_path, steps=3)
+    learn(model, steps=3)
     for (name, parameter), own in zip(model.named_parameters(), trained.parameters(), strict=True):
         assert torch.equal(parameter, own)
         assert parameter.requires_grad == (name != "model.embed_tokens.weight")
@@ -52,27 +51,31 @@ def test_the_model_is_left_as_it_was(trained: Any, tmp_path: Path) -> None:
     assert current_scaling(model) == NTK
 
 
-def test_a_search_stopped_in_the_middle_goes_on_exactly(trained: Any, tmp_path: Path) -> None:
-    undisturbed = learn(trained, tmp_path / "whole")
-    options = {"start": NTK, "learning_rate": 0.2, "state": tmp_path / "cut" / "gradient.pt", "save_every": 5}
+def test_a_search_stopped_in_the_middle_goes_on_exactly(trained: Any) -> None:
+    whole: list[str] = []
+    undisturbed = learn(trained, keep=whole.append)
     asked: list[int] = []
+    states: list[str] = []
 
     def watched(step: int) -> torch.Tensor:
         asked.append(step)
         return batch(step)
 
-    stopped = list(islice(learn_scaling(trained, SPACE, watched, steps=12, **options), 8))  # type: ignore[arg-type]
-    resumed = list(learn_scaling(trained, SPACE, watched, steps=12, **options))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"start": NTK, "learning_rate": 0.2, "steps": 12, "keep": states.append}
+    stopped = list(islice(learn_scaling(trained, SPACE, watched, **options), 8))
+    resumed = list(learn_scaling(trained, SPACE, watched, **options, kept=states[5 - 1]))
     assert resumed == undisturbed
     assert resumed[:8] == stopped
     assert asked == [*range(8), *range(5, 12)]
+    assert states[:8] == whole[:8]
+    assert states[8:] == whole[5:]
 
 
-def test_recomputed_activations_give_the_same_losses(trained: Any, tmp_path: Path) -> None:
-    plain = learn(trained, tmp_path / "plain", steps=4)
+def test_recomputed_activations_give_the_same_losses(trained: Any) -> None:
+    plain = learn(trained, steps=4)
     model, passes = copy.deepcopy(trained), []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(0))
-    recomputed = learn(model, tmp_path / "recomputed", steps=4, checkpointing=True)
+    recomputed = learn(model, steps=4, checkpointing=True)
     assert len(passes) == 2 * 4
     assert [loss for loss, _ in recomputed] == pytest.approx([loss for loss, _ in plain], abs=1e-6)
     assert [point for _, point in recomputed] == [point for _, point in plain]
@@ -80,7 +83,7 @@ def test_recomputed_activations_give_the_same_losses(trained: Any, tmp_path: Pat
     assert not model.is_gradient_checkpointing
 
 
-def test_a_fixed_attention_factor_is_not_learned(trained: Any, tmp_path: Path) -> None:
+def test_a_fixed_attention_factor_is_not_learned(trained: Any) -> None:
     fixed = 1.17324091
     space = replace(SPACE, attention_factors=(fixed, fixed))
     used = []
@@ -91,23 +94,23 @@ def test_a_fixed_attention_factor_is_not_learned(trained: Any, tmp_path: Path) -
         used.append(rotary.attention_factor.item())
         return batch(step)
 
-    start, state = space.nearest(NTK), tmp_path / "gradient.pt"
-    path = list(learn_scaling(trained, space, watched, start=start, steps=6, learning_rate=0.2, state=state))
+    start = space.nearest(NTK)
+    path = list(learn_scaling(trained, space, watched, start=start, steps=6, learning_rate=0.2))
     assert {point.attention_factor for _, point in path} == {fixed}
     assert used == pytest.approx([fixed] * 6, abs=1e-6)
 
 
-def test_the_attention_factor_stays_in_its_bounds(trained: Any, tmp_path: Path) -> None:
+def test_the_attention_factor_stays_in_its_bounds(trained: Any) -> None:
     space = replace(SPACE, attention_factors=(1.0, 1.01))
-    path = learn(trained, tmp_path, space=space, steps=8, learning_rate=1.0)
+    path = learn(trained, space=space, steps=8, learning_rate=1.0)
     assert all(1.0 <= point.attention_factor <= 1.01 for _, point in path)
 
 
-def test_what_is_learned_goes_on_top_of_the_first_scaling(trained: Any, tmp_path: Path) -> None:
+def test_what_is_learned_goes_on_top_of_the_first_scaling(trained: Any) -> None:
     first = RopeScaling((1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6), 64, 128)
     space = replace(SPACE, original_length=128)
     start = space.published()[1]
-    path = learn(trained, tmp_path, space=space, start=start, first=first, steps=1)
+    path = learn(trained, space=space, start=start, first=first, steps=1)
     assert current_scaling(trained) == first.then(start)
     increments = torch.tensor(start.factors).log().diff(prepend=torch.zeros(1)).clamp(min=0.005)
     begun = replace(start, factors=tuple(increments.cumsum(0).exp().tolist()))
@@ -115,19 +118,19 @@ def test_what_is_learned_goes_on_top_of_the_first_scaling(trained: Any, tmp_path
     assert path[0][0] == pytest.approx(own, abs=1e-5)
 
 
-def test_the_end_of_a_row_is_left_out_whatever_the_models_config_says(tmp_path: Path) -> None:
+def test_the_end_of_a_row_is_left_out_whatever_the_models_config_says() -> None:
     losses = []
     for eos in (EOS, None, [7, 8], VOCABULARY - 1):
         model = tiny_llama()
         model.config.eos_token_id = eos
-        losses.append(learn(model, tmp_path / str(eos), steps=1)[0][0])
+        losses.append(learn(model, steps=1)[0][0])
     assert losses == [losses[0]] * 4
 
 
-def test_a_loss_that_is_not_a_number_gives_one_line(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_gives_one_line() -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
     with pytest.raises(ValueError, match=r"loss of gradient step 0 is nan; lower search\.gradient_learning_rate"):
-        learn(model, tmp_path)
+        learn(model)
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -78,6 +78,17 @@ def test_one_machine_dies_one_comes_late_and_all_say_the_same(tmp_path: Path, ad
     assert sum(reads(tmp_path / name, "step") for name in ("dying", "steady", "late")) == 3
 
 
+def test_a_gradient_whose_machine_died_is_taken_up_by_another_where_it_was(tmp_path: Path, address: str) -> None:
+    config = replace(CONFIG, gradient_steps=6)
+    undisturbed, _ = search(tmp_path / "undisturbed", config=config)
+    config = replace(config, storage=address)
+    fork_until_killed(machine(tmp_path / "dying", config, kill_at="step 4"))
+    machine(tmp_path / "other", config)()
+    assert result(tmp_path / "other") == [undisturbed.best.to_json(), undisturbed.loss, undisturbed.rows]
+    assert 0 < reads(tmp_path / "other", "step") < 6
+    assert sum(reads(tmp_path / name, "step") for name in ("dying", "other")) <= 6 + 1
+
+
 def test_a_machine_that_comes_when_all_is_done_pays_nothing(tmp_path: Path, address: str) -> None:
     config = replace(CONFIG, storage=address)
     first = machine(tmp_path / "first", config)

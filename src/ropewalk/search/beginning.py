@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from optuna.trial import Trial
@@ -12,8 +13,8 @@ from ropewalk.rope import RopeScaling
 from ropewalk.search.fitness import Evaluation
 
 NOT_A_NUMBER = "every candidate made the model emit NaN or infinite losses; check the model and its dtype"
-_KEPT = "beginning"
-"""User attribute of the trial that stands for a beginning."""
+_KEPT, _GRADIENT = "beginning", "gradient"
+"""User attributes of the trial that stands for a beginning: all of it when it is done, and where the gradient is."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ def begin(
     starts: Sequence[RopeScaling],
     *,
     read: Callable[[RopeScaling], Evaluation],
-    learn: Callable[[RopeScaling], list[tuple[float, RopeScaling]]],
+    learn: Callable[[RopeScaling, str | None, Callable[[str], None]], list[tuple[float, RopeScaling]]],
 ) -> float:
     """Read ``candidates``, learn from the best start, read where that ends, and keep all of it with ``trial``.
 
-    What is read is kept at once, and the retry of a trial whose worker died inherits it.
+    What is read and learned is kept at once, and the retry of a trial whose worker died inherits it.
 
     Args:
+        learn: (start, where an earlier call was, keeper of where this one is) -> path.
         starts: candidates to learn from; where none of them has a loss, the best of all will do.
 
     Returns:
@@ -77,7 +79,7 @@ def begin(
     start = min(candidates, key=lambda point: (losses[point] == math.inf, point not in starts, losses[point]))
     if not math.isfinite(losses[start]):
         raise ValueError(NOT_A_NUMBER)
-    path = learn(start)
+    path = learn(start, kept.get(_GRADIENT), partial(trial.set_user_attr, _GRADIENT))
     if path and path[-1][1] not in known:
         look_at(path[-1][1])
     whole = {

@@ -3,17 +3,16 @@
 log lambda = cumsum(softplus(raw)) is non-decreasing by construction; Adam with cosine decay.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ropewalk.files import writing
 from ropewalk.models.loss import mean_loss
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 from ropewalk.search.space import SearchSpace
@@ -37,12 +36,12 @@ def learn_scaling(
     start: RopeScaling,
     steps: int,
     learning_rate: float,
-    state: Path,
     first: RopeScaling | None = None,
     checkpointing: bool = False,
-    save_every: int = 1,
+    kept: str | None = None,
+    keep: Callable[[str], None] = lambda state: None,
 ) -> Iterator[Step]:
-    """Yield each step, the ones found in ``state`` (a file) first; the model's weights do not change.
+    """Yield each step, the ones in ``kept`` first; the model's weights do not change.
 
     Args:
         batch: step -> token rows (rows, length), BOS first and EOS last.
@@ -51,6 +50,8 @@ def learn_scaling(
         learning_rate: of log lambda's increments before softplus; log t learns at a sixteenth of it,
             within the space's bounds.
         checkpointing: recompute activations in the backward pass.
+        kept: where an earlier call was, the last that it gave to ``keep``: it goes on from there to the bit.
+        keep: called after every step with where it is.
 
     Raises:
         ValueError: a step's loss is not a number.
@@ -72,12 +73,16 @@ def learn_scaling(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     path: list[Step] = []
-    if state.is_file():
-        saved = torch.load(state, weights_only=True)
+    if kept is not None:
+        saved = json.loads(kept)
         with torch.no_grad():
-            raw.copy_(saved["raw"])
-            log_t.copy_(saved["log_t"])
-        optimizer.load_state_dict(saved["optimizer"])
+            raw.copy_(torch.tensor(saved["raw"]))
+            log_t.copy_(torch.tensor(saved["log_t"]))
+        moments = {
+            int(place): {name: torch.tensor(value) for name, value in of_parameter.items()}
+            for place, of_parameter in saved["optimizer"]["state"].items()
+        }
+        optimizer.load_state_dict({**saved["optimizer"], "state": moments})
         schedule.load_state_dict(saved["schedule"])
         path = [(loss, RopeScaling.from_json(text)) for loss, text in saved["path"]]
         yield from path
@@ -110,18 +115,14 @@ def learn_scaling(
                 learned = torch.cumsum(F.softplus(raw), 0).exp().cpu().numpy()
             scaling = space.point(learned, start.n_hat, math.exp(log_t.item()))
             path.append((loss.item(), replace(scaling, method="gradient")))
-            if len(path) % save_every == 0 or len(path) == steps:
-                with writing(state) as aside:
-                    torch.save(
-                        {
-                            "raw": raw.detach(),
-                            "log_t": log_t.detach(),
-                            "optimizer": optimizer.state_dict(),
-                            "schedule": schedule.state_dict(),
-                            "path": [(value, point.to_json()) for value, point in path],
-                        },
-                        aside,
-                    )
+            state = {
+                "raw": raw.detach(),
+                "log_t": log_t.detach(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "path": [(value, point.to_json()) for value, point in path],
+            }
+            keep(json.dumps(state, default=Tensor.tolist))
             yield path[-1]
     finally:
         for parameter, flag in zip(model.parameters(), wanted, strict=True):

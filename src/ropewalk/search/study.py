@@ -141,7 +141,9 @@ class Search:
         ):
             return self.fitness.evaluate(point, hopeless=hopeless)
 
-    def _gradient(self, start: RopeScaling) -> list[tuple[float, RopeScaling]]:
+    def _gradient(
+        self, start: RopeScaling, kept: str | None, keep: Callable[[str], None]
+    ) -> list[tuple[float, RopeScaling]]:
         if not self.config.gradient_steps:
             return []
         learning = learn_scaling(
@@ -152,8 +154,9 @@ class Search:
             steps=self.config.gradient_steps,
             learning_rate=self.config.gradient_learning_rate,
             checkpointing=self.config.gradient_checkpointing,
-            state=self.state_folder / "gradient.pt",
             first=self.fitness.first,
+            kept=kept,
+            keep=keep,
         )
         path = []
         rows = f"lower search.gradient_rows, found {self.config.gradient_rows}"
