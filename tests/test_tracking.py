@@ -60,7 +60,7 @@ def test_a_stage_is_one_run_with_its_commit_name_and_config_hash(stage: Stage, s
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=store, capture_output=True, text=True, check=True)
     assert (tags["commit"], tags["stage"]) == (head.stdout.strip(), "search_first")
     assert tags["config_hash"] == stage.config_hash
-    assert found.data.params["search.trials"] == "120"
+    assert found.data.params["search.trials"] == "200"
     assert found.data.params["seed"] == "0"
     assert "finetune.first.steps" not in found.data.params
     assert found.data.metrics["at_2048.trials"] == 3

@@ -107,9 +107,9 @@ def main() -> None:
     overrides: tuple[str, ...] = ()
     if path:
         # Few and long documents.
-        split = ("corpus.search_share=0.25", "corpus.test_share=0.35", "corpus.least_long_documents=4", "evaluate.long_documents=4")
-        split = (*split, "search.documents=5")
-        overrides = ("model=hf", f"model.path={path}", "corpus=text", f"corpus.path={texts}", *split)
+        split = ("corpus.search_share=0.25", "corpus.test_share=0.35", "corpus.least_long_documents=4")
+        read = ("evaluate.long_documents=4", "search.documents=5")
+        overrides = ("model=hf", f"model.path={path}", "corpus=text", f"corpus.path={texts}", *split, *read)
     common = WORK / name / "common"
     common.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = read_json(options.results)["rows"] if options.results.is_file() else []

@@ -42,7 +42,7 @@ def test_a_script_helps(scratch: Path, capsys: pytest.CaptureFixture[str], name:
     assert raised.value.code == 0
     printed = capsys.readouterr().out
     if name in APPS:
-        assert "search: cmaes, demo, evolution, fast, gradient, hybrid, longrope2, paper, random, tpe" in printed
+        assert "search: cmaes, evolution, fast, gradient, hybrid, longrope2, paper, random, tpe" in printed
     else:
         assert "overrides.yaml" in printed
     assert {path.name for path in scratch.iterdir()} == {"models"}
