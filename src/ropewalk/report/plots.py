@@ -217,7 +217,9 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
             continue
         if phase == "gradient":
             handles[label] = axes.scatter(paid, scores, s=12, marker=marker, color=colour, alpha=0.6, zorder=2)
-            shown += [float(np.quantile(scores, share)) for share in (0.05, 0.95)]
+            # Steps of a row or two differ by their text alone; where there is a line they must not press it flat.
+            if "evolution" not in phases:
+                shown += [float(np.quantile(scores, share)) for share in (0.05, 0.95)]
             continue
         line = [_exp(row["best"]) for row in own]
         axes.scatter(paid, scores, s=9, marker=marker, color=colour, alpha=0.3, linewidths=0, zorder=2)
