@@ -362,6 +362,12 @@ def test_every_experiment_composes(name: str) -> None:
     check_measured(config, window)
 
 
+def test_the_default_first_search_has_100_trials_in_5_generations_at_least(default: DictConfig) -> None:
+    search = checked(default).search
+    assert min(search.trials, search.patience or search.trials) >= 100
+    assert search.initial + 4 * search.children < 100
+
+
 def test_a_resolved_configuration_reads_back_as_the_same(scratch: Path) -> None:
     write_overrides(scratch, "experiment=smoke", "seed=7")
     run_script("compose")

@@ -125,8 +125,8 @@ def test_the_works_read_as_many_tokens_as_the_stages_do() -> None:
         "control, 256 tokens": 4 * 16 * 256,
     }
     (search,) = [work for work in works if work.stage == "search_first" and work.kind == "read"]
-    # Six trials and the published methods, two documents each.
-    assert search.tokens == (6 + 6) * 2 * 2048
+    # The published methods, the gradient's start and end, and two trials of six, of two documents each.
+    assert search.tokens == (3 + 2 + 2) * 2 * 2048
     assert {work.stage for work in works} == {
         "search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate",
     }  # fmt: skip

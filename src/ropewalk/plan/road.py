@@ -29,6 +29,12 @@ def road_works(config: Config, shape: RotaryShape, *, mixed: bool) -> list[Work]
     return [replace(work, dtype=config.model.dtype) for work in works if work.rows]
 
 
+_BEGINNINGS = {"search_first": 4, "search_second": 8, "recover": 2}
+"""Starts and published methods that are read before a gradient."""
+_KNOWN = 4
+"""Of them and with the gradient's end, how many the trials begin with, which are not read again."""
+
+
 def _search(config: Config, stage: str, window: int | None) -> Iterator[Work]:
     search = config.search
     target: SearchTargetConfig = getattr(config.road, stage)
@@ -37,8 +43,9 @@ def _search(config: Config, stage: str, window: int | None) -> Iterator[Work]:
     for place, length in enumerate(target.lengths):
         trials = search.trials if target.trials is None else target.trials[place]
         steps = search.gradient_steps if target.gradient_steps is None else target.gradient_steps[place]
-        # Before the gradient the published methods are read, or where there is none, the starts.
-        candidates = trials + (6 if steps else 0)
+        # A later length begins from what the one before found as well; the gradient's end is read too.
+        before = _BEGINNINGS[stage] + (2 if place and stage != "recover" else 0) + 1
+        candidates = before + max(0, trials - _KNOWN) if steps else trials
         at_once = max(1, search.batch_tokens // length)
         for share in search.fitness.lengths:
             own = max(2, round(share * length))

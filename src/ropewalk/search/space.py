@@ -64,6 +64,10 @@ class SearchSpace:
         """
         return self.made(methods.yarn, beta_fast=8.0)
 
+    def starts_on_top(self, attention_factor: float) -> list[RopeScaling]:
+        """Where a search on top of another begins: the temperature belongs to the whole extension, not to its step."""
+        return [replace(point, attention_factor=attention_factor) for point in (*self.published(), self.start())]
+
     def made(self, method: Callable[..., RopeScaling], **options: float) -> RopeScaling:
         """What a published method gives, within the space."""
         scaling = method(

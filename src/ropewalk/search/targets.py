@@ -164,9 +164,9 @@ class TargetSearch:
             space = self._space(CriticalSpace if self.config.critical else SearchSpace, window, length)
             starts: list[RopeScaling] = []
             if first is not None:
-                # YaRN's and the first search's temperature belong to the whole extension, not to the second step.
-                made = [*space.published(), space.start(), space.made(methods.ntk, multiple=2.0)]
-                starts = [replace(point, attention_factor=first.attention_factor) for point in made]
+                doubled = space.made(methods.ntk, multiple=2.0)
+                starts = space.starts_on_top(first.attention_factor)
+                starts.append(replace(doubled, attention_factor=first.attention_factor))
             if relative is not None:
                 more = np.log(space.target_length / window) / np.log(relative.target_length / window)
                 stretched = tuple((np.asarray(relative.factors) ** more).tolist())

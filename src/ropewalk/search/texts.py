@@ -1,7 +1,6 @@
 """A search on a model and a list of documents, without the pipeline."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -71,11 +70,7 @@ def search_factors(
         starts = [int(rng.integers(len(ids) - target_length + 1)) for ids in chosen]
         return torch.stack([ids[start : start + target_length] for ids, start in zip(chosen, starts, strict=True)])
 
-    # A temperature belongs to the whole extension, not to the second step.
-    starts: list[RopeScaling] = []
-    if first is not None:
-        made = [*space.published(), space.start()]
-        starts = [replace(point, attention_factor=first.attention_factor) for point in made]
+    starts = space.starts_on_top(first.attention_factor) if first else []
     rows = torch.stack([ids[:target_length] for ids in long[: config.documents]])
     with TemporaryDirectory() as folder:
         search = Search(
