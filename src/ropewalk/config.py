@@ -133,8 +133,8 @@ class RaceConfig:
 
     blocks: int = 0
     """Blocks of each document; all documents together need 32 or the test cannot fire early. 0 for no race."""
-    p_value: float = 0.05
-    """A candidate is stopped below it."""
+    p_value: float = 0.3
+    """A candidate is stopped below it; high, as one that is wrongly stopped still becomes a parent by its estimate."""
     shorter: list[float] = field(default_factory=list)
     """Shares of the length that every document is read at first."""
 

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from ropewalk.rope import RopeScaling
 from ropewalk.search.coding import FactorCoding
-from ropewalk.search.sampler import EvolutionSampler, PaperSampler, StartTokenSampler
+from ropewalk.search.sampler import ESTIMATE, EvolutionSampler, PaperSampler, StartTokenSampler
 from ropewalk.search.schedule import give_back
 from ropewalk.search.space import SearchSpace
 from search.test_space import is_feasible, spaces
@@ -100,18 +100,22 @@ def test_parents_are_the_best_so_far_and_the_papers_those_of_earlier_generations
         assert found.sampler.select_parent(found, 2) == best
 
 
-def test_a_trial_that_was_stopped_early_is_never_a_parent() -> None:
+@pytest.mark.parametrize(("estimate", "parents"), [(None, 0), (0.0, 8), (100.0, 0)])
+def test_a_trial_that_was_stopped_early_is_a_parent_by_its_estimate(estimate: float | None, parents: int) -> None:
     study = optuna.create_study(sampler=EvolutionSampler(SPACE, seed=0, population_size=8, initial=16, parents=8))
     for number in range(40):
         trial = study.ask(dict(FactorCoding(SPACE).distributions()))
         if number % 2:
             trial.report(0.0, 0)
+            if estimate is not None:
+                trial.set_user_attr(ESTIMATE, estimate)
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, far_from_rising(0, FactorCoding(SPACE).point(trial.params)))
     assert isinstance(study.sampler, EvolutionSampler)
-    parents = study.sampler.select_parent(study, 9)
-    assert [trial.state for trial in parents] == [TrialState.COMPLETE] * 8
+    found = study.sampler.select_parent(study, 9)
+    assert sum(trial.state == TrialState.PRUNED for trial in found) == parents
+    assert len(found) == 8
     assert len({FactorCoding(SPACE).point(trial.params) for trial in study.trials}) == 40
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 
 from processes import fork_until_killed, kill_self
 from ropewalk.config import RaceConfig
@@ -17,6 +18,7 @@ from ropewalk.search import study as study_module
 from ropewalk.search.fitness import Fitness, Part
 from ropewalk.search.gradient import learn_scaling
 from ropewalk.search.history import SearchResult
+from ropewalk.search.sampler import ESTIMATE
 from ropewalk.search.schedule import REASON
 from ropewalk.search.study import Search
 from tiny_models import WINDOW, tiny_llama, token_rows
@@ -29,9 +31,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchResult,
     return found
 
 
-def finished_trials(folder: Path) -> list[Any]:
+def studied(folder: Path, state: TrialState = TrialState.COMPLETE) -> list[Any]:
     study = optuna.load_study(study_name="rescale-factors", storage=f"sqlite:///{folder / 'state' / 'study.db'}")
-    return [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    return [trial for trial in study.trials if trial.state == state]
 
 
 def search_killed_between_parameters(folder: Path, trial: int) -> None:
@@ -106,7 +108,7 @@ def test_a_killed_search_goes_on_to_the_same_factors(
     assert resumed.loss == result.loss
     assert resumed.seed == result.seed
     assert resumed.rows == result.rows
-    assert len(finished_trials(tmp_path)) == SEARCH.trials
+    assert len(studied(tmp_path)) == SEARCH.trials
     assert count(reads_of_both, "read") <= count(reads, "read") + 1
     assert count(reads_of_both, "step") <= count(reads, "step") + 1
 
@@ -258,6 +260,8 @@ def test_a_mix_is_the_weighted_mean_of_transformers_own_losses() -> None:
     expected = sum(part.weight * loss for part, loss in zip(parts, losses, strict=True))
     assert found.loss == pytest.approx(expected, abs=1e-5)
     assert found.forward_tokens == 3 * (256 + 128 + 64)
+    blocks = Fitness(model, parts, blocks=8).evaluate(point, hopeless=lambda blocks: False).blocks
+    assert sum(blocks.values()) / len(blocks) == pytest.approx(expected, abs=1e-2)
 
 
 def test_the_order_and_the_passes_of_a_race_do_not_change_the_loss() -> None:
@@ -281,6 +285,9 @@ def test_hopeless_candidates_are_stopped_early_and_the_winner_is_no_worse(traine
     race, _ = search(tmp_path / "race", config=racing, **options)
     stopped = [row for row in race.rows if row["state"] == "PRUNED"]
     assert len(stopped) >= 20
+    estimates = [trial.user_attrs.get(ESTIMATE) for trial in studied(tmp_path / "race", TrialState.PRUNED)]
+    assert len(estimates) == len(stopped)
+    assert None not in estimates
     assert all(row["loss"] is None for row in stopped)
     assert race.saved_tokens == len(race.rows) * 4 * SPACE.target_length - race.forward_tokens > 0
     assert race.loss == min(row["loss"] for row in race.rows if row["state"] == "COMPLETE")

@@ -34,7 +34,8 @@ class Evaluation:
     """Weighted mean loss in nats, or None where the reading was stopped or the model emitted NaN."""
     forward_tokens: int
     blocks: dict[int, float]
-    """Mean loss of each block that was read, the same block under the same number for every candidate."""
+    """Mean loss of each block that was read, times its part's weight and the count of parts, so that the mean over all
+    blocks is about the loss; the same block has the same number for every candidate."""
     stopped: bool = False
 
 
@@ -122,7 +123,7 @@ class Fitness:
                 for offset, block in enumerate(row.tensor_split(self.blocks)):
                     if block.numel():
                         number = step.first_block + place * self.blocks + offset
-                        blocks[number] = part.weight * block.mean().item()
+                        blocks[number] = part.weight * len(self.parts) * block.mean().item()
             if hopeless(blocks):
                 return Evaluation(None, tokens, blocks, stopped=True)
         loss = sum(part.weight * total / count for part, total, count in zip(self.parts, totals, counts, strict=True))

@@ -19,6 +19,8 @@ from ropewalk.rope import RopeScaling
 from ropewalk.search.coding import FactorCoding
 from ropewalk.search.space import SearchSpace
 
+ESTIMATE = "estimated_loss"
+"""User attribute of a trial that was stopped early: its loss by the blocks that both it and the best have read."""
 RETRY_OF = "failed_trial"
 """System attribute in which Optuna's retry callback keeps the number of the first trial."""
 
@@ -29,16 +31,23 @@ def positions(trials: Sequence[FrozenTrial]) -> dict[int, int]:
     return {trial.number: bisect_left(firsts, trial.system_attrs.get(RETRY_OF, trial.number)) for trial in trials}
 
 
-def whole_evaluations(study: Study) -> list[FrozenTrial]:
-    """The complete trials: those that were stopped early or failed are none."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+def judged(study: Study) -> list[FrozenTrial]:
+    """The trials whose loss is known, or estimated where they were stopped early; those that failed are none."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE or ESTIMATE in trial.user_attrs]
+
+
+def _loss(trial: FrozenTrial) -> float:
+    loss: float = trial.values[0] if trial.state == TrialState.COMPLETE else trial.user_attrs[ESTIMATE]
+    return loss
 
 
 class EvolutionSampler(BaseGASampler):
     """Children of the best trials so far: local mutations of log lambda's increments, crossovers of two parents.
 
     There is no barrier between generations: a child is bred from whatever is finished when its turn comes.
-    Only whole evaluations become parents; one that was stopped early takes its place in a generation and no more.
+    A trial that was stopped early takes its place in a generation and becomes a parent by its estimated loss, so that
+    what a race spares in tokens is not paid in variety.
     A point is always drawn whole; parameters that an objective has beside the space's are drawn at random.
 
     Args:
@@ -90,8 +99,8 @@ class EvolutionSampler(BaseGASampler):
         return generation
 
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
-        """The best whole evaluations so far."""
-        return self._best(whole_evaluations(study))
+        """The best trials so far."""
+        return self._best(judged(study))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -121,8 +130,8 @@ class EvolutionSampler(BaseGASampler):
         return [self._coding.point(trial.params) for trial in self.select_parent(study, generation)]
 
     def _best(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        whole = [trial for trial in trials if self._names.keys() <= trial.params.keys()]
-        return sorted(whole, key=lambda trial: (trial.values[0], trial.number))[: self._parents]
+        own = [trial for trial in trials if self._names.keys() <= trial.params.keys()]
+        return sorted(own, key=lambda trial: (_loss(trial), trial.number))[: self._parents]
 
     def _first(self, position: int, attempt: int, rng: np.random.Generator) -> RopeScaling:
         if position < len(self.firsts) and attempt == 0:
@@ -188,9 +197,9 @@ class PaperSampler(EvolutionSampler):
     """
 
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
-        """The best whole evaluations of all generations before ``generation``."""
+        """The best trials of all generations before ``generation``."""
         key = self._get_generation_key()
-        return self._best([trial for trial in whole_evaluations(study) if trial.system_attrs.get(key, 0) < generation])
+        return self._best([trial for trial in judged(study) if trial.system_attrs.get(key, 0) < generation])
 
     def parents_of(self, study: Study, generation: int) -> list[RopeScaling]:
         # The base class caches parents by trial number only; a child prefers the better of two.

@@ -6,15 +6,13 @@ wait for. It is kept in the storage, so it is paid once however many workers the
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from optuna.exceptions import ExperimentalWarning, TrialPruned
-from optuna.pruners import WilcoxonPruner
+from optuna.exceptions import TrialPruned
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
@@ -29,7 +27,8 @@ from ropewalk.search.fitness import Evaluation, Fitness
 from ropewalk.search.gradient import learn_scaling
 from ropewalk.search.history import History, SearchResult
 from ropewalk.search.memory import within_memory
-from ropewalk.search.sampler import EvolutionSampler, PaperSampler, StartTokenSampler
+from ropewalk.search.race import RacePruner, estimated_loss
+from ropewalk.search.sampler import ESTIMATE, EvolutionSampler, PaperSampler, StartTokenSampler
 from ropewalk.search.schedule import FailedTrial, done_by_position, work_off
 from ropewalk.search.space import SearchSpace
 from ropewalk.search.storage import open_storage, open_study
@@ -41,8 +40,6 @@ _SAMPLERS: dict[str, type[EvolutionSampler]] = {
     "start_tokens": StartTokenSampler,
 }
 _TOKENS, _SECONDS = "forward_tokens", "seconds"
-_LEAST_PAIRS = 8
-"""Blocks that a candidate is read on before it may be stopped."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,7 @@ class Search:
         }
 
     def _open(self, storage: RDBStorage, name: str, sampler: BaseSampler) -> Study:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            pruner = WilcoxonPruner(p_threshold=self.config.race.p_value, n_startup_steps=_LEAST_PAIRS)
+        pruner = RacePruner(p_value=self.config.race.p_value)
         return open_study(storage, name, sampler=sampler, pruner=pruner, identity=self.record)
 
     def _work_off(self, study: Study, objective: Callable[[Trial, int], float], **more: Any) -> list[FrozenTrial]:
@@ -226,6 +221,7 @@ class Search:
             trial.set_user_attr(_TOKENS, found.forward_tokens)
             trial.set_user_attr(_SECONDS, time.perf_counter() - begun)
             if found.stopped:
+                trial.set_user_attr(ESTIMATE, estimated_loss(found.blocks, study.best_trial))
                 raise TrialPruned
             if found.loss is None:
                 raise FailedTrial("the model emitted NaN or infinite losses")
