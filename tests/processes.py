@@ -1,5 +1,6 @@
 """Other Python processes, to be killed: they see the tests' modules and have one thread."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,8 @@ import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import cloudpickle
 
 _HERE = Path(__file__).resolve().parent
 
@@ -48,6 +51,23 @@ def fork(work: Callable[[], object]) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
+
+
+def fresh(work: Callable[[], object]) -> BaseProcess:
+    """A process that has torch imported and inherits nothing of what this one did since, such as threads and locks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning", "transformers", "ropewalk.finetune.train"])
+    process = context.Process(target=_run, args=(cloudpickle.dumps(work),))
+    process.start()
+    return process
+
+
+def _run(work: bytes) -> None:
+    faulthandler.enable()
+    import torch
+
+    torch.set_num_threads(1)
+    cloudpickle.loads(work)()
 
 
 def fork_until_killed(work: Callable[[], object]) -> None:

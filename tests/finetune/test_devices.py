@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from processes import fork
+from processes import fresh
 from ropewalk.config import FinetuneConfig, FinetuneStepConfig, LoraConfig, ParallelConfig
 from ropewalk.corpus.segments import Rows
 from ropewalk.finetune.gathered import Slices, documents_of
@@ -62,7 +62,8 @@ def two_processes(work: Callable[[int], None], *, count: int = 2) -> None:
         )  # fmt: skip
         work(rank)
 
-    both = [fork(lambda rank=rank: process(rank)) for rank in range(count)]  # type: ignore[misc]
+    # Not forked from this process, which may have threads and locks of earlier tests.
+    both = [fresh(lambda rank=rank: process(rank)) for rank in range(count)]  # type: ignore[misc]
     for one in both:
         one.join(240)
     codes = [one.exitcode for one in both]
