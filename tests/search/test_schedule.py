@@ -3,17 +3,21 @@
 import os
 import signal
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.orm import loading
 
 from processes import fork, fork_until_killed, kill_self
+from ropewalk.search import schedule
 from ropewalk.search.schedule import REASON, FailedTrial, done_by_position, work_off
 from ropewalk.search.storage import SharedStorage, open_storage
 
@@ -178,6 +182,34 @@ def test_ctrl_c_amid_the_storages_own_work_is_neither_lost_nor_masked(tmp_path: 
         with pytest.raises(KeyboardInterrupt):
             work_off(study, read, length=5, alone=True, poll=0.05)
     assert [trial.values[0] for trial in work_off(study, read, length=5, alone=True, poll=0.05)] == [0, 1, 2, 3, 4]
+
+
+def test_ctrl_c_amid_a_read_of_the_storage_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, study = open_at(tmp_path)
+    make_reader, give_back = loading._instance_processor, schedule.give_back
+    locked: list[bool] = []
+
+    def interrupted(*args: Any, **more: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            monkeypatch.setattr(loading, "_instance_processor", make_reader)
+            os.kill(os.getpid(), signal.SIGINT)
+        return make_reader(*args, **more)
+
+    def given_back(of: optuna.Study, trial: FrozenTrial) -> None:
+        locked.append(is_locked(tmp_path / "study.db"))
+        give_back(of, trial)
+
+    def read(trial: Trial, position: int) -> float:
+        if position == 1:
+            monkeypatch.setattr(loading, "_instance_processor", interrupted)
+        return float(position)
+
+    monkeypatch.setattr(schedule, "give_back", given_back)
+    with pytest.raises(KeyboardInterrupt):
+        work_off(study, read, length=3)
+    assert locked == [False]
+    storage.engine.dispose()
+    assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

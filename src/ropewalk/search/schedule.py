@@ -4,6 +4,7 @@ Workers know of each other only through the study's storage. A worker's heartbea
 that fell silent has its trial taken over by another, under the same position.
 """
 
+import gc
 import signal
 import threading
 import time
@@ -147,32 +148,39 @@ def work_off(
             left.append(error)
             raise
 
+    def give_own_back() -> None:
+        for trial in study.get_trials(deepcopy=False):
+            if trial.number in own and not is_done(trial):
+                give_back(study, trial)
+
     def one_trial() -> None:
         """Ask, read and tell; a trial that is left for another reason than its own goes back to the queue."""
         own.clear()
         left.clear()
         try:
             study.optimize(numbered, n_trials=1, catch=(FailedTrial, _NotNeeded))
+            return
         except ConnectionError:
             raise
         except BaseException as error:
-            mine = [trial for trial in study.get_trials(deepcopy=False) if trial.number in own]
-            reason = left[-1] if left else None
-            interrupted = caught or isinstance(error, KeyboardInterrupt)
-            if not interrupted and (
-                isinstance(reason, UpdateFinishedTrialError)
-                or (reason is None and mine and mine[-1].state.is_finished())
-            ):
-                return  # this worker was silent for so long that another has its trial
-            for trial in mine:
-                if not is_done(trial):
-                    give_back(study, trial)
-            if interrupted:
-                raise KeyboardInterrupt from None
-            if isinstance(error, AssertionError) and error.__context__:
-                # Where the storage fails in the end, Optuna hides its error behind one of its own.
-                raise error.__context__ from None
-            raise
+            if not (caught or isinstance(error, KeyboardInterrupt)):
+                reason = left[-1] if left else None
+                states = [trial.state for trial in study.get_trials(deepcopy=False) if trial.number in own]
+                if isinstance(reason, UpdateFinishedTrialError) or (
+                    reason is None and states and states[-1].is_finished()
+                ):
+                    return  # this worker was silent for so long that another has its trial
+                give_own_back()
+                if isinstance(error, AssertionError) and error.__context__:
+                    # Where the storage fails in the end, Optuna hides its error behind one of its own.
+                    raise error.__context__ from None
+                raise
+        # After the error is gone: where it fell into a read of the storage, its frames hold a cursor, and with it a
+        # lock that would keep this worker and another waiting for each other.
+        left.clear()
+        gc.collect()
+        give_own_back()
+        raise KeyboardInterrupt
 
     def step() -> list[FrozenTrial] | None:
         """One trial, or one look at what others do; the whole schedule when it is done."""
