@@ -307,3 +307,5 @@ def test_hopeless_candidates_are_stopped_early_and_the_winner_is_no_worse(traine
     ]
     wrong = sum(loss < row["best"] for loss, row in zip(whole, stopped, strict=False))
     assert wrong <= 2
+    # And the estimates that make parents of them tell good ones from bad ones.
+    assert np.corrcoef(whole, estimates[:40])[0, 1] > 0.9
