@@ -140,11 +140,19 @@ def test_a_database_that_never_comes_back_gives_one_line_and_nothing_is_lost(
     finally:
         cluster.start()
     resumed, _ = search(folder, config=config)
-    # The trial that was begun last may be another machine's until its heartbeat is missed, so later ones may differ.
-    begun = len([row for row in undisturbed.rows if row["phase"] != "evolution"])
-    assert resumed.rows[:begun] == undisturbed.rows[:begun]
-    assert [row["trial"] for row in resumed.rows[begun:]] == list(range(config.trials))
+    assert [resumed.best, resumed.loss, resumed.rows] == [undisturbed.best, undisturbed.loss, undisturbed.rows]
     assert reads(folder) <= reads(tmp_path / "undisturbed") + 1
+
+
+def test_one_machine_alone_is_killed_and_goes_on_to_the_bit(tmp_path: Path, address: str) -> None:
+    undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
+    # With a heartbeat that nobody waits for.
+    config = replace(CONFIG, storage=address, heartbeat_seconds=600)
+    fork_until_killed(machine(tmp_path / "dying", config, kill_at="read 9"))
+    machine(tmp_path / "again", config)()
+    assert result(tmp_path / "again") == [undisturbed.best.to_json(), undisturbed.loss, undisturbed.rows]
+    paid = sum(reads(tmp_path / name) for name in ("dying", "again"))
+    assert paid <= reads(tmp_path / "undisturbed") + 1
 
 
 def test_tables_that_two_machines_make_at_once(tmp_path: Path, address: str) -> None:

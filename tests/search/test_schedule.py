@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from sqlalchemy.orm import loading
 
 from processes import fork, fork_until_killed, kill_self
 from ropewalk.search import schedule
-from ropewalk.search.schedule import REASON, FailedTrial, done_by_position, work_off
+from ropewalk.search.schedule import REASON, FailedTrial, done_by_position, register, work_off
 from ropewalk.search.storage import SharedStorage, open_storage
+from ropewalk.search.workers import WorkerProcess
+
+ELSEWHERE = WorkerProcess(machine="elsewhere", pid=1, started=0.0)
 
 
 def open_at(folder: Path) -> tuple[SharedStorage, optuna.Study]:
@@ -78,9 +82,42 @@ def test_two_workers_do_each_position_once(tmp_path: Path) -> None:
 
 
 def test_the_trial_of_a_dead_worker_is_done_by_another(tmp_path: Path) -> None:
+    storage, study = open_at(tmp_path)
+    register(study, ELSEWHERE)
+    storage.engine.dispose()
     fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
     assert worker(tmp_path, length=6) == list(map(float, range(6)))
     assert reads(tmp_path) == [0, 1, 2, 3, 4, 5, 3]
+
+
+def test_where_all_others_have_ended_here_a_left_trial_is_done_first(tmp_path: Path) -> None:
+    fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
+    assert worker(tmp_path, length=6) == list(map(float, range(6)))
+    assert reads(tmp_path) == [0, 1, 2, 3, 3, 4, 5]
+
+
+def test_the_trial_of_a_worker_that_lives_here_is_left_to_it(tmp_path: Path) -> None:
+    open_at(tmp_path)[0].engine.dispose()
+    other = fork(lambda: worker(tmp_path, length=2, pause=2.0))
+    while not len(open_at(tmp_path)[1].trials):
+        time.sleep(0.05)
+    assert worker(tmp_path, length=2, pause=0.1) == [0.0, 1.0]
+    other.join(60)
+    assert other.exitcode == 0
+    assert sorted(reads(tmp_path)) == [0, 1]
+
+
+def test_a_process_has_ended_when_it_is_gone_or_its_number_is_anothers() -> None:
+    own = WorkerProcess.own()
+    assert not own.has_ended
+    assert replace(own, started=own.started - 3600).has_ended
+    assert not replace(own, started=own.started - 3600, machine="elsewhere").has_ended
+    ended = fork(lambda: None)
+    assert ended.pid is not None
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert replace(own, pid=ended.pid, started=time.time()).has_ended  # waits for its parent to take note
+    ended.join()
+    assert replace(own, pid=ended.pid, started=time.time()).has_ended
 
 
 def test_a_worker_that_slept_for_long_finds_its_trial_done_and_goes_on(tmp_path: Path) -> None:
@@ -105,6 +142,9 @@ def test_a_worker_that_slept_for_long_finds_its_trial_done_and_goes_on(tmp_path:
 
 
 def test_alone_a_left_trial_is_done_first(tmp_path: Path) -> None:
+    storage, study = open_at(tmp_path)
+    register(study, ELSEWHERE)
+    storage.engine.dispose()
     fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
     assert worker(tmp_path, length=6, alone=True) == list(map(float, range(6)))
     assert reads(tmp_path) == [0, 1, 2, 3, 3, 4, 5]
@@ -112,6 +152,7 @@ def test_alone_a_left_trial_is_done_first(tmp_path: Path) -> None:
 
 def test_a_worker_that_died_before_its_first_heartbeat_is_missed_too(tmp_path: Path) -> None:
     storage, study = open_at(tmp_path)
+    register(study, ELSEWHERE)
     study.ask()
     storage.engine.dispose()
     begun = time.monotonic()
@@ -250,6 +291,7 @@ def end_at_sum(limit: float) -> object:
 
 def test_the_end_is_the_same_whatever_others_did_beyond_it(tmp_path: Path) -> None:
     storage, study = open_at(tmp_path)
+    register(study, ELSEWHERE)
     for value in (1.0, 1.0):
         study.tell(study.ask(), value)
     slow = study.ask()  # position 2, by a worker that takes its time

@@ -1,7 +1,8 @@
 """A study's schedule: positions 0, 1, 2, …, each worked off once, by one worker or many, here or elsewhere.
 
 Workers know of each other only through the study's storage. A worker's heartbeat is recorded while it reads; one
-that fell silent has its trial taken over by another, under the same position.
+that fell silent has its trial taken over by another, under the same position. One that comes when all others have
+ended on its own machine need not wait for that.
 """
 
 import gc
@@ -11,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from types import FrameType
 
 from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTrialError
@@ -19,6 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ropewalk.search.sampler import RETRY_OF, positions
+from ropewalk.search.workers import WorkerProcess
 
 _RETRIES = "retry_history"
 """System attribute in which Optuna's own retry callback keeps the numbers of the trials that a retry stands for."""
@@ -26,6 +29,8 @@ _LOST_SECONDS = 3.0
 """Longer than a worker takes from failing a trial to queueing it again."""
 REASON = "reason"
 """User attribute of a trial that failed by itself: it is not tried again."""
+_WORKER = "worker "
+"""Beginning of the study attribute in which a worker's process is kept."""
 
 
 class FailedTrial(Exception):
@@ -87,6 +92,17 @@ def give_back(study: Study, trial: FrozenTrial) -> None:
     )
 
 
+def register(study: Study, worker: WorkerProcess) -> None:
+    """Keep with the study that ``worker`` is at it."""
+    study.set_user_attr(f"{_WORKER}{worker.machine} {worker.pid} {worker.started}", asdict(worker))
+
+
+def _others_have_ended(study: Study) -> bool:
+    own = WorkerProcess.own()
+    workers = [WorkerProcess(**value) for key, value in study.user_attrs.items() if key.startswith(_WORKER)]
+    return all(worker.has_ended for worker in workers if worker != own)
+
+
 def is_done(trial: FrozenTrial) -> bool:
     """Whether a trial settles its position: read whole, stopped early, or failed by itself."""
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
@@ -119,7 +135,7 @@ def work_off(
         objective: (trial, position) -> loss; raises FailedTrial where a candidate cannot be read.
         end: of trials in order of position, how many of the first make the whole schedule; None to go on.
         on_done: called with what is done whenever more may be.
-        alone: no other worker is at the study, so that what is running there was left by one that was killed.
+        alone: no other worker can be at the study, so that what is running there was left by one that was killed.
         poll: seconds between looks at what other workers do.
 
     Returns:
@@ -209,10 +225,11 @@ def work_off(
         return None
 
     missed: dict[int, float] = {}
-    if alone:
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            give_back(study, trial)
-        for trial in _lost(study, length).values():
+    register(study, WorkerProcess.own())
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    # Asked after that: whoever has one of these trials is known by now.
+    if alone or _others_have_ended(study):
+        for trial in [*running, *_lost(study, length).values()]:
             give_back(study, trial)
     with _interrupts() as caught:
         while (finished := step()) is None:

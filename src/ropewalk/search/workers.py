@@ -2,15 +2,54 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.multiprocessing as multiprocessing
+
+_CLOCK_SECONDS = 60.0
+"""By which a process's start may seem to move when the system's clock is set."""
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """A process as others can tell whether it has ended."""
+
+    machine: str
+    """Name, network address and space of process numbers."""
+    pid: int
+    started: float
+    """Seconds since 1970."""
+
+    @classmethod
+    def own(cls) -> "WorkerProcess":
+        space = ""
+        with suppress(OSError):  # only Linux has containers with numbers of their own
+            space = str(Path("/proc/self/ns/pid").readlink())
+        machine = f"{socket.gethostname()} {uuid.getnode():x} {space}"
+        return cls(machine, os.getpid(), psutil.Process().create_time())
+
+    @property
+    def has_ended(self) -> bool:
+        """False also where that cannot be told from here: on another machine."""
+        if self.machine != WorkerProcess.own().machine:
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            return zombie or abs(process.create_time() - self.started) > _CLOCK_SECONDS
+        except psutil.NoSuchProcess:
+            return True
 
 
 def device_of(worker: int) -> torch.device:
