@@ -14,7 +14,8 @@ Every row is written when it is done, and rows that are there are not measured a
 `--choices`, `--targets`, `--seeds` and `--groups` choose rows; `--plan` prints what is left and how long it takes.
 Groups: closed (published methods), equal (all choices at 70 evaluations), ten (evolution and cmaes at 700), paper
 (1,344 evaluations), racing (evolution: 300 trials without, and with one what 150 of them cost), scaling (1 and 2
-workers).
+workers), fitness (the walker's hybrid by needles and by a mix of lengths). When all rows are there that were asked for,
+`--plot FILE` draws test perplexity against tokens spent.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from curves import figure, of_search
 from model import add_options, chosen
 from record import write_results
 from ropewalk.composition import checked, register
@@ -46,6 +48,7 @@ from ropewalk.evaluate.passkey import accuracy, passkey_accuracy, passkey_prompt
 from ropewalk.evaluate.perplexity import DocumentSet, perplexities
 from ropewalk.files import read_json
 from ropewalk.models.base import load_model, load_tokenizer
+from ropewalk.report.style import save
 from ropewalk.rope import RopeScaling, RotaryShape, rotary_shape
 from ropewalk.search.targets import TargetSearch
 
@@ -75,6 +78,7 @@ class Case:
     trials: int | None = None
     race: bool | None = None
     workers: int = 1
+    fitness: str | None = None
 
     @property
     def key(self) -> str:
@@ -96,6 +100,12 @@ def cases(model: str) -> Iterator[Case]:
         yield Case("racing", model, "evolution", 2048, seed, trials=RACING_TRIALS, race=False)
     for workers in (1, 2):
         yield Case("scaling", model, "evolution", 2048, 0, trials=SCALING_TRIALS, race=False, workers=workers)
+    if model == "walker":  # whose passkeys can be asked for
+        yield from (
+            Case("fitness", model, "hybrid", 2048, seed, EQUAL, fitness=name)
+            for seed in range(3)
+            for name in ("needles", "mix")
+        )
     yield Case("paper", model, "paper", 2048, 0, PAPER)
 
 
@@ -145,13 +155,19 @@ class Bench:
             load_tokenizer=partial(load_tokenizer, self.path),
             label=case.key,
         ).first()
+        # Where an earlier run was interrupted, what the trials themselves took.
+        seconds = time.perf_counter() - begun if fresh else results[case.target].seconds
         result = results[case.target]
         trials = [row for row in result.rows if row["phase"] == "evolution"]
-        # Where an earlier run was interrupted, what the trials themselves took.
-        seconds = time.perf_counter() - begun if fresh else result.seconds
+        evaluation = DOCUMENTS * case.target
+        curve = [
+            (tokens / evaluation, self.perplexity(point, case.target))
+            for tokens, point in of_search(result, window=WINDOW)
+        ]
         return result.best, {
             "forward_tokens": result.forward_tokens,
-            "evaluations_worth": result.forward_tokens / (DOCUMENTS * case.target),
+            "evaluations_worth": result.forward_tokens / evaluation,
+            "curve": curve,
             "saved_tokens": result.saved_tokens,
             "trials_done": len(trials),
             "stopped_early": sum(row["state"] == "PRUNED" for row in trials),
@@ -181,7 +197,9 @@ def config_of(case: Case) -> SearchConfig:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = checked(
-            compose("config", [f"search={case.choice}", "search/fitness=perplexity", f"output={WORK}"])
+            compose(
+                "config", [f"search={case.choice}", f"search/fitness={case.fitness or 'perplexity'}", f"output={WORK}"]
+            )
         ).search
     config.documents, config.workers = DOCUMENTS, case.workers
     if case.evaluations is not None:
@@ -257,6 +275,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, help="for all rows that have a budget, in place of their own")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--plot", type=Path, help="PNG to draw of the rows at --targets, one panel each")
     parser.add_argument("--plan", action="store_true", help="print what is left and how long it takes, and stop")
     options = parser.parse_args()
 
@@ -286,6 +305,8 @@ def main() -> None:
         rows.append(bench.row(left.pop(0)))
         write_results(options.results, rows)
         print({key: value for key, value in rows[-1].items() if value is not None and key != "key"}, flush=True)
+    if options.plot:
+        save(figure([row for row in rows if row["model"] == name], targets=options.targets), options.plot)
     print(f"all {len(wanted)} rows are in {options.results}")
 
 
