@@ -38,8 +38,10 @@ def recover(stage: Stage) -> None:
         short = [(original.target_length, original, None), *kept]
     factors, plot = stage.output / "factors" / "recovered.json", stage.output / "plots" / "recover.csv"
 
+    text = switch_json([*short, first, *second])
+
     def write() -> None:
-        write_text(factors, switch_json([*short, first, *second]))
+        write_text(factors, text)
         write_table(plot, table(results))
         stage.write_metrics(search_metrics(results))
 
@@ -47,7 +49,7 @@ def recover(stage: Stage) -> None:
         tracking.log_search(stage.name, table(results), plot)
         tracking.log_file(factors)
 
-    search.publish(write, track, [factors, plot])
+    search.publish(results, write, track, {factors: text, plot: None})
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ def search_first(stage: Stage) -> None:
     origin = provenance(found, search=config.search.name, commit=tracking.commit_of())
     factors, plot = stage.output / "factors" / "first.json", stage.output / "plots" / "search_first.csv"
 
+    text = factors_json(found.best, origin, shorter=[results[length].best for length in sorted(results)[:-1]])
+
     def write() -> None:
-        shorter = [results[length].best for length in sorted(results)[:-1]]
-        write_text(factors, factors_json(found.best, origin, shorter=shorter))
+        write_text(factors, text)
         write_text(stage.output / "factors" / "first_seed.json", factors_json(found.seed or found.best, origin))
         write_table(plot, table(results))
         stage.write_metrics(search_metrics(results))
@@ -42,7 +43,7 @@ def search_first(stage: Stage) -> None:
         tracking.log_search(stage.name, table(results), plot)
         tracking.log_file(factors)
 
-    search.publish(write, track, [factors, plot])
+    search.publish(results, write, track, {factors: text, plot: None})
 
 
 if __name__ == "__main__":

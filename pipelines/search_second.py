@@ -33,9 +33,11 @@ def search_second(stage: Stage) -> None:
     by_length = [(length, result.best, origin(result)) for length, result in results.items()]
     factors, plot = stage.output / "factors" / "second_by_length.json", stage.output / "plots" / "search_second.csv"
 
+    text = switch_json(by_length)
+
     def write() -> None:
         write_text(stage.output / "factors" / "second.json", factors_json(*by_length[-1][1:]))
-        write_text(factors, switch_json(by_length))
+        write_text(factors, text)
         write_table(plot, table(results))
         stage.write_metrics(search_metrics(results))
 
@@ -43,7 +45,7 @@ def search_second(stage: Stage) -> None:
         tracking.log_search(stage.name, table(results), plot)
         tracking.log_file(factors)
 
-    search.publish(write, track, [factors, plot])
+    search.publish(results, write, track, {factors: text, plot: None})
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def show(stage: Stage) -> None:
     write_table(folder / "profile.csv", profile_rows(published.switch, published.shape))
     save(profile_figure(published.switch, published.shape), folder / "profile.png")
     write_text(folder / "switch.json", switch_to_json(published.switch))
-    for name in ("profile.csv", "profile.png", "switch.json"):
+    write_text(folder / "factors.json", published.scaling.to_json())
+    for name in ("profile.csv", "profile.png", "switch.json", "factors.json"):
         tracking.log_file(folder / name)
     print(f"\nplot, table and factors: {folder}")
 

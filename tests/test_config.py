@@ -122,6 +122,11 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no documents of the target length": (["search.fitness.lengths=[0.5]"], ["search.fitness.lengths", "hold 1.0"]),
     "a weight without a length": (["search.fitness.weights=[1,2]"], ["search.fitness.weights", "found [1.0, 2.0]"]),
+    "a race at the length itself": (["search.race.shorter=[1.0]"], ["search.race.shorter", "below 1", "[1.0]"]),
+    "a race at less than the answers": (
+        ["search.fitness.needles=2", "search.race.shorter=[0.5]"],
+        ["search.race.shorter must be empty with search.fitness.needles", "[0.5]"],
+    ),
     "a race at more than the length": (["search.race.shorter=[2]"], ["search.race.shorter", "shares", "[2.0]"]),
     "a password in the storage": (
         ["search.storage=postgresql+psycopg://user:secret@host/name"],

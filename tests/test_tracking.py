@@ -145,7 +145,16 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
     stage: Stage, store: Path
 ) -> None:
     rows = [
-        {"phase": "gradient", "length": 2048, "trial": step, "generation": -1, "loss": 3 - step, "best": 3 - step}
+        {
+            "phase": "gradient",
+            "length": 2048,
+            "trial": step,
+            "generation": -1,
+            "loss": 3 - step,
+            "best": 3 - step,
+            "best_so_far": None,
+            "tokens": 0,
+        }
         for step in range(2)
     ]
     losses = [2.0, 1.5, 1.9, 1.2]
@@ -157,8 +166,10 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
             "generation": trial // 2,
             "loss": loss,
             "best": min(losses[: trial + 1]),
+            "best_so_far": min(losses[: trial + 1]),
             "tokens": 1000 * trial,
             "lambda_00": 1.0,
+            "lambda_01": 1.5 + trial,
             "n_hat": 0,
             "attention_factor": 1.1,
         }
@@ -173,15 +184,19 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
     children = [one for one in found if one is not parent]
     assert {one.data.tags["mlflow.parentRunId"] for one in children} == {parent.info.run_id}
     assert {one.data.tags["trial"]: one.data.metrics["loss"] for one in children} == {"3": 1.2, "1": 1.5}
-    assert all({"lambda_00", "n_hat", "attention_factor"} <= one.data.metrics.keys() for one in children)
+    assert all({"n_hat", "attention_factor"} <= one.data.metrics.keys() for one in children)
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    (best,) = [one for one in children if one.data.tags["trial"] == "3"]
+    profile = client.get_metric_history(best.info.run_id, "rescale_factor")
+    assert [(metric.step, metric.value) for metric in profile] == [(0, 1.0), (1, 4.5)]
     series = client.get_metric_history(parent.info.run_id, "evolution_best_loss_2048")
     assert [(metric.step, metric.value) for metric in series] == [(0, 1.5), (1, 1.2)]
     mean = client.get_metric_history(parent.info.run_id, "evolution_mean_loss_2048")
     assert [(metric.step, metric.value) for metric in mean] == [(0, 1.75), (1, pytest.approx(1.55))]
     paid = client.get_metric_history(parent.info.run_id, "best_loss_by_tokens_2048")
     assert [(metric.step, metric.value) for metric in paid] == [(0, 2.0), (1, 1.5), (2, 1.5), (3, 1.2)]
-    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["search_first.csv"]
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files == {"search_first.csv", "convergence.png", "factors.png"}
 
 
 def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_names_and_steps(

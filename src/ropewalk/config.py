@@ -170,6 +170,9 @@ class SearchConfig:
     """Of each gene."""
     knots: int = 6
     """Of cmaes, tpe and random, which set lambda at so many pairs with straight lines (in log lambda) between."""
+    starts: list[str] = field(default_factory=list)
+    """Files of factors (.json, or a .csv table for road.first_target) that the first search reads beside the published
+    methods, and begins from too."""
     documents: int = 5
     """Documents of the search split that the fitness reads."""
     batch_tokens: int = 16_384
@@ -181,7 +184,8 @@ class SearchConfig:
     attention_factor: list[float] | None = field(default_factory=lambda: [0.9, 1.6])
     """Lowest and highest; both the same value fixes it, null fixes it at LongRoPE's sqrt(1 + ln s / ln L0)."""
     budget_tokens: int | None = None
-    """Forward tokens after which no trial is begun; a backward pass counts as two forward passes more."""
+    """Forward tokens after which no trial is begun; a backward pass counts as two forward passes more. What comes
+    before the first trial must fit in."""
     patience: int | None = None
     """Trials without a gain of least_gain after which the search ends."""
     least_gain: float = 0.0005
@@ -198,8 +202,19 @@ class SearchConfig:
     """Seconds that a shared storage may be away."""
 
 
-PLACEMENT = ("workers", "storage", "study_name", "heartbeat_seconds", "storage_timeout")
-"""What of `SearchConfig` says where a search runs, not what it finds: it goes on as the same when these change."""
+PLACEMENT = (
+    "workers",
+    "storage",
+    "study_name",
+    "heartbeat_seconds",
+    "storage_timeout",
+    "batch_tokens",
+    "gradient_checkpointing",
+)
+"""What of `SearchConfig` says where and in what memory a search runs, not what it finds: it goes on as the same when
+these change."""
+EXTENT = ("trials", "budget_tokens", "patience", "least_gain")
+"""What says how far a search goes: a study goes on when it may go further."""
 
 
 @dataclass
@@ -382,6 +397,9 @@ class EvaluateConfig:
     """Lengths at which perplexity is measured; the window and road.first_target are among them."""
     base_lengths: list[int] = MISSING
     """Those at which the base model is read under every method too."""
+    factors: list[str] = field(default_factory=list)
+    """Files of factors (.json, or a .csv table for road.first_target) that the base model is read under too, each under
+    its file's name."""
     documents: int | None = None
     """Test documents up to the first target; all that are long enough by default."""
     long_documents: int | None = 8

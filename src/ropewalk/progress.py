@@ -1,10 +1,14 @@
 """Progress bars: tqdm's on a terminal, a plain line every ten seconds elsewhere."""
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
+
+# tqdm's own lock is for bars of several processes; a worker that is ended would leave its semaphore behind.
+tqdm.set_lock(threading.RLock())
 
 
 class Progress(tqdm):  # type: ignore[type-arg]

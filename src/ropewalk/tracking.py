@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 PARENT = "ROPEWALK_PARENT_RUN"
 """Environment variable with the run that a sweep's jobs are children of (MLFLOW_RUN_ID would override it)."""
 _LONGEST_VALUE = 500
+_POINT = ("lambda_", "n_hat", "attention_factor")
+"""What the columns of a point of a search begin with."""
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -255,25 +257,34 @@ def _logged_model(name: str, weights: str, experiment: str, run_id: str) -> str:
     return str(made.model_id)
 
 
-def log_child(name: str, *, tags: dict[str, str], metrics: dict[str, float]) -> None:
-    """A finished run below the active one, in the same experiment."""
+def log_child(
+    name: str,
+    *,
+    tags: dict[str, str],
+    metrics: dict[str, float],
+    series: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+) -> None:
+    """A finished run below the active one, in the same experiment; ``series`` are metrics with values by step."""
     parent = mlflow.active_run()
     assert parent is not None
     with mlflow.start_run(run_name=name, nested=True, experiment_id=parent.info.experiment_id, tags=tags):
         mlflow.log_metrics(metrics)
+        for metric, points in (series or {}).items():
+            log_series(metric, points)
 
 
 def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: int = 10) -> None:
     """A search in the active run: best loss by tokens paid and by generation, a table of all, the best as child runs.
 
-    The step of ``best_loss_by_tokens`` is the count of forward tokens in thousands.
+    With pictures of its convergence and of the best factors of each length. The step of ``best_loss_by_tokens`` is
+    the count of forward tokens in thousands, that of a child run's ``rescale_factor`` the pair.
     """
     for length in dict.fromkeys(row["length"] for row in rows):
-        paid, lowest = dict[int, float](), math.inf
-        for row in rows:
-            if row["length"] == length and row["phase"] != "gradient" and row["loss"] is not None:
-                lowest = min(lowest, row["loss"])
-                paid[row["tokens"] // 1000] = lowest
+        paid = {
+            row["tokens"] // 1000: row["best_so_far"]
+            for row in rows
+            if row["length"] == length and row["best_so_far"] is not None
+        }
         log_series(f"best_loss_by_tokens_{length}", list(paid.items()))
         for phase in ("gradient", "evolution"):
             own = [row for row in rows if row["length"] == length and row["phase"] == phase and row["best"] is not None]
@@ -286,11 +297,20 @@ def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: 
         log_series(
             f"evolution_mean_loss_{length}", [(number, sum(own) / len(own)) for number, own in generations.items()]
         )
-        for rank, row in enumerate(sorted(trials, key=lambda row: row["loss"])[:best], start=1):
-            tags = {"length": str(length), "trial": str(row["trial"]), "generation": str(row["generation"])}
-            numbers = {k: v for k, v in row.items() if k.startswith(("lambda_", "loss", "n_hat", "attention_factor"))}
-            log_child(f"{name} {length} best {rank}", tags=tags, metrics=numbers)
+        whole = [r for r in rows if r["length"] == length and r["phase"] != "gradient" and r["loss"] is not None]
+        # A trial of a point that was known before is that point once more.
+        points = {tuple(row[key] for key in row if key.startswith(_POINT)): row for row in reversed(whole)}
+        for rank, row in enumerate(sorted(points.values(), key=lambda row: row["loss"])[:best], start=1):
+            tags = {key: str(row[key]) for key in ("length", "phase", "trial", "generation")}
+            numbers = {key: row[key] for key in ("loss", "n_hat", "attention_factor")}
+            profile = [(int(key.removeprefix("lambda_")), row[key]) for key in row if key.startswith("lambda_")]
+            log_child(f"{name} {length} best {rank}", tags=tags, metrics=numbers, series={"rescale_factor": profile})
     log_file(table)
+    # Late, because matplotlib takes a while to import.
+    from ropewalk.report.plots import search, searched_factors
+
+    mlflow.log_figure(search({name: rows}), "convergence.png")
+    mlflow.log_figure(searched_factors(rows), "factors.png")
 
 
 def lightning_logger() -> "MLFlowLogger":

@@ -307,3 +307,19 @@ def test_the_summary_marks_a_figure_of_no_number() -> None:
     rows = [{**row, "length": 64, "perplexity": 7.0}, {**row, "length": 128, "perplexity": math.inf}]
     line, _ = [line for line in summary(rows, [], []).splitlines() if line.startswith("PI")]  # one for each model
     assert line.split() == ["PI", "7.000", "NaN"]
+
+
+def test_factors_from_files_are_read_beside_the_methods(tmp_path: Path, store: TokenStore) -> None:
+    (tmp_path / "table.csv").write_text(",".join(map(str, FIRST.factors)) + "\n")
+    (tmp_path / "mine.json").write_text(FIRST.to_json())
+    files = [str(tmp_path / name) for name in ("table.csv", "mine.json")]
+    road = replace(ROAD, config=replace(CONFIG, factors=files))
+    own = [reading for reading in road.readings(store) if reading.method in ("table", "mine")]
+    assert [(one.model, one.method, one.length) for one in own] == [
+        ("base", name, length) for length in (64, 256) for name in ("table", "mine")
+    ]
+    assert {one.scaling.factors for one in own} == {FIRST.factors}
+    (tmp_path / "yarn.json").write_text(FIRST.to_json())
+    for wrong in ([*files, files[1]], [str(tmp_path / "yarn.json")]):
+        with pytest.raises(ValueError, match=r"evaluate\.factors must be files of different names"):
+            list(replace(ROAD, config=replace(CONFIG, factors=wrong)).readings(store))

@@ -84,7 +84,8 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
 def packages(start: Path) -> set[str]:
     """Packages of src/ropewalk whose modules are loaded, from one module to the next, when ``start`` runs.
 
-    Without `consistency`, which refuses configurations and changes no result.
+    Without `consistency`, which refuses configurations and changes no result, and without what `tracking` draws for
+    MLflow alone.
     """
     todo, seen = list(imported(start)), set[str]()
     while todo:
@@ -97,7 +98,8 @@ def packages(start: Path) -> set[str]:
         seen.add(name)
         # `import ropewalk` loads nothing but what is asked of it.
         todo += [above] if above else []
-        todo += imported(path) if name != "ropewalk" else []
+        drawn = {other for other in imported(path) if name == "ropewalk.tracking" and "report" in other}
+        todo += imported(path) - drawn if name != "ropewalk" else []
     found = {
         name.split(".")[1] for name in seen if "." in name and (ROOT / "src/ropewalk" / name.split(".")[1]).is_dir()
     }

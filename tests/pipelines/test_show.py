@@ -40,6 +40,10 @@ def test_a_published_table_is_shown(scratch: Path, shared: Path, capsys: pytest.
     table = shared / "data" / "factors" / "16k_la2_128k.csv"
     run_script("show", f"show.table={table}", "show.original_length=4096", "show.target_length=16384")
     assert "128 rotary dimensions, base 10,000, original window 4,096 tokens" in capsys.readouterr().out
+    lengths = {"original_length": 4096, "target_length": 16384}
+    (written,) = (scratch / "outputs").rglob("factors.json")
+    read = RopeScaling.from_file(written, rotary_dim=128, **lengths, key="search.starts")
+    assert read == RopeScaling.from_csv(table, **lengths)
 
 
 def test_a_table_without_lengths_is_refused(scratch: Path) -> None:

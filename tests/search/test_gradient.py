@@ -134,3 +134,8 @@ def test_a_loss_that_is_not_a_number_gives_one_line() -> None:
     with pytest.raises(ValueError, match=r"loss of gradient step 0 is nan; lower search\.gradient_learning_rate"):
         learn(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_step_that_is_too_long_gives_one_line() -> None:
+    with pytest.raises(ValueError, match=r"rescale factors that are not numbers; lower search\.gradient_learning_rate"):
+        learn(tiny_llama(), learning_rate=math.inf)

@@ -165,14 +165,14 @@ def test_tables_that_two_machines_make_at_once(tmp_path: Path, address: str) -> 
     assert [process.exitcode for process in processes] == [0] * 4
 
 
-def published(folder: Path, address: str, *, kill: bool = False) -> None:
+def published(folder: Path, address: str, *, kill: bool = False, trials: int = 6) -> None:
     """The stage of one machine: search, then publish what was found into ``folder``."""
     from processes import kill_self
 
     target = TargetSearch(
         tiny_llama,
         token_store(folder / "store"),
-        config=replace(CONFIG, documents=2, trials=6, storage=address),
+        config=replace(CONFIG, documents=2, trials=trials, storage=address),
         target=SearchTargetConfig(lengths=[4 * WINDOW]),
         original_length=WINDOW,
         seed=0,
@@ -184,13 +184,14 @@ def published(folder: Path, address: str, *, kill: bool = False) -> None:
     def write() -> None:
         if kill:
             kill_self()
-        (folder / "first.json").write_text(factors_json(best.best, provenance(best, search="tiny", commit="")))
+        (folder / "first.json").write_text(text)
 
     def track() -> None:
         with (folder.parent / "tracked").open("a") as out:
             out.write(folder.name + "\n")
 
-    target.publish(write, track, [folder / "first.json"])
+    text = factors_json(best.best, provenance(best, search="tiny", commit=""))
+    target.publish({4 * WINDOW: best}, write, track, {folder / "first.json": text})
 
 
 def test_a_result_is_published_once_and_lies_on_every_machine(tmp_path: Path, address: str) -> None:
@@ -202,3 +203,14 @@ def test_a_result_is_published_once_and_lies_on_every_machine(tmp_path: Path, ad
         assert process.exitcode == 0
     assert len((tmp_path / "tracked").read_text().splitlines()) == 1
     assert len({(folder / "first.json").read_text() for folder in folders}) == 1
+
+
+def test_a_search_that_goes_further_is_published_anew(tmp_path: Path, address: str) -> None:
+    folder = tmp_path / "a"
+    for trials, tracked in ((6, 1), (6, 1), (9, 2)):
+        published(folder, address, trials=trials)
+        assert json.loads((folder / "first.json").read_text())["provenance"]["trials"] == trials
+        assert len((tmp_path / "tracked").read_text().splitlines()) == tracked
+    published(tmp_path / "b", address, trials=9)
+    assert (tmp_path / "b" / "first.json").read_text() == (folder / "first.json").read_text()
+    assert len((tmp_path / "tracked").read_text().splitlines()) == 2

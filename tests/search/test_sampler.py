@@ -41,9 +41,9 @@ def _quiet() -> Iterator[None]:
 
 
 class TestOptunaSuites(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
-    @pytest.fixture
-    def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
-        return lambda: EvolutionSampler(SPACE, seed=0, population_size=4, initial=4, parents=4)
+    @pytest.fixture(params=[EvolutionSampler, PaperSampler, StartTokenSampler])
+    def sampler(self, request: pytest.FixtureRequest) -> Callable[[], optuna.samplers.BaseSampler]:
+        return lambda: request.param(SPACE, seed=0, population_size=4, initial=4, parents=4)
 
 
 def evolve(

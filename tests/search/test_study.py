@@ -225,7 +225,8 @@ def test_a_trial_that_emits_nan_fails_with_its_reason_and_is_never_best(tmp_path
         result, _ = search(tmp_path / folder, space=space, config=config, starts=(start,))
         bad = [row for row in result.rows if row["attention_factor"] > 1e20]
         assert bad
-        assert {(row["state"], row["loss"]) for row in bad} == {("FAIL", None)}
+        told = "the model emitted NaN or infinite losses"
+        assert {(row["state"], row["loss"], row["reason"]) for row in bad} == {("FAIL", None, told)}
         assert math.isfinite(result.loss)
         assert result.best.attention_factor < 1e20
         assert len(trials(result)) == config.trials
@@ -248,6 +249,31 @@ def test_a_study_of_something_else_under_the_same_name_is_refused(
     search(tmp_path, config=replace(SHORT, trials=2), **first)
     with pytest.raises(ValueError, match=f"the study rescale-factors in search.storage is of another .*{named}"):
         search(tmp_path, config=replace(SHORT, trials=2), **{**first, **changed})
+
+
+@pytest.mark.parametrize(
+    "changed", [{"knots": 4}, {"race": RaceConfig(blocks=16)}, {"gradient_learning_rate": 0.5}, {"parents": 2}]
+)
+def test_a_study_goes_on_under_its_own_settings_alone(tmp_path: Path, changed: dict[str, Any]) -> None:
+    config = replace(SHORT, trials=2, sampler="tpe")
+    search(tmp_path, config=config)
+    with pytest.raises(ValueError, match="is of another settings"):
+        search(tmp_path, config=replace(config, **changed))
+    # What says where it runs, in what memory and how far may change.
+    further = replace(config, trials=3, heartbeat_seconds=7, batch_tokens=512, patience=9)
+    assert len(trials(search(tmp_path, config=further)[0])) == 3
+
+
+def test_a_budget_that_does_not_cover_the_beginning_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    needed = (3 * 2 + 3 * 8 + 2) * SPACE.target_length
+    (tmp_path / "reads").touch()
+    told = rf"search\.budget_tokens must cover .* 8 gradient steps\), {needed:,} tokens, found {needed - 1:,};"
+    with pytest.raises(ValueError, match=told):
+        search(tmp_path, config=replace(SEARCH, budget_tokens=needed - 1))
+    assert not (tmp_path / "reads").read_text()
+    result, _ = search(tmp_path, config=replace(SEARCH, budget_tokens=needed))
+    assert result.forward_tokens == needed
+    assert not trials(result)
 
 
 def test_a_mix_is_the_weighted_mean_of_transformers_own_losses() -> None:
@@ -275,6 +301,16 @@ def test_the_order_and_the_passes_of_a_race_do_not_change_the_loss() -> None:
     assert sorted(found.blocks) == list(range(2 * 3 * 8))
     whole = [found.blocks[number] for number in range(24, 48)]
     assert sum(whole) / 24 == pytest.approx(plain.loss, abs=1e-2)
+
+
+def test_what_early_looks_cost_is_taken_off_what_a_race_saves(tmp_path: Path) -> None:
+    config = replace(SEARCH, race=RaceConfig(blocks=16, shorter=[0.25]))
+    result, _ = search(tmp_path, config=config)
+    paid = [row for row in result.rows if row["phase"] != "gradient" and row["tokens"]]
+    of_reads = result.forward_tokens - 3 * SEARCH.gradient_steps * SPACE.target_length
+    reads = sum(row["phase"] != "gradient" for row in result.rows) - 4  # points that were known before their trial
+    assert len(paid) == reads + 4
+    assert result.saved_tokens == reads * 2 * SPACE.target_length - of_reads
 
 
 def test_hopeless_candidates_are_stopped_early_and_the_winner_is_no_worse(trained: Any, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from ropewalk.config import SearchConfig, SearchTargetConfig
+from ropewalk.config import FitnessConfig, SearchConfig, SearchTargetConfig
 from ropewalk.rope import RopeScaling
+from ropewalk.search.fitness import Fitness, Part
 from ropewalk.search.history import SearchResult
 from ropewalk.search.targets import TargetSearch, search_metrics, table
 from tiny_models import WINDOW, tiny_llama
@@ -121,6 +123,63 @@ def test_trials_and_steps_can_be_given_for_each_length(tmp_path: Path) -> None:
     for length, result in results.items():
         assert metrics[f"at_{length}"]["search_perplexity"] == math.exp(result.loss)
         assert metrics[f"at_{length}"]["forward_tokens"] == result.forward_tokens
+
+
+def test_what_is_judged_by_answers_is_compared_by_perplexity(tmp_path: Path) -> None:
+    plain = targets(tmp_path / "plain", 4 * WINDOW, trials=0).first()[4 * WINDOW]
+    assert plain.perplexity is None
+    mixed = FitnessConfig(lengths=[1.0, 0.5], weights=[1.0, 1.0])
+    results = targets(tmp_path / "mix", 4 * WINDOW, fitness=mixed).first()
+    result, metrics = results[4 * WINDOW], search_metrics(results)[f"at_{4 * WINDOW}"]
+    rows = torch.from_numpy(token_store(tmp_path / "mix" / "store").first_tokens(4 * WINDOW, documents=2))
+    own = Fitness(tiny_llama(), (Part(rows),))
+    assert metrics["search_loss"] == result.loss
+    assert metrics["search_perplexity"] == math.exp(own(result.best)) != math.exp(result.loss)
+    assert result.seed is not None
+    assert metrics["seed_search_perplexity"] == math.exp(own(result.seed))
+
+
+def test_seconds_and_failures_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overflowing = replace(FIRST, attention_factor=1e30)
+    (tmp_path / "overflowing.json").write_text(overflowing.to_json())
+    starts = [str(tmp_path / "overflowing.json")]
+    results = targets(tmp_path, 4 * WINDOW, attention_factor=[1.0, 1e30], starts=starts).first()
+    failed = [row for row in table(results) if row["state"] == "FAIL"]
+    assert failed
+    metrics = search_metrics(results)[f"at_{4 * WINDOW}"]
+    assert metrics["failed"] == len(failed)
+    seconds = [row["seconds"] for row in table(results) if row["phase"] == "evolution"]
+    assert 0 < sum(seconds) <= metrics["seconds"] + 0.01
+    assert f"tiny for 256 tokens: {len(failed)} of {len(table(results))} candidates failed" in capsys.readouterr().err
+
+
+def test_factors_from_files_are_read_first_and_begun_from(tmp_path: Path) -> None:
+    published, other = tmp_path / "published.csv", tmp_path / "other.json"
+    published.write_text("1,1,1.2,1.5,2,3,4,4.3\n1,1,1.2,1.5,2,3,4,4.5\n")
+    other.write_text(replace(FIRST, target_length=2 * WINDOW, factors=(1.0,) * 7 + (2.0,)).to_json())
+    own = targets(tmp_path, 2 * WINDOW, 4 * WINDOW, starts=[str(published), str(other)])
+    with pytest.warns(UserWarning, match="different factors per layer"):
+        results = own.first()
+    for length, expected in ((2 * WINDOW, 2.0), (4 * WINDOW, 4.4)):
+        begun = [row for row in results[length].rows if row["phase"] == "published"]
+        assert begun[1]["lambda_07"] == pytest.approx(expected)
+    published.write_text("1,1,1.2,1.5,2,3,4,4\n")
+    with pytest.raises(ValueError, match="is of another starts"):
+        own.first()
+    published.write_text("1,2,3\n")
+    with pytest.raises(ValueError, match=r"published\.csv: found 3 rescale factors, .*the model has 16"):
+        own.first()
+    published.unlink()
+    with pytest.raises(FileNotFoundError, match=r"published\.csv is not there"):
+        own.first()
+
+
+def test_a_model_that_does_not_fit_into_memory_gives_one_line(tmp_path: Path) -> None:
+    def load() -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory\nand more")
+
+    with pytest.raises(MemoryError, match=r"^out of memory; lower search\.workers, found 1, or take model\.dtype"):
+        replace(targets(tmp_path, 4 * WINDOW), load=load).first()
 
 
 def test_too_few_long_documents_give_one_line(tmp_path: Path) -> None:

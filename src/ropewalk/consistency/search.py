@@ -55,6 +55,15 @@ def check_search(config: Config) -> None:
             f"search.{key} must be shares of the target length above 0 and up to 1, found {lengths}",
         )
     require(
+        1.0 not in search.race.shorter,
+        f"search.race.shorter must be shares below 1, found {search.race.shorter}; all is read after them anyway",
+    )
+    require(
+        not (search.fitness.needles and search.race.shorter),
+        "search.race.shorter must be empty with search.fitness.needles, whose answers stand at the documents' ends, "
+        f"found {search.race.shorter}",
+    )
+    require(
         1.0 in search.fitness.lengths,
         f"search.fitness.lengths must hold 1.0, the target length itself, found {search.fitness.lengths}",
     )

@@ -24,8 +24,8 @@ def check_finetune(config: Config) -> None:
         decays = ("linear", "constant")
         require(step.decay in decays, f"{key}.decay must be one of {', '.join(decays)}, found {step.decay}")
         require(
-            step.scaling in ("searched", "none", "pi", "ntk", "yarn") or step.scaling.endswith(".json"),
-            f"{key}.scaling must be searched, none, pi, ntk, yarn or the path of a .json, found {step.scaling}",
+            step.scaling in ("searched", "none", "pi", "ntk", "yarn") or step.scaling.endswith((".json", ".csv")),
+            f"{key}.scaling must be searched, none, pi, ntk, yarn or the path of a .json or .csv, found {step.scaling}",
         )
         searched = config.road.search_first.lengths
         require(

@@ -102,6 +102,8 @@ class Road:
                 if method in TRAINED:
                     for variant in variants_trained(method, self.shape, length=length, target=target):
                         yield Reading(f"rival_{method}", method, variant.label, variant.scaling, length, documents)
+            for name, scaling in self._from_files() if on_base and length <= target else ():
+                yield Reading("base", name, "as in its file", scaling, length, documents)
             if "longrope" in self.methods:
                 if on_base and length <= target:
                     yield Reading("base", "ours", "searched", self.first, length, documents)
@@ -110,6 +112,23 @@ class Road:
         if long is not None and "longrope" in self.methods:
             # The same documents as at the longer lengths, for their ratio.
             yield Reading("finetuned", "ours", f"for up to {target}", self.trained, target, long)
+
+    def _from_files(self) -> list[tuple[str, RopeScaling]]:
+        """(name, factors) of evaluate.factors."""
+        read = partial(
+            RopeScaling.from_file,
+            rotary_dim=self.shape.rotary_dim,
+            original_length=self.shape.original_length,
+            target_length=self.first.target_length,
+            key="evaluate.factors",
+        )
+        found = {Path(path).stem: read(path) for path in self.config.factors}
+        if len(found) < len(self.config.factors) or found.keys() & {*self.ALL, "ours", "seed"}:
+            raise ValueError(
+                "evaluate.factors must be files of different names, none of them a method's, "
+                f"found {self.config.factors}"
+            )
+        return list(found.items())
 
     def _on_base(self, method: str, *, length: int, target: int) -> list[Variant]:
         if self.own is None:

@@ -35,11 +35,14 @@ def scaling_of(
         if length not in searched:
             raise ValueError(f"{key}.scaling_length must be among the searched {sorted(searched)}, found {length}")
         return searched[length]
-    if step.scaling.endswith(".json"):
-        path = Path(step.scaling)
-        if not path.is_file():
-            raise FileNotFoundError(f"{key}.scaling: {path} is not there; give a RopeScaling in JSON")
-        return RopeScaling.from_json(path.read_text())
+    if step.scaling.endswith((".json", ".csv")):
+        return RopeScaling.from_file(
+            step.scaling,
+            rotary_dim=shape.rotary_dim,
+            original_length=shape.original_length,
+            target_length=length,
+            key=f"{key}.scaling",
+        )
     return methods.METHODS[step.scaling](
         rotary_dim=shape.rotary_dim, base=shape.base, original_length=shape.original_length, target_length=length
     )

@@ -152,6 +152,22 @@ def factors(
     return figure
 
 
+def searched_factors(rows: Sequence[Row]) -> Figure:
+    """The best factors for each length among ``rows`` of a search."""
+    whole = groups(
+        (row for row in rows if row["phase"] != "gradient" and is_number(row["loss"])), lambda row: row["length"]
+    )
+    best = {length: min(own, key=lambda row: float(row["loss"])) for length, own in whole.items()}
+    return factors(
+        [
+            {"factors_of": f"ours, {length:,} tokens", "pair": int(name.removeprefix("lambda_")), "lambda": value}
+            for length, row in best.items()
+            for name, value in row.items()
+            if name.startswith("lambda_")
+        ]
+    )
+
+
 def _frequency_axis(axes: Axes, frequencies: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(max(frequencies) * 1.3, min(frequencies) / 1.3)
@@ -193,6 +209,7 @@ def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure
 _PHASES = {
     "published": ("published method", "#0072b2", "D"),
     "gradient": ("gradient step, on rows of its own", "#009e73", "s"),
+    "learned": ("where the gradient ends", "#009e73", "P"),
     "evolution": ("evolution, best so far", "#d55e00", "o"),
 }
 
@@ -211,7 +228,7 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
             continue
         own = [row for row in own if row["best"] not in (None, "")]
         paid, scores = [float(row["tokens"]) for row in whole], [_exp(row["loss"]) for row in whole]
-        if phase == "published":
+        if phase in ("published", "learned"):
             handles[label] = axes.scatter(paid, scores, s=26, marker=marker, color=colour, zorder=4)
             shown.append(min(scores))
             continue

@@ -96,6 +96,31 @@ class RopeScaling:
             raise ValueError(f"not a RopeScaling in JSON: {error!r}") from None
 
     @classmethod
+    def from_file(
+        cls, path: str | Path, *, rotary_dim: int, original_length: int, target_length: int, key: str
+    ) -> Self:
+        """Factors for a model of ``rotary_dim``: JSON as of `to_json`, or a CSV table for these lengths (`from_csv`).
+
+        ``key`` is what the path was given as.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds no factors, or not as many as the model has pairs.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{key}: {path} is not there; give a .json or .csv file of rescale factors")
+        try:
+            if path.suffix == ".csv":
+                scaling = cls.from_csv(path, original_length=original_length, target_length=target_length)
+            else:
+                scaling = cls.from_json(path.read_text(encoding="utf-8"))
+            scaling.check_rotary_dim(rotary_dim)
+        except ValueError as error:
+            raise ValueError(f"{key}: {path}: {error}") from None
+        return scaling
+
+    @classmethod
     def from_csv(
         cls,
         path: str | Path,

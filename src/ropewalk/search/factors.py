@@ -19,6 +19,7 @@ def provenance(result: SearchResult, *, search: str, commit: str) -> Provenance:
     return {
         "method": search,
         **result.record,
+        "budget": result.budget,
         "trials": len(trials),
         "gradient_steps": sum(row["phase"] == "gradient" for row in result.rows),
         "forward_tokens": result.forward_tokens,

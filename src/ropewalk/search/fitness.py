@@ -13,6 +13,8 @@ from torch import Tensor
 from ropewalk.models.loss import chosen_losses, token_losses
 from ropewalk.rope import RopeScaling, extend
 
+NO_LOSS = "the model emitted NaN or infinite losses"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -76,6 +78,11 @@ class Fitness:
     def forward_tokens(self) -> int:
         """Tokens that a whole evaluation reads, early looks left out."""
         return sum(part.rows.numel() for part in self.parts)
+
+    @property
+    def race_tokens(self) -> int:
+        """Tokens that a race reads of a candidate that it does not stop, early looks included."""
+        return sum(step.length * len(step.rows) for step in self._passes(racing=self.blocks > 0))
 
     @property
     def data_hash(self) -> str:

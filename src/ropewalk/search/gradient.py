@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,7 +55,7 @@ def learn_scaling(
         keep: called after every step with where it is.
 
     Raises:
-        ValueError: a step's loss is not a number.
+        ValueError: a step's loss or what it leads to is not a number.
     """
 
     def composed(scaling: RopeScaling) -> RopeScaling:
@@ -113,6 +114,11 @@ def learn_scaling(
             with torch.no_grad():
                 log_t.clamp_(*map(math.log, space.attention_factors))
                 learned = torch.cumsum(F.softplus(raw), 0).exp().cpu().numpy()
+            if not np.isfinite(learned).all():
+                raise ValueError(
+                    f"gradient step {step} leads to rescale factors that are not numbers; "
+                    "lower search.gradient_learning_rate"
+                )
             scaling = space.point(learned, start.n_hat, math.exp(log_t.item()))
             path.append((loss.item(), replace(scaling, method="gradient")))
             state = {

@@ -4,10 +4,11 @@ The published methods and the gradient come before the study, as its beginning: 
 wait for. It is kept in the storage, so it is paid once however many workers there are.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,18 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from ropewalk.config import SearchConfig
+from ropewalk.config import EXTENT, PLACEMENT, SearchConfig
 from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
 from ropewalk.search.beginning import NOT_A_NUMBER, Beginning, begin, read_beginning
 from ropewalk.search.coding import Coding, FactorCoding, KnotCoding, ask
-from ropewalk.search.fitness import Evaluation, Fitness
+from ropewalk.search.fitness import NO_LOSS, Evaluation, Fitness
 from ropewalk.search.gradient import learn_scaling
 from ropewalk.search.history import History, SearchResult
 from ropewalk.search.memory import within_memory
 from ropewalk.search.race import RacePruner, estimated_loss
 from ropewalk.search.sampler import ESTIMATE, EvolutionSampler, PaperSampler, StartTokenSampler
-from ropewalk.search.schedule import FailedTrial, done_by_position, work_off
+from ropewalk.search.schedule import REASON, FailedTrial, done_by_position, work_off
 from ropewalk.search.space import SearchSpace
 from ropewalk.search.storage import open_storage, open_study
 from ropewalk.search.yardsticks import YARDSTICKS, KnotSampler
@@ -71,7 +72,8 @@ class Search:
         """Search until the schedule is done; what an earlier call or another worker did is not paid again.
 
         Raises:
-            ValueError: every candidate made the model emit NaN, or the storage holds another study of this name.
+            ValueError: every candidate made the model emit NaN, the storage holds another study of this name, or the
+                budget does not cover what comes before the first trial.
             ConnectionError: the storage stayed away for search.storage_timeout seconds.
         """
         self.state_folder.mkdir(parents=True, exist_ok=True)
@@ -94,16 +96,17 @@ class Search:
 
     @property
     def record(self) -> dict[str, Any]:
-        config, space = self.config, self.space
+        space, first = self.space, self.fitness.first
+        left_out = (*PLACEMENT, *EXTENT, "name", "starts")
         return {
             **self.identity,
             "data_hash": self.fitness.data_hash,
             "protocol": self.fitness.protocol,
             "evaluation_tokens": self.fitness.forward_tokens,
+            "on_top_of": None if first is None else hashlib.sha256(first.to_json().encode()).hexdigest(),
             "space": f"{type(space).__name__} {space.rotary_dim} {space.original_length} {space.target_length} "
             f"{space.upper} {space.step} {space.attention_factors} {space.n_hats}",
-            "sampler": f"{config.sampler} {config.gradient_steps} {config.initial} {config.children} "
-            f"{config.parents} {config.mutation_probability}",
+            "settings": {key: value for key, value in asdict(self.config).items() if key not in left_out},
             "seed": self.seed,
         }
 
@@ -119,9 +122,19 @@ class Search:
         """The published methods and the gradient, by whichever worker comes first."""
         starts = [*map(self.space.nearest, self.starts)] or [self.space.start()]
         candidates = list(dict.fromkeys([*starts, *self.space.published()]))
+        steps, budget = self.config.gradient_steps, self.config.budget_tokens
+        reads = len(candidates) + min(steps, 1)
+        needed = reads * self.fitness.race_tokens + steps * self._step_tokens
+        if budget is not None and budget < needed:
+            raise ValueError(
+                f"search.budget_tokens must cover what comes before the first trial ({reads} points that are read "
+                f"whole and {steps} gradient steps), {needed:,} tokens, found {budget:,}; raise it or lower "
+                "search.gradient_steps"
+            )
 
         def work(trial: Trial, position: int) -> float:
-            return begin(trial, candidates, starts, read=self._read, learn=self._gradient)
+            learn = partial(self._gradient, spent=len(candidates) * self.fitness.race_tokens)
+            return begin(trial, candidates, starts, read=self._read, learn=learn)
 
         study = self._open(storage, f"{self.name}, beginning", RandomSampler())
         return read_beginning(self._work_off(study, work, length=1)[0].user_attrs)
@@ -137,7 +150,7 @@ class Search:
             return self.fitness.evaluate(point, hopeless=hopeless)
 
     def _gradient(
-        self, start: RopeScaling, kept: str | None, keep: Callable[[str], None]
+        self, start: RopeScaling, kept: str | None, keep: Callable[[str], None], *, spent: int
     ) -> list[tuple[float, RopeScaling]]:
         if not self.config.gradient_steps:
             return []
@@ -167,7 +180,8 @@ class Search:
         ):
             for loss, scaling in learning:
                 path.append((loss, scaling))
-                bar.set_postfix(loss=f"{loss:.4f}", t=f"{scaling.attention_factor:.3f}", refresh=False)
+                shown = {"loss": f"{loss:.4f}", "t": f"{scaling.attention_factor:.3f}"}
+                bar.set_postfix({**shown, **self._budget(spent + len(path) * self._step_tokens)}, refresh=False)
                 bar.update()
         return path
 
@@ -224,7 +238,7 @@ class Search:
                 trial.set_user_attr(ESTIMATE, estimated_loss(found.blocks, study.best_trial))
                 raise TrialPruned
             if found.loss is None:
-                raise FailedTrial("the model emitted NaN or infinite losses")
+                raise FailedTrial(NO_LOSS)
             return found.loss
 
         spent = self._tokens(beginning)
@@ -239,11 +253,16 @@ class Search:
             def show(done: dict[int, FrozenTrial]) -> None:
                 best = min((trial.values[0] for trial in _whole(done.values())), default=math.inf)
                 tokens = spent + sum(map(_tokens, done.values()))
-                left = {} if config.budget_tokens is None else {"left": f"{max(config.budget_tokens - tokens, 0):,}"}
-                bar.set_postfix({"best_loss": f"{best:.4f}", "tokens": f"{tokens:,}", **left}, refresh=False)
+                bar.set_postfix({"best_loss": f"{best:.4f}", **self._budget(tokens)}, refresh=False)
                 bar.update(len(done) - bar.n)
 
             return self._work_off(study, read, length=config.trials, end=partial(self._end, spent), on_done=show)
+
+    def _budget(self, spent: int) -> dict[str, str]:
+        """For a progress bar."""
+        budget = self.config.budget_tokens
+        left = {} if budget is None else {"left": f"{max(budget - spent, 0):,}"}
+        return {"tokens": f"{spent:,}", **left}
 
     def _end(self, spent: int, trials: Sequence[FrozenTrial]) -> int | None:
         """How many of the first trials use the budget up or end a stretch without gain; None where all are needed."""
@@ -275,16 +294,13 @@ class Search:
     def _result(self, beginning: Beginning, done: list[FrozenTrial]) -> SearchResult:
         history = History(length=self.row_length)
         for number, point in enumerate(beginning.published):
-            known = beginning.known[point]
-            state = "FAIL" if known.loss is None else "COMPLETE"
-            history.add("published", number, point, loss=known.loss, tokens=known.forward_tokens, state=state)
+            history.add_read("published", number, point, beginning.known[point])
         for number, (loss, point) in enumerate(beginning.path):
             history.add("gradient", number, point, loss=loss, tokens=self._step_tokens)
-        history.tokens = self._tokens(beginning)
-        generation, saved = EvolutionSampler._get_generation_key(), 0
+        for point in beginning.known.keys() - set(beginning.published):
+            history.add_read("learned", 0, point, beginning.known[point])
+        generation = EvolutionSampler._get_generation_key()
         for position, trial in enumerate(done):
-            if trial.state == TrialState.PRUNED:
-                saved += self.fitness.forward_tokens - _tokens(trial)
             history.add(
                 "evolution",
                 position,
@@ -292,6 +308,8 @@ class Search:
                 loss=trial.values[0] if trial.state == TrialState.COMPLETE else None,
                 tokens=_tokens(trial),
                 state=trial.state.name,
+                reason=trial.user_attrs.get(REASON),
+                seconds=trial.user_attrs.get(_SECONDS),
                 generation=trial.system_attrs.get(generation, 0),
             )
         found = [(known.loss, point) for point, known in beginning.known.items() if known.loss is not None]
@@ -306,10 +324,19 @@ class Search:
             seed=self.fitness.composed(seed) if seed else None,
             seed_loss=beginning.known[seed].loss if seed else None,
             rows=history.rows,
+            seconds_of_rows=history.seconds,
             forward_tokens=history.tokens,
-            saved_tokens=saved,
+            # A point that fails or was read before is not stopped, and costs what it costs.
+            saved_tokens=sum(
+                self.fitness.forward_tokens - tokens
+                for tokens in [
+                    *(known.forward_tokens for known in beginning.known.values() if known.loss is not None),
+                    *(_tokens(trial) for trial in done if trial.state != TrialState.FAIL and _tokens(trial)),
+                ]
+            ),
             seconds=beginning.seconds + sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in done),
             record=self.record,
+            budget={key: getattr(self.config, key) for key in EXTENT},
         )
 
 

@@ -1,9 +1,10 @@
 """The road's three searches: for the first target, for the second on top of it, and for short inputs again."""
 
 import hashlib
+import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,8 +20,9 @@ from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.store import TokenStore
 from ropewalk.rope import RopeScaling, RotaryShape, methods, rotary_shape
 from ropewalk.rope.scaling import su_attention_factor
-from ropewalk.search.fitness import Fitness, Part
+from ropewalk.search.fitness import NO_LOSS, Fitness, Part
 from ropewalk.search.history import SearchResult
+from ropewalk.search.memory import within_memory
 from ropewalk.search.needles import needle_rows
 from ropewalk.search.schedule import work_off
 from ropewalk.search.space import N_HATS, CriticalSpace, SearchSpace
@@ -61,7 +63,8 @@ class TargetSearch:
     def model(self) -> Any:
         device = device_of(self.worker)
         # What loads to "the" accelerator takes this worker's own.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        own = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with own, within_memory(f"lower search.workers, found {self.config.workers}, or take model.dtype=bfloat16"):
             return self.load().to(device)
 
     @cached_property
@@ -77,7 +80,16 @@ class TargetSearch:
         return replace(rotary_shape(self.model), original_length=self.original_length)
 
     def first(self, own: RopeScaling | None = None) -> Results:
-        """Factors from the original window to each length (paper §3.2), or on top of the checkpoint's ``own``."""
+        """Factors from the original window to each length (paper §3.2), or on top of the checkpoint's ``own``.
+
+        Raises:
+            FileNotFoundError: one of search.starts is not there.
+            ValueError: one holds no factors for this model.
+        """
+        if own and self.config.starts:
+            raise ValueError(
+                f"search.starts must be empty where a checkpoint's own scaling is extended, found {self.config.starts}"
+            )
         return self._together("_first", *([own] if own else []))
 
     def second(self, first: RopeScaling) -> Results:
@@ -91,10 +103,13 @@ class TargetSearch:
         """
         return self._together("_recover", extended, *own)
 
-    def publish(self, write: Callable[[], None], track: Callable[[], None], results: Sequence[Path]) -> None:
-        """``write`` and ``track`` what was found, once for all machines that share the search.
+    def publish(
+        self, results: Results, write: Callable[[], None], track: Callable[[], None], files: Mapping[Path, str | None]
+    ) -> None:
+        """``write`` and ``track`` ``results``, once for all machines that share the search.
 
-        Where another machine did, ``write`` is called only if its ``results`` cannot be seen here.
+        Where another machine did, ``write`` is called only if one of ``files`` cannot be seen here, or holds another
+        text than it should (None for any).
         """
         if self.config.storage is None:
             write()
@@ -116,12 +131,14 @@ class TargetSearch:
             timeout=self.config.storage_timeout,
         )
         try:
-            name = f"{self.name}, result"
+            # Of these results: a study that went further has others.
+            found = json.dumps([(result.best.to_json(), result.rows) for result in results.values()])
+            name = f"{self.name}, result {_digest(found)}"
             study = open_study(storage, name, sampler=None, pruner=None, identity={"model_hash": self.model_hash})
             work_off(study, work, length=1)
         finally:
             storage.engine.dispose()
-        if not own and not all(path.exists() for path in results):
+        if not own and not all(path.exists() and text in (None, path.read_text()) for path, text in files.items()):
             write()
 
     def _together(self, part: str, *scalings: RopeScaling) -> Results:
@@ -160,9 +177,12 @@ class TargetSearch:
     def _lengthen(self, window: int, first: RopeScaling | None) -> Results:
         results: Results = {}
         relative: RopeScaling | None = None
+        given: dict[int, list[RopeScaling]] = {}
+        for scaling in [] if first else self._given():
+            given.setdefault(scaling.target_length, []).append(scaling)
         for position, length in enumerate(self.target.lengths):
             space = self._space(CriticalSpace if self.config.critical else SearchSpace, window, length)
-            starts: list[RopeScaling] = []
+            starts = [space.start(), *given[length]] if given.get(length) else []
             if first is not None:
                 doubled = space.made(methods.ntk, multiple=2.0)
                 starts = space.starts_on_top(first.attention_factor)
@@ -176,6 +196,18 @@ class TargetSearch:
             factors = tuple(a / b for a, b in zip(best.factors, first.factors, strict=True)) if first else best.factors
             relative = replace(best, factors=factors, original_length=window, target_length=length)
         return results
+
+    def _given(self) -> list[RopeScaling]:
+        """What the files of search.starts hold."""
+        shape, target = self.shape, self.target.lengths[-1]
+        read = partial(
+            RopeScaling.from_file,
+            rotary_dim=shape.rotary_dim,
+            original_length=shape.original_length,
+            target_length=target,
+            key="search.starts",
+        )
+        return [*map(read, self.config.starts)]
 
     def _space(self, kind: type[SearchSpace], window: int, length: int) -> SearchSpace:
         ratio = length / window
@@ -216,11 +248,30 @@ class TargetSearch:
             state_folder=self.state_folder / str(length),
             starts=tuple(starts),
             name=f"{self.name} {length}",
-            identity={"model_hash": self.model_hash, "documents": self._names(length)},
+            identity={
+                "model_hash": self.model_hash,
+                "documents": self._names(length),
+                "documents_hash": self.store.hash,
+                "starts": [_digest(start.to_json()) for start in self._given()],
+            },
             worker=self.worker,
             label=f"{self.label} for {length:,} tokens",
         )
-        return search.run()
+        result = search.run()
+        if failed := sum(row["state"] == "FAIL" for row in result.rows):
+            print(f"{search.label}: {failed} of {len(result.rows)} candidates failed: {NO_LOSS}", file=sys.stderr)
+        if not config.fitness.needles and config.fitness.lengths == [1.0]:
+            return result
+        # What is judged differently is compared by perplexity.
+        plain = Fitness(self.model, (Part(self._documents(length)),), batch_tokens=config.batch_tokens)
+        seed = None if result.seed is None else math.exp(plain(result.seed))
+        return replace(result, perplexity=math.exp(plain(result.best)), seed_perplexity=seed)
+
+    def _documents(self, length: int) -> torch.Tensor:
+        """(documents, length) token ids that the fitness reads."""
+        return torch.from_numpy(
+            self.store.first_tokens(length, documents=self.target.documents or self.config.documents)
+        )
 
     def _names(self, length: int) -> list[str]:
         """Of the documents that the fitness reads."""
@@ -229,8 +280,7 @@ class TargetSearch:
 
     def _fitness(self, length: int, first: RopeScaling | None) -> Fitness:
         config, fitness = self.config, self.config.fitness
-        documents = self.target.documents or config.documents
-        whole = torch.from_numpy(self.store.first_tokens(length, documents=documents))
+        whole = self._documents(length)
         tokenizer = self.load_tokenizer() if fitness.needles and self.load_tokenizer else None
         parts: list[Part] = []
         for share, weight in zip(fitness.lengths, fitness.weights, strict=True):
@@ -258,22 +308,39 @@ def _join(search: TargetSearch, part: str, scalings: tuple[RopeScaling, ...], wo
 
 
 def table(results: dict[int, SearchResult]) -> list[dict[str, Any]]:
-    """The history of every length's search, one row per gradient step and trial."""
-    return [row for result in results.values() for row in result.rows]
+    """The history of every length's search with the seconds of each trial."""
+    return [
+        {**row, "seconds": seconds}
+        for result in results.values()
+        for row, seconds in zip(result.rows, result.seconds_of_rows, strict=True)
+    ]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _seed_perplexity(result: SearchResult) -> dict[str, float]:
+    if result.seed_loss is None:
+        return {}
+    return {"seed_search_perplexity": result.seed_perplexity or math.exp(result.seed_loss)}
 
 
 def search_metrics(results: dict[int, SearchResult]) -> dict[str, Any]:
-    """Search-split perplexity and cost by length."""
+    """Search-split perplexity, the fitness's own loss (nats) and cost by length."""
     metrics: dict[str, Any] = {}
     for length, result in results.items():
         trials = [row for row in result.rows if row["phase"] == "evolution"]
         metrics[f"at_{length}"] = {
-            "search_perplexity": math.exp(result.loss),
-            **({"seed_search_perplexity": math.exp(result.seed_loss)} if result.seed_loss is not None else {}),
+            "search_perplexity": result.perplexity or math.exp(result.loss),
+            "search_loss": result.loss,
+            **_seed_perplexity(result),
             "gradient_steps": sum(row["phase"] == "gradient" for row in result.rows),
             "trials": len(trials),
             "generations": len({row["generation"] for row in trials}),
             "stopped_early": sum(row["state"] == "PRUNED" for row in trials),
+            "failed": sum(row["state"] == "FAIL" for row in result.rows),
+            "seconds": round(result.seconds, 2),
             "forward_tokens": result.forward_tokens,
             "saved_tokens": result.saved_tokens,
             "attention_factor": result.best.attention_factor,

@@ -86,9 +86,11 @@ def others(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
 
 
 def finished(processes: list[Any]) -> bool:
-    """Wait for the processes; whether one of them did its work to the end."""
-    for process in processes:
+    """Wait for the processes; whether one of them did its work to the end. Of one that was killed a line tells."""
+    for number, process in enumerate(processes, start=1):
         process.join()
+        if process.exitcode < 0:
+            print(f"worker {number}: ended by signal {-process.exitcode}; the others did its part", file=sys.stderr)
     return any(process.exitcode == 0 for process in processes)
 
 
