@@ -111,10 +111,11 @@ def test_two_workers_share_the_trials(tmp_path: Path) -> None:
     assert len(set(passes)) == 2
 
 
-def test_the_trial_of_a_killed_worker_is_done_by_the_other(tmp_path: Path) -> None:
+def test_the_trial_of_a_killed_worker_is_done_by_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(search(tmp_path, partial(wait_then_die_if_second, tmp_path / "passes")), tmp_path)
     assert len((tmp_path / "passes").read_text().split()) == 13
     assert len(trials(tmp_path)) == 13
+    assert "worker 1: ended by signal 9; the others did its part" in capsys.readouterr().err.splitlines()
 
 
 def test_out_of_memory_gives_one_line_and_the_other_worker_goes_on(
@@ -169,7 +170,7 @@ def living(group: int) -> list[int]:
     return found
 
 
-def test_ctrl_c_leaves_no_worker_and_the_same_call_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_worker_and_the_same_call_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main = fork(lambda: interrupted(tmp_path))
     begun = time.monotonic()
     while not (tmp_path / "passes").exists() or len(set((tmp_path / "passes").read_text().split())) < 2:
@@ -185,6 +186,7 @@ def test_ctrl_c_leaves_no_worker_and_the_same_call_goes_on(tmp_path: Path) -> No
         # Python's own tracker of shared resources ends a moment after the process it serves.
         assert time.monotonic() - ended < 10, f"{alive} live on"
         time.sleep(0.05)
+    assert "leaked" not in capfd.readouterr().err
     before = complete(tmp_path)
     assert before < 12
     paid = len((tmp_path / "passes").read_text().split())
