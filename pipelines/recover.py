@@ -7,7 +7,8 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
 from ropewalk.models.base import load_model, load_tokenizer, own_switch, trained_under
 from ropewalk.search.factors import Entry, factors_entry, provenance, switch_entries, switch_json
-from ropewalk.search.targets import TargetSearch, search_metrics, table
+from ropewalk.search.history import search_metrics, table
+from ropewalk.search.targets import TargetSearch
 from ropewalk.stage import Stage, run
 
 

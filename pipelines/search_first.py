@@ -7,7 +7,8 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_table, write_text
 from ropewalk.models.base import load_model, load_tokenizer, own_scaling
 from ropewalk.search.factors import factors_json, provenance
-from ropewalk.search.targets import TargetSearch, search_metrics, table
+from ropewalk.search.history import search_metrics, table
+from ropewalk.search.targets import TargetSearch
 from ropewalk.stage import Stage, run
 
 

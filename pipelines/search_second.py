@@ -8,7 +8,8 @@ from ropewalk.files import read_json, write_table, write_text
 from ropewalk.models.base import load_model, load_tokenizer, trained_under
 from ropewalk.rope import RopeScaling
 from ropewalk.search.factors import factors_json, provenance, switch_json
-from ropewalk.search.targets import TargetSearch, search_metrics, table
+from ropewalk.search.history import search_metrics, table
+from ropewalk.search.targets import TargetSearch
 from ropewalk.stage import Stage, run
 
 

@@ -10,7 +10,8 @@ from ropewalk.composition import checked, register
 from ropewalk.config import SearchTargetConfig
 from ropewalk.rope import RopeScaling, methods
 from ropewalk.search.factors import factors_entry, factors_json, provenance
-from ropewalk.search.targets import TargetSearch, search_metrics, table
+from ropewalk.search.history import search_metrics, table
+from ropewalk.search.targets import TargetSearch
 from tiny_models import WINDOW, byte_tokenizer, tiny_llama
 from tiny_runs import token_store
 from workspace import ROOT

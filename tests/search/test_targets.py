@@ -12,8 +12,8 @@ import torch
 from ropewalk.config import FitnessConfig, SearchConfig, SearchTargetConfig
 from ropewalk.rope import RopeScaling
 from ropewalk.search.fitness import Fitness, Part
-from ropewalk.search.history import SearchResult
-from ropewalk.search.targets import TargetSearch, search_metrics, table
+from ropewalk.search.history import SearchResult, search_metrics, table
+from ropewalk.search.targets import TargetSearch
 from tiny_models import WINDOW, tiny_llama
 from tiny_runs import token_store
 

@@ -1,5 +1,6 @@
 """What a search did, step by step and trial by trial, and what came out."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,20 @@ class SearchResult:
     """... and the seed's."""
 
 
-class History:
-    """Rows of a search, with the best so far of each phase and the tokens paid so far."""
+Results = dict[int, SearchResult]
+"""By length."""
 
-    def __init__(self, *, length: int) -> None:
-        self.length, self.tokens = length, 0
+
+class History:
+    """Rows of a search, with the best so far of each phase and the tokens paid so far.
+
+    Args:
+        evaluation_tokens: what reading a point costs that is not stopped.
+    """
+
+    def __init__(self, *, length: int, evaluation_tokens: int) -> None:
+        self.length, self.evaluation_tokens = length, evaluation_tokens
+        self.tokens = self.saved = 0
         self.rows: list[dict[str, Any]] = []
         self.seconds: list[float | None] = []
         self._best: dict[str, float] = {}
@@ -66,6 +76,9 @@ class History:
         seconds: float | None = None,
     ) -> None:
         self.tokens += tokens
+        # A point that fails is not stopped, and one that was read before costs nothing.
+        if phase != "gradient" and state != "FAIL" and tokens:
+            self.saved += self.evaluation_tokens - tokens
         if loss is not None:
             self._best[phase] = min(loss, self._best.get(phase, loss))
         read = [value for name, value in self._best.items() if name != "gradient"]
@@ -87,3 +100,42 @@ class History:
                 "attention_factor": point.attention_factor,
             }
         )
+
+
+def table(results: Results) -> list[dict[str, Any]]:
+    """The history of every length's search with the seconds of each trial."""
+    return [
+        {**row, "seconds": seconds}
+        for result in results.values()
+        for row, seconds in zip(result.rows, result.seconds_of_rows, strict=True)
+    ]
+
+
+def _seed_perplexity(result: SearchResult) -> dict[str, float]:
+    if result.seed_loss is None:
+        return {}
+    return {"seed_search_perplexity": result.seed_perplexity or math.exp(result.seed_loss)}
+
+
+def search_metrics(results: Results) -> dict[str, Any]:
+    """Search-split perplexity, the fitness's own loss (nats) and cost by length."""
+    metrics: dict[str, Any] = {}
+    for length, result in results.items():
+        trials = [row for row in result.rows if row["phase"] == "evolution"]
+        metrics[f"at_{length}"] = {
+            "search_perplexity": result.perplexity or math.exp(result.loss),
+            "search_loss": result.loss,
+            **_seed_perplexity(result),
+            "gradient_steps": sum(row["phase"] == "gradient" for row in result.rows),
+            "trials": len(trials),
+            "generations": len({row["generation"] for row in trials}),
+            "stopped_early": sum(row["state"] == "PRUNED" for row in trials),
+            "failed": sum(row["state"] == "FAIL" for row in result.rows),
+            "seconds": round(result.seconds, 2),
+            "forward_tokens": result.forward_tokens,
+            "saved_tokens": result.saved_tokens,
+            "attention_factor": result.best.attention_factor,
+            "n_hat": result.best.n_hat,
+            "largest_factor": max(result.best.factors),
+        }
+    return metrics

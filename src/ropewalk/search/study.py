@@ -292,7 +292,7 @@ class Search:
         return max(part.rows.shape[1] for part in self.fitness.parts)
 
     def _result(self, beginning: Beginning, done: list[FrozenTrial]) -> SearchResult:
-        history = History(length=self.row_length)
+        history = History(length=self.row_length, evaluation_tokens=self.fitness.forward_tokens)
         for number, point in enumerate(beginning.published):
             history.add_read("published", number, point, beginning.known[point])
         for number, (loss, point) in enumerate(beginning.path):
@@ -326,14 +326,7 @@ class Search:
             rows=history.rows,
             seconds_of_rows=history.seconds,
             forward_tokens=history.tokens,
-            # A point that fails or was read before is not stopped, and costs what it costs.
-            saved_tokens=sum(
-                self.fitness.forward_tokens - tokens
-                for tokens in [
-                    *(known.forward_tokens for known in beginning.known.values() if known.loss is not None),
-                    *(_tokens(trial) for trial in done if trial.state != TrialState.FAIL and _tokens(trial)),
-                ]
-            ),
+            saved_tokens=history.saved,
             seconds=beginning.seconds + sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in done),
             record=self.record,
             budget={key: getattr(self.config, key) for key in EXTENT},

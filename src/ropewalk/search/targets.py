@@ -21,7 +21,7 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.rope import RopeScaling, RotaryShape, methods, rotary_shape
 from ropewalk.rope.scaling import su_attention_factor
 from ropewalk.search.fitness import NO_LOSS, Fitness, Part
-from ropewalk.search.history import SearchResult
+from ropewalk.search.history import Results, SearchResult
 from ropewalk.search.memory import within_memory
 from ropewalk.search.needles import needle_rows
 from ropewalk.search.schedule import work_off
@@ -29,9 +29,6 @@ from ropewalk.search.space import N_HATS, CriticalSpace, SearchSpace
 from ropewalk.search.storage import open_storage, open_study
 from ropewalk.search.study import Search
 from ropewalk.search.workers import device_of, finished, others, set_threads
-
-Results = dict[int, SearchResult]
-"""By length."""
 
 
 @dataclass(frozen=True)
@@ -307,44 +304,5 @@ def _join(search: TargetSearch, part: str, scalings: tuple[RopeScaling, ...], wo
     getattr(replace(search, worker=worker), part)(*scalings)
 
 
-def table(results: dict[int, SearchResult]) -> list[dict[str, Any]]:
-    """The history of every length's search with the seconds of each trial."""
-    return [
-        {**row, "seconds": seconds}
-        for result in results.values()
-        for row, seconds in zip(result.rows, result.seconds_of_rows, strict=True)
-    ]
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _seed_perplexity(result: SearchResult) -> dict[str, float]:
-    if result.seed_loss is None:
-        return {}
-    return {"seed_search_perplexity": result.seed_perplexity or math.exp(result.seed_loss)}
-
-
-def search_metrics(results: dict[int, SearchResult]) -> dict[str, Any]:
-    """Search-split perplexity, the fitness's own loss (nats) and cost by length."""
-    metrics: dict[str, Any] = {}
-    for length, result in results.items():
-        trials = [row for row in result.rows if row["phase"] == "evolution"]
-        metrics[f"at_{length}"] = {
-            "search_perplexity": result.perplexity or math.exp(result.loss),
-            "search_loss": result.loss,
-            **_seed_perplexity(result),
-            "gradient_steps": sum(row["phase"] == "gradient" for row in result.rows),
-            "trials": len(trials),
-            "generations": len({row["generation"] for row in trials}),
-            "stopped_early": sum(row["state"] == "PRUNED" for row in trials),
-            "failed": sum(row["state"] == "FAIL" for row in result.rows),
-            "seconds": round(result.seconds, 2),
-            "forward_tokens": result.forward_tokens,
-            "saved_tokens": result.saved_tokens,
-            "attention_factor": result.best.attention_factor,
-            "n_hat": result.best.n_hat,
-            "largest_factor": max(result.best.factors),
-        }
-    return metrics
