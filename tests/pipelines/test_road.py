@@ -107,7 +107,7 @@ def test_every_stage_is_one_finished_run(road: Path) -> None:
         assert re.fullmatch("[0-9a-f]{40}", one.data.tags["commit"])
         assert re.fullmatch("[0-9a-f]{16}", one.data.tags["config_hash"])
     searches = [one for one in found if one.data.tags.get("trial")]
-    assert {one.info.run_name.rpartition(" ")[0] for one in searches} == {"search_first 2048 best"}
+    assert {one.info.run_name.split()[0] for one in searches} == {"search_first", "search_second", "recover"}
 
 
 def test_a_second_repro_reruns_nothing_in_under_10_seconds(road: Path) -> None:
@@ -293,6 +293,14 @@ def cached(project: Path, md5: str) -> object:
     return re.sub(rb"commit(\W+)[0-9a-f]{40}", rb"commit\1", path.read_bytes())
 
 
+def without_seconds(text: Any) -> list[str]:
+    """A search's table, whose last column they are, or its metrics."""
+    lines = text.decode().splitlines()
+    if lines[0].endswith(",seconds"):
+        return [line.rpartition(",")[0] for line in lines]
+    return [line for line in lines if '"seconds"' not in line]
+
+
 def test_results_are_those_of_an_undisturbed_run(
     road: Path, disturbed: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -310,4 +318,7 @@ def test_results_are_those_of_an_undisturbed_run(
     for stage in STAGES:
         for one, two in zip(lock[stage]["outs"], own[stage]["outs"], strict=True):
             if one["md5"] != two["md5"] and not any(part in one["path"] for part in timed):
-                assert cached(road, one["md5"]) == cached(project, two["md5"]), one["path"]
+                texts: list[Any] = [cached(place, out["md5"]) for place, out in ((road, one), (project, two))]
+                if re.search(r"(search_\w+|recover)\.(csv|json)$", one["path"]):
+                    texts = [without_seconds(text) for text in texts]
+                assert texts[0] == texts[1], one["path"]
