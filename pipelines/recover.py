@@ -8,6 +8,7 @@ from ropewalk.files import read_json, write_table, write_text
 from ropewalk.models.base import load_model, load_tokenizer, own_switch, trained_under
 from ropewalk.search.factors import Entry, factors_entry, provenance, switch_entries, switch_json
 from ropewalk.search.history import search_metrics, table
+from ropewalk.search.publication import publish
 from ropewalk.search.targets import TargetSearch
 from ropewalk.stage import Stage, run
 
@@ -50,7 +51,7 @@ def recover(stage: Stage) -> None:
         tracking.log_search(stage.name, table(results), plot)
         tracking.log_file(factors)
 
-    search.publish(results, write, track, {factors: text, plot: None})
+    publish(search, results, write, track, {factors: text, plot: None})
 
 
 if __name__ == "__main__":

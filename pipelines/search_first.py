@@ -8,6 +8,7 @@ from ropewalk.files import read_json, write_table, write_text
 from ropewalk.models.base import load_model, load_tokenizer, own_scaling
 from ropewalk.search.factors import factors_json, provenance
 from ropewalk.search.history import search_metrics, table
+from ropewalk.search.publication import publish
 from ropewalk.search.targets import TargetSearch
 from ropewalk.stage import Stage, run
 
@@ -44,7 +45,7 @@ def search_first(stage: Stage) -> None:
         tracking.log_search(stage.name, table(results), plot)
         tracking.log_file(factors)
 
-    search.publish(results, write, track, {factors: text, plot: None})
+    publish(search, results, write, track, {factors: text, plot: None})
 
 
 if __name__ == "__main__":

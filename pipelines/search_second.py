@@ -9,6 +9,7 @@ from ropewalk.models.base import load_model, load_tokenizer, trained_under
 from ropewalk.rope import RopeScaling
 from ropewalk.search.factors import factors_json, provenance, switch_json
 from ropewalk.search.history import search_metrics, table
+from ropewalk.search.publication import publish
 from ropewalk.search.targets import TargetSearch
 from ropewalk.stage import Stage, run
 
@@ -46,7 +47,7 @@ def search_second(stage: Stage) -> None:
         tracking.log_search(stage.name, table(results), plot)
         tracking.log_file(factors)
 
-    search.publish(results, write, track, {factors: text, plot: None})
+    publish(search, results, write, track, {factors: text, plot: None})
 
 
 if __name__ == "__main__":

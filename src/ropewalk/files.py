@@ -125,6 +125,11 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
+def text_hash(text: str) -> str:
+    """sha256 of a text in UTF-8, as hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Rows as CSV with the union of their columns, for `dvc plots` and the report."""
     columns = list(dict.fromkeys(column for row in rows for column in row))

@@ -98,7 +98,7 @@ def packages(start: Path) -> set[str]:
         seen.add(name)
         # `import ropewalk` loads nothing but what is asked of it.
         todo += [above] if above else []
-        drawn = {other for other in imported(path) if name == "ropewalk.tracking" and "report" in other}
+        drawn = {other for other in imported(path) if name == "ropewalk.tracking" and ".report" in other}
         todo += imported(path) - drawn if name != "ropewalk" else []
     found = {
         name.split(".")[1] for name in seen if "." in name and (ROOT / "src/ropewalk" / name.split(".")[1]).is_dir()

@@ -14,6 +14,7 @@ from postgresql import Cluster
 from processes import fork, fork_until_killed
 from ropewalk.config import SearchConfig, SearchTargetConfig
 from ropewalk.search.factors import factors_json, provenance
+from ropewalk.search.publication import publish
 from ropewalk.search.storage import open_storage
 from ropewalk.search.targets import TargetSearch
 from tiny_models import WINDOW, tiny_llama
@@ -191,7 +192,7 @@ def published(folder: Path, address: str, *, kill: bool = False, trials: int = 6
             out.write(folder.name + "\n")
 
     text = factors_json(best.best, provenance(best, search="tiny", commit=""))
-    target.publish({4 * WINDOW: best}, write, track, {folder / "first.json": text})
+    publish(target, {4 * WINDOW: best}, write, track, {folder / "first.json": text})
 
 
 def test_a_result_is_published_once_and_lies_on_every_machine(tmp_path: Path, address: str) -> None:

@@ -306,10 +306,8 @@ def test_the_order_and_the_passes_of_a_race_do_not_change_the_loss() -> None:
 def test_what_early_looks_cost_is_taken_off_what_a_race_saves(tmp_path: Path) -> None:
     config = replace(SEARCH, race=RaceConfig(blocks=16, shorter=[0.25]))
     result, _ = search(tmp_path, config=config)
-    paid = [row for row in result.rows if row["phase"] != "gradient" and row["tokens"]]
     of_reads = result.forward_tokens - 3 * SEARCH.gradient_steps * SPACE.target_length
     reads = sum(row["phase"] != "gradient" for row in result.rows) - 4  # points that were known before their trial
-    assert len(paid) == reads + 4
     assert result.saved_tokens == reads * 2 * SPACE.target_length - of_reads
 
 

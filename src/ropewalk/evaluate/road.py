@@ -82,7 +82,7 @@ class Road:
     def readings(self, store: TokenStore) -> Iterator[Reading]:
         """Every figure of the report's perplexity tables."""
         short, long = self.document_sets(store)
-        target = self.first.target_length
+        target, from_files = self.first.target_length, self._from_files()
         yield Reading("control", "none", "plain", self.plain, self.window, short)
         yield Reading("base", "none", "plain", self.plain, self.window, short)
         for length in self.config.lengths:
@@ -102,7 +102,7 @@ class Road:
                 if method in TRAINED:
                     for variant in variants_trained(method, self.shape, length=length, target=target):
                         yield Reading(f"rival_{method}", method, variant.label, variant.scaling, length, documents)
-            for name, scaling in self._from_files() if on_base and length <= target else ():
+            for name, scaling in from_files if on_base and length <= target else ():
                 yield Reading("base", name, "as in its file", scaling, length, documents)
             if "longrope" in self.methods:
                 if on_base and length <= target:

@@ -4,7 +4,6 @@ The published methods and the gradient come before the study, as its beginning: 
 wait for. It is kept in the storage, so it is paid once however many workers there are.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ropewalk.config import EXTENT, PLACEMENT, SearchConfig
+from ropewalk.files import text_hash
 from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
 from ropewalk.search.beginning import NOT_A_NUMBER, Beginning, begin, read_beginning
@@ -103,7 +103,7 @@ class Search:
             "data_hash": self.fitness.data_hash,
             "protocol": self.fitness.protocol,
             "evaluation_tokens": self.fitness.forward_tokens,
-            "on_top_of": None if first is None else hashlib.sha256(first.to_json().encode()).hexdigest(),
+            "on_top_of": None if first is None else text_hash(first.to_json()),
             "space": f"{type(space).__name__} {space.rotary_dim} {space.original_length} {space.target_length} "
             f"{space.upper} {space.step} {space.attention_factors} {space.n_hats}",
             "settings": {key: value for key, value in asdict(self.config).items() if key not in left_out},

@@ -1,10 +1,9 @@
 """The road's three searches: for the first target, for the second on top of it, and for short inputs again."""
 
 import hashlib
-import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -13,20 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from optuna.trial import Trial
 
 from ropewalk.config import SearchConfig, SearchTargetConfig
 from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.store import TokenStore
+from ropewalk.files import text_hash
 from ropewalk.rope import RopeScaling, RotaryShape, methods, rotary_shape
 from ropewalk.rope.scaling import su_attention_factor
 from ropewalk.search.fitness import NO_LOSS, Fitness, Part
 from ropewalk.search.history import Results, SearchResult
 from ropewalk.search.memory import within_memory
 from ropewalk.search.needles import needle_rows
-from ropewalk.search.schedule import work_off
 from ropewalk.search.space import N_HATS, CriticalSpace, SearchSpace
-from ropewalk.search.storage import open_storage, open_study
 from ropewalk.search.study import Search
 from ropewalk.search.workers import device_of, finished, others, set_threads
 
@@ -100,44 +97,6 @@ class TargetSearch:
         """
         return self._together("_recover", extended, *own)
 
-    def publish(
-        self, results: Results, write: Callable[[], None], track: Callable[[], None], files: Mapping[Path, str | None]
-    ) -> None:
-        """``write`` and ``track`` ``results``, once for all machines that share the search.
-
-        Where another machine did, ``write`` is called only if one of ``files`` cannot be seen here, or holds another
-        text than it should (None for any).
-        """
-        if self.config.storage is None:
-            write()
-            track()
-            return
-        own = False
-
-        def work(trial: Trial, position: int) -> float:
-            nonlocal own
-            write()
-            track()
-            own = True
-            return 0.0
-
-        storage = open_storage(
-            self.config.storage,
-            folder=self.state_folder,
-            heartbeat_seconds=self.config.heartbeat_seconds,
-            timeout=self.config.storage_timeout,
-        )
-        try:
-            # Of these results: a study that went further has others.
-            found = json.dumps([(result.best.to_json(), result.rows) for result in results.values()])
-            name = f"{self.name}, result {_digest(found)}"
-            study = open_study(storage, name, sampler=None, pruner=None, identity={"model_hash": self.model_hash})
-            work_off(study, work, length=1)
-        finally:
-            storage.engine.dispose()
-        if not own and not all(path.exists() and text in (None, path.read_text()) for path, text in files.items()):
-            write()
-
     def _together(self, part: str, *scalings: RopeScaling) -> Results:
         """Worker 0's part, while the other workers of this machine do theirs."""
         count = self.config.workers
@@ -174,12 +133,11 @@ class TargetSearch:
     def _lengthen(self, window: int, first: RopeScaling | None) -> Results:
         results: Results = {}
         relative: RopeScaling | None = None
-        given: dict[int, list[RopeScaling]] = {}
-        for scaling in [] if first else self._given():
-            given.setdefault(scaling.target_length, []).append(scaling)
+        given = [] if first else self._given()
         for position, length in enumerate(self.target.lengths):
             space = self._space(CriticalSpace if self.config.critical else SearchSpace, window, length)
-            starts = [space.start(), *given[length]] if given.get(length) else []
+            own = [scaling for scaling in given if scaling.target_length == length]
+            starts = [space.start(), *own] if own else []
             if first is not None:
                 doubled = space.made(methods.ntk, multiple=2.0)
                 starts = space.starts_on_top(first.attention_factor)
@@ -188,7 +146,7 @@ class TargetSearch:
                 more = np.log(space.target_length / window) / np.log(relative.target_length / window)
                 stretched = tuple((np.asarray(relative.factors) ** more).tolist())
                 starts += [relative, replace(relative, factors=stretched)]
-            results[length] = self._search(position, length, space, first, starts)
+            results[length] = self._search(position, length, space, first, starts, own)
             best = results[length].best
             factors = tuple(a / b for a, b in zip(best.factors, first.factors, strict=True)) if first else best.factors
             relative = replace(best, factors=factors, original_length=window, target_length=length)
@@ -222,7 +180,13 @@ class TargetSearch:
         )
 
     def _search(
-        self, position: int, length: int, space: SearchSpace, first: RopeScaling | None, starts: list[RopeScaling]
+        self,
+        position: int,
+        length: int,
+        space: SearchSpace,
+        first: RopeScaling | None,
+        starts: list[RopeScaling],
+        given: Sequence[RopeScaling] = (),
     ) -> SearchResult:
         of_target = self.target
         config = replace(
@@ -249,12 +213,14 @@ class TargetSearch:
                 "model_hash": self.model_hash,
                 "documents": self._names(length),
                 "documents_hash": self.store.hash,
-                "starts": [_digest(start.to_json()) for start in self._given()],
+                "starts": [text_hash(start.to_json()) for start in given],
             },
             worker=self.worker,
             label=f"{self.label} for {length:,} tokens",
         )
         result = search.run()
+        if self.worker > 0:  # whose result nobody looks at
+            return result
         if failed := sum(row["state"] == "FAIL" for row in result.rows):
             print(f"{search.label}: {failed} of {len(result.rows)} candidates failed: {NO_LOSS}", file=sys.stderr)
         if not config.fitness.needles and config.fitness.lengths == [1.0]:
@@ -302,7 +268,3 @@ class TargetSearch:
 def _join(search: TargetSearch, part: str, scalings: tuple[RopeScaling, ...], worker: int) -> None:
     set_threads(search.config.workers)
     getattr(replace(search, worker=worker), part)(*scalings)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -68,7 +68,8 @@ def set_threads(workers: int) -> None:
 def others(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
     """``work(1)`` … ``work(count)`` in processes of their own while the body does worker 0's part.
 
-    One that fails says why in a line and leaves its part to the others. None outlives this process.
+    One that fails says why in a line, of one that is killed a line tells, and each leaves its part to the others. None
+    outlives this process.
     """
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_work, args=(work, number, os.getpid())) for number in range(1, count + 1)]
@@ -78,6 +79,9 @@ def others(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
     try:
         yield processes
         finished(processes)
+        for number, process in enumerate(processes, start=1):
+            if (code := process.exitcode or 0) < 0:
+                print(f"worker {number}: ended by signal {-code}; the others did its part", file=sys.stderr)
     finally:
         for process in processes:
             if process.is_alive():
@@ -86,11 +90,9 @@ def others(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
 
 
 def finished(processes: list[Any]) -> bool:
-    """Wait for the processes; whether one of them did its work to the end. Of one that was killed a line tells."""
-    for number, process in enumerate(processes, start=1):
+    """Wait for the processes; whether one of them did its work to the end."""
+    for process in processes:
         process.join()
-        if process.exitcode < 0:
-            print(f"worker {number}: ended by signal {-process.exitcode}; the others did its part", file=sys.stderr)
     return any(process.exitcode == 0 for process in processes)
 
 
