@@ -39,7 +39,6 @@ def recover(stage: Stage) -> None:
         kept = [entry for entry in short if entry[0] > original.target_length]
         short = [(original.target_length, original, None), *kept]
     factors, plot = stage.output / "factors" / "recovered.json", stage.output / "plots" / "recover.csv"
-
     text = switch_json([*short, first, *second])
 
     def write() -> None:

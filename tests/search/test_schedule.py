@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages._heartbeat import HeartbeatThread
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.orm import loading
 
@@ -249,6 +250,33 @@ def test_ctrl_c_amid_a_read_of_the_storage_leaves_no_lock(tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         work_off(study, read, length=3)
     assert locked == [False]
+    storage.engine.dispose()
+    assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("method", "found"), [("start", [0.0]), ("join", [0.0, 1.0])])
+def test_ctrl_c_amid_a_heartbeats_start_or_end_leaves_no_thread(
+    method: str, found: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, study = open_at(tmp_path)
+    original, calls = getattr(HeartbeatThread, method), list[int]()
+
+    def interrupted(thread: HeartbeatThread) -> None:
+        calls.append(0)
+        if method == "start":
+            original(thread)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        if method == "join":
+            original(thread)
+
+    monkeypatch.setattr(HeartbeatThread, method, interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        work_off(study, lambda trial, position: float(position), length=3)
+    assert threading.active_count() == before
+    assert [trial.values[0] for trial in study.trials if trial.values] == found
+    assert study.trials[-1].state == (TrialState.WAITING if method == "start" else TrialState.COMPLETE)
     storage.engine.dispose()
     assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
 

@@ -17,6 +17,7 @@ from types import FrameType
 
 from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
+from optuna.storages._heartbeat import HeartbeatThread
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -31,6 +32,8 @@ REASON = "reason"
 """User attribute of a trial that failed by itself: it is not tried again."""
 _WORKER = "worker "
 """Beginning of the study attribute in which a worker's process is kept."""
+_BEATING = {HeartbeatThread.__enter__.__code__, HeartbeatThread.__exit__.__code__}
+"""Left halfway, these leave a thread behind that nothing ends, nor the process with it."""
 
 
 class FailedTrial(Exception):
@@ -53,7 +56,8 @@ def _interrupts() -> Iterator[list[int]]:
     """Every Ctrl-C while the body runs, also one whose KeyboardInterrupt is lost.
 
     Python drops an exception that falls into a weak reference's callback, of which the storage's objects have many,
-    and amid Optuna's own clean-up another error takes its place.
+    and amid Optuna's own clean-up another error takes its place. One that comes while a heartbeat's thread is started
+    or ended is not raised there at all.
     """
     caught: list[int] = []
     before = signal.getsignal(signal.SIGINT)
@@ -63,7 +67,11 @@ def _interrupts() -> Iterator[list[int]]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         caught.append(number)
-        before(number, frame)
+        outer = frame
+        while outer is not None and outer.f_code not in _BEATING:
+            outer = outer.f_back
+        if outer is None:
+            before(number, frame)
 
     signal.signal(signal.SIGINT, interrupt)
     try:
@@ -147,6 +155,8 @@ def work_off(
 
     def numbered(trial: Trial) -> float:
         own.append(trial.number)
+        if caught:
+            raise KeyboardInterrupt
         trials = study.get_trials(deepcopy=False)
         place = positions(trials)
         position = place[trial.number]
