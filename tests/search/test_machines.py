@@ -1,6 +1,8 @@
 """Machines, here processes with folders of their own, that share nothing but a PostgreSQL database."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -143,6 +145,30 @@ def test_a_database_that_never_comes_back_gives_one_line_and_nothing_is_lost(
     resumed, _ = search(folder, config=config)
     assert [resumed.best, resumed.loss, resumed.rows] == [undisturbed.best, undisturbed.loss, undisturbed.rows]
     assert reads(folder) <= reads(tmp_path / "undisturbed") + 1
+
+
+def test_ctrl_c_while_the_database_is_away_is_not_kept_waiting(tmp_path: Path, address: str, cluster: Cluster) -> None:
+    undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
+    folder, config = tmp_path / "machine", replace(CONFIG, storage=address, storage_timeout=600)
+    folder.mkdir()
+
+    def interrupted() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            search(folder, config=config, pause=0.2)
+
+    running = fork(interrupted)
+    wait_for(lambda: reads(folder) >= 6)
+    cluster.stop()
+    try:
+        time.sleep(2)
+        os.kill(running.pid or 0, signal.SIGINT)
+        running.join(30)
+        assert running.exitcode == 0
+    finally:
+        cluster.start()
+    resumed, _ = search(folder, config=config)
+    assert [resumed.best, resumed.loss, resumed.rows] == [undisturbed.best, undisturbed.loss, undisturbed.rows]
 
 
 def test_one_machine_alone_is_killed_and_goes_on_to_the_bit(tmp_path: Path, address: str) -> None:

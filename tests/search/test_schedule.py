@@ -19,7 +19,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.orm import loading
 
 from processes import fork, fork_until_killed, kill_self
-from ropewalk.search import schedule
 from ropewalk.search.schedule import REASON, FailedTrial, done_by_position, register, work_off
 from ropewalk.search.storage import SharedStorage, open_storage
 from ropewalk.search.workers import WorkerProcess
@@ -226,9 +225,13 @@ def test_ctrl_c_amid_the_storages_own_work_is_neither_lost_nor_masked(tmp_path: 
     assert [trial.values[0] for trial in work_off(study, read, length=5, alone=True, poll=0.05)] == [0, 1, 2, 3, 4]
 
 
-def test_ctrl_c_amid_a_read_of_the_storage_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("within_trial", [False, True])
+def test_ctrl_c_amid_a_read_of_the_storage_leaves_no_lock(
+    within_trial: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a lock left behind, this worker and another that writes would wait for each other."""
     storage, study = open_at(tmp_path)
-    make_reader, give_back = loading._instance_processor, schedule.give_back
+    make_reader, write = loading._instance_processor, storage.set_trial_state_values
     locked: list[bool] = []
 
     def interrupted(*args: Any, **more: Any) -> Any:
@@ -237,16 +240,19 @@ def test_ctrl_c_amid_a_read_of_the_storage_leaves_no_lock(tmp_path: Path, monkey
             os.kill(os.getpid(), signal.SIGINT)
         return make_reader(*args, **more)
 
-    def given_back(of: optuna.Study, trial: FrozenTrial) -> None:
-        locked.append(is_locked(tmp_path / "study.db"))
-        give_back(of, trial)
+    def written(trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if state == TrialState.FAIL:
+            locked.append(is_locked(tmp_path / "study.db"))
+        return write(trial_id, state, values)
 
     def read(trial: Trial, position: int) -> float:
         if position == 1:
             monkeypatch.setattr(loading, "_instance_processor", interrupted)
+            if within_trial:
+                study.get_trials(deepcopy=False)
         return float(position)
 
-    monkeypatch.setattr(schedule, "give_back", given_back)
+    storage.set_trial_state_values = written  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         work_off(study, read, length=3)
     assert locked == [False]

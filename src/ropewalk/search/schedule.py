@@ -5,7 +5,6 @@ that fell silent has its trial taken over by another, under the same position. O
 ended on its own machine need not wait for that.
 """
 
-import gc
 import signal
 import threading
 import time
@@ -189,24 +188,19 @@ def work_off(
         except ConnectionError:
             raise
         except BaseException as error:
-            if not (caught or isinstance(error, KeyboardInterrupt)):
-                reason = left[-1] if left else None
-                states = [trial.state for trial in study.get_trials(deepcopy=False) if trial.number in own]
-                if isinstance(reason, UpdateFinishedTrialError) or (
-                    reason is None and states and states[-1].is_finished()
-                ):
-                    return  # this worker was silent for so long that another has its trial
-                give_own_back()
-                if isinstance(error, AssertionError) and error.__context__:
-                    # Where the storage fails in the end, Optuna hides its error behind one of its own.
-                    raise error.__context__ from None
-                raise
-        # After the error is gone: where it fell into a read of the storage, its frames hold a cursor, and with it a
-        # lock that would keep this worker and another waiting for each other.
-        left.clear()
-        gc.collect()
-        give_own_back()
-        raise KeyboardInterrupt
+            if caught or isinstance(error, KeyboardInterrupt):
+                with suppress(ConnectionError):
+                    give_own_back()
+                raise KeyboardInterrupt from None
+            reason = left[-1] if left else None
+            states = [trial.state for trial in study.get_trials(deepcopy=False) if trial.number in own]
+            if isinstance(reason, UpdateFinishedTrialError) or (reason is None and states and states[-1].is_finished()):
+                return  # this worker was silent for so long that another has its trial
+            give_own_back()
+            if isinstance(error, AssertionError) and error.__context__:
+                # Where the storage fails in the end, Optuna hides its error behind one of its own.
+                raise error.__context__ from None
+            raise
 
     def step() -> list[FrozenTrial] | None:
         """One trial, or one look at what others do; the whole schedule when it is done."""

@@ -1,13 +1,16 @@
 """Where a study is kept: a file of its own beside the search's state, or a database that many machines share."""
 
 import json
+import signal
 import sqlite3
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import optuna
@@ -50,7 +53,7 @@ class SharedStorage(RDBStorage):
     """Optuna's database storage, which waits for a database that is away and loses sight of no worker.
 
     A trial whose worker died before its first heartbeat is taken over too, and after the database was away every
-    worker gets the time to beat again.
+    worker gets the time to beat again. A Ctrl-C is raised between two calls of the storage, not amid one.
 
     Args:
         timeout: seconds that the database may be away; then ConnectionError is raised.
@@ -60,6 +63,7 @@ class SharedStorage(RDBStorage):
         self._timeout, self._seen_silent = timeout, dict[int, float]()
         self._patience = 3.0 * heartbeat_seconds
         self._judges_from, self._given_up = 0.0, False
+        self._interrupts, self._inside = list[int](), False
         super().__init__(
             url,
             engine_kwargs=engine_kwargs,
@@ -69,6 +73,32 @@ class SharedStorage(RDBStorage):
         )
         if self.engine.dialect.name != "sqlite":
             event.listen(self.engine, "do_connect", self._connect)
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """Keep a Ctrl-C for the end of the body; a second one is raised at once.
+
+        Amid a read, its frames would hold a cursor, and with it a lock, while Optuna writes that the trial failed.
+        """
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(before) or self._inside:
+            yield
+            return
+
+        def keep(number: int, frame: FrameType | None) -> None:
+            self._interrupts.append(number)
+            if len(self._interrupts) > 1:
+                before(number, frame)
+
+        self._interrupts, self._inside = [], True
+        signal.signal(signal.SIGINT, keep)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            self._inside = False
+            if self._interrupts:
+                before(signal.SIGINT, None)
 
     def _again(self, method: Callable[..., Any], *args: Any, **more: Any) -> Any:
         """Call once more what lost its connection on the way: reconnecting waits for the database."""
@@ -93,6 +123,9 @@ class SharedStorage(RDBStorage):
                 connection = dialect.connect(*args, **kwargs)
             except dialect.loaded_dbapi.OperationalError as error:
                 self._judges_from = time.monotonic() + self._patience
+                if self._interrupts and threading.current_thread() is threading.main_thread():
+                    self._given_up = True
+                    raise KeyboardInterrupt from None
                 if self._given_up or time.monotonic() - begun >= self._timeout:
                     self._given_up = True
                     raise ConnectionError(
@@ -124,7 +157,8 @@ def _persistent(name: str) -> Callable[..., Any]:
 
     @wraps(method)
     def call(storage: SharedStorage, *args: Any, **more: Any) -> Any:
-        return storage._again(method, *args, **more)
+        with storage._uninterrupted():
+            return storage._again(method, *args, **more)
 
     return call
 
