@@ -42,6 +42,21 @@ def test_a_log_gets_a_few_whole_lines_and_the_end(capsys: pytest.CaptureFixture[
     assert "500/500" in lines[-1]
 
 
+def test_what_is_drawn_at_the_end_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(total=1, desc="work", mininterval=0.0) as bar:
+        bar.update()
+        bar.refresh()
+    lines = lines_of(capsys.readouterr().err)
+    assert len(lines) == len(set(lines))
+
+
+def test_nothing_to_do_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(total=0, desc="work"):
+        pass
+    assert list(Progress([], desc="work")) == []
+    assert not capsys.readouterr().err
+
+
 def test_a_line_tells_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(total=20, desc="work", unit="step", mininterval=0.02) as bar:
         for _ in range(20):

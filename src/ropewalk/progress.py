@@ -12,13 +12,15 @@ tqdm.set_lock(threading.RLock())
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
-    """tqdm that prints whole lines where standard error is not a terminal."""
+    """tqdm that prints whole lines where standard error is not a terminal, and nothing where nothing is to be done."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         terminal = sys.stderr.isatty()
         kwargs.setdefault("mininterval", 0.5 if terminal else 10.0)
         kwargs.setdefault("maxinterval", 10.0 if terminal else 60.0)
         kwargs.setdefault("dynamic_ncols", terminal)
+        if kwargs.get("total") == 0 or (args and not args[0]):
+            kwargs["disable"] = True
         super().__init__(*args, **kwargs)
 
     @staticmethod
@@ -26,9 +28,13 @@ class Progress(tqdm):  # type: ignore[type-arg]
         if file.isatty():
             return tqdm.status_printer(file)
 
+        last = ""
+
         def print_line(text: str) -> None:
-            if text.strip():
+            nonlocal last
+            if text.strip() and text != last:
                 print(text, file=file, flush=True)
+                last = text
 
         return print_line
 

@@ -94,7 +94,7 @@ def retrieval_rows(road: Road, models: dict[str, Any], prompts: DrawnPrompts, *,
         return []
     config = road.config
     draws = list(retrieval_draws(config, seed=seed))
-    with Progress(draws, desc="retrieval", unit="task", disable=not draws) as bar:
+    with Progress(draws, desc="retrieval", unit="task") as bar:
         return compare(
             models,
             prompts.tokenizer,

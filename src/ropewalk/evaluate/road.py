@@ -211,7 +211,7 @@ class Road:
             ways.append(("finetuned", "ours", "recovered", self.switch, target))
         rows = []
         jobs = [(task, *way) for task in own.tasks for way in ways]
-        with Progress(jobs, desc="benchmarks", unit="task", disable=not jobs) as bar:
+        with Progress(jobs, desc="benchmarks", unit="task") as bar:
             for task, model, method, factors, switch, length in bar:
                 questions = Questions(task, own.path, own.limit, own.shots.get(task))
                 about = {
