@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -43,6 +44,35 @@ def test_a_figure_is_a_png_that_is_not_blank_and_has_labelled_axes(
     assert 0.02 < np.mean(grey < 250) < 0.9
     assert len(np.unique(grey)) > 20
     assert all(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes)
+
+
+def narrow(folder: Path) -> list[Figure]:
+    """The panels that the page shows side by side."""
+    search, recover, training = (
+        read_table(folder / f"{name}.csv") for name in ("search_first", "recover", "finetune_first")
+    )
+    return [
+        plots.search({"Second search": search}, width=style.THIRD),
+        plots.search({"Recovery": recover}, width=style.THIRD),
+        plots.training({"first part": training}, width=style.THIRD),
+        *(
+            plots.perplexity(rows, original_length=WINDOW, width=style.HALF)
+            for rows in style.groups(read_table(folder / "perplexity.csv"), lambda row: row["model"]).values()
+        ),
+        plots.factors(read_table(folder / "factors.csv"), width=style.HALF),
+        heatmaps.passkey(read_table(folder / "passkey.csv"), only=("finetuned", "ours"), width=style.THIRD),
+    ]
+
+
+def test_nothing_is_cut_off_at_a_figures_edge(whole_results: Path) -> None:
+    for figure in [*narrow(whole_results / "plots"), *(make(whole_results / "plots") for make in FIGURES.values())]:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = figure.get_tightbbox(canvas.get_renderer())
+        width, height = figure.get_size_inches()
+        assert min(drawn.x0, drawn.y0) >= 0
+        assert drawn.x1 <= width
+        assert drawn.y1 <= height
 
 
 def labels_of(figure: Figure) -> list[str]:

@@ -21,6 +21,7 @@ from ropewalk.report.style import (
     MODELS,
     OURS,
     PAPER,
+    THIRD,
     WHOLE,
     Row,
     groups,
@@ -194,7 +195,9 @@ def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure
         for title, rows in runs.items()
         for length, own in groups(rows, lambda row: int(row["length"])).items()
     ]
-    figure, grid = panels_of(len(panels), columns=min(len(panels), 3), height=3.6, width=width)
+    # A narrow one has its legend in lines.
+    height = 3.6 if width > THIRD else 4.2
+    figure, grid = panels_of(len(panels), columns=min(len(panels), 3), height=height, width=width)
     handles: dict[str, Any] = {}
     for place, ((title, rows), axes) in enumerate(zip(panels, grid, strict=True)):
         handles |= _search_panel(axes, rows)

@@ -48,8 +48,9 @@ def style(name: str) -> tuple[str, str, str, str]:
 
 
 def legend(figure: Figure, handles: Mapping[str, Any], *, columns: int = 4) -> None:
-    """Below the panels; a narrow figure has half as many columns."""
-    columns = columns if figure.get_figwidth() > HALF else max(columns // 2, 1)
+    """Below the panels, in as many columns as the figure's width has room for."""
+    width = figure.get_figwidth()
+    columns = 1 if width <= THIRD else columns if width > HALF else max(columns // 2, 1)
     labels = [str(label) for label in handles]
     figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
