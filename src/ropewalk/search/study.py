@@ -6,7 +6,7 @@ wait for. It is kept in the storage, so it is paid once however many workers the
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ropewalk.files import text_hash
 from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
 from ropewalk.search.beginning import NOT_A_NUMBER, Beginning, begin, read_beginning
+from ropewalk.search.budget import TOKENS, Budget, tokens_of
 from ropewalk.search.coding import Coding, FactorCoding, KnotCoding, ask
 from ropewalk.search.fitness import NO_LOSS, Evaluation, Fitness
 from ropewalk.search.gradient import learn_scaling
@@ -40,7 +41,8 @@ _SAMPLERS: dict[str, type[EvolutionSampler]] = {
     "paper": PaperSampler,
     "start_tokens": StartTokenSampler,
 }
-_TOKENS, _SECONDS = "forward_tokens", "seconds"
+_SECONDS = "seconds"
+"""User attribute of a trial."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,10 @@ class Search:
         """The published methods and the gradient, by whichever worker comes first."""
         starts = [*map(self.space.nearest, self.starts)] or [self.space.start()]
         candidates = list(dict.fromkeys([*starts, *self.space.published()]))
-        steps, budget = self.config.gradient_steps, self.config.budget_tokens
+        steps = self.config.gradient_steps
         reads = len(candidates) + min(steps, 1)
         needed = reads * self.fitness.race_tokens + steps * self._step_tokens
-        if budget is not None and budget < needed:
-            raise ValueError(
-                f"search.budget_tokens must cover what comes before the first trial ({reads} points that are read "
-                f"whole and {steps} gradient steps), {needed:,} tokens, found {budget:,}; raise it or lower "
-                "search.gradient_steps"
-            )
+        self._budget.check(reads=reads, steps=steps, tokens=needed)
 
         def work(trial: Trial, position: int) -> float:
             learn = partial(self._gradient, spent=len(candidates) * self.fitness.race_tokens)
@@ -181,7 +178,7 @@ class Search:
             for loss, scaling in learning:
                 path.append((loss, scaling))
                 shown = {"loss": f"{loss:.4f}", "t": f"{scaling.attention_factor:.3f}"}
-                bar.set_postfix({**shown, **self._budget(spent + len(path) * self._step_tokens)}, refresh=False)
+                bar.set_postfix({**shown, **self._budget.shown(spent + len(path) * self._step_tokens)}, refresh=False)
                 bar.update()
         return path
 
@@ -232,7 +229,7 @@ class Search:
                 found = replace(known, forward_tokens=0)
                 for block, value in known.blocks.items():
                     trial.report(value, block)
-            trial.set_user_attr(_TOKENS, found.forward_tokens)
+            trial.set_user_attr(TOKENS, found.forward_tokens)
             trial.set_user_attr(_SECONDS, time.perf_counter() - begun)
             if found.stopped:
                 trial.set_user_attr(ESTIMATE, estimated_loss(found.blocks, study.best_trial))
@@ -252,31 +249,15 @@ class Search:
 
             def show(done: dict[int, FrozenTrial]) -> None:
                 best = min((trial.values[0] for trial in _whole(done.values())), default=math.inf)
-                tokens = spent + sum(map(_tokens, done.values()))
-                bar.set_postfix({"best_loss": f"{best:.4f}", **self._budget(tokens)}, refresh=False)
+                tokens = spent + sum(map(tokens_of, done.values()))
+                bar.set_postfix({"best_loss": f"{best:.4f}", **self._budget.shown(tokens)}, refresh=False)
                 bar.update(len(done) - bar.n)
 
-            return self._work_off(study, read, length=config.trials, end=partial(self._end, spent), on_done=show)
+            return self._work_off(study, read, length=config.trials, end=partial(self._budget.end, spent), on_done=show)
 
-    def _budget(self, spent: int) -> dict[str, str]:
-        """For a progress bar."""
-        budget = self.config.budget_tokens
-        left = {} if budget is None else {"left": f"{max(budget - spent, 0):,}"}
-        return {"tokens": f"{spent:,}", **left}
-
-    def _end(self, spent: int, trials: Sequence[FrozenTrial]) -> int | None:
-        """How many of the first trials use the budget up or end a stretch without gain; None where all are needed."""
-        budget, patience = self.config.budget_tokens, self.config.patience
-        best, last_gain = math.inf, 0
-        if budget is not None and spent >= budget:
-            return 0
-        for count, trial in enumerate(trials, start=1):
-            spent += _tokens(trial)
-            if trial.state == TrialState.COMPLETE and trial.values[0] < best - self.config.least_gain:
-                best, last_gain = trial.values[0], count
-            if (budget is not None and spent >= budget) or (patience is not None and count - last_gain >= patience):
-                return count
-        return None
+    @property
+    def _budget(self) -> Budget:
+        return Budget(self.config.budget_tokens, self.config.patience, self.config.least_gain)
 
     def _tokens(self, beginning: Beginning) -> int:
         return self._step_tokens * len(beginning.path) + beginning.read_tokens
@@ -306,7 +287,7 @@ class Search:
                 position,
                 self._coding.point(trial.params),
                 loss=trial.values[0] if trial.state == TrialState.COMPLETE else None,
-                tokens=_tokens(trial),
+                tokens=tokens_of(trial),
                 state=trial.state.name,
                 reason=trial.user_attrs.get(REASON),
                 seconds=trial.user_attrs.get(_SECONDS),
@@ -335,7 +316,3 @@ class Search:
 
 def _whole(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.COMPLETE]
-
-
-def _tokens(trial: FrozenTrial) -> int:
-    return int(trial.user_attrs.get(_TOKENS, 0))
