@@ -25,9 +25,10 @@ class Budget:
     """In nats."""
 
     def check(self, *, reads: int, steps: int, tokens: int) -> None:
-        """
+        """Whether it covers the ``tokens`` of what comes before the first trial.
+
         Raises:
-            ValueError: there is less than the ``tokens`` that come before the first trial.
+            ValueError: it does not.
         """
         if self.tokens is not None and self.tokens < tokens:
             raise ValueError(
