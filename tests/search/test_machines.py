@@ -162,7 +162,8 @@ def test_ctrl_c_while_the_database_is_away_is_not_kept_waiting(tmp_path: Path, a
     cluster.stop()
     try:
         time.sleep(2)
-        os.kill(running.pid or 0, signal.SIGINT)
+        assert running.pid is not None
+        os.kill(running.pid, signal.SIGINT)
         running.join(30)
         assert running.exitcode == 0
     finally:
