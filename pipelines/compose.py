@@ -3,29 +3,18 @@
 import argparse
 import sys
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from ropewalk.composition import checked, explain, read_overrides, register
+from ropewalk.app import EXPECTED, resolved_yaml
+from ropewalk.composition import composed, project_overrides
 from ropewalk.config import Config
-from ropewalk.consistency import check_measured, check_window
-from ropewalk.corpus.sources import fingerprint
+from ropewalk.defaults.follow import followed_text
 from ropewalk.files import write_text
-from ropewalk.models.base import window_before
-from ropewalk.stage import EXPECTED, ROOT, resolved_yaml
+from ropewalk.preflight import preflight
 
 
-def composed() -> Config:
-    register()
-    overrides = read_overrides("overrides.yaml")
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = checked(compose("config", [*overrides, "output=results", "work=work"]))
-    model = config.model
-    window = window_before(model.path, start=model.start, original_length=model.original_length, **model.trust)
-    check_window(config, window)
-    check_measured(config, window)
-    config.corpus.fingerprint = fingerprint(config.corpus)
+def configuration() -> Config:
+    config = composed([*project_overrides([]), "output=results", "work=work"])
+    for warning in preflight(config):
+        print(f"compose: warning: {warning}", file=sys.stderr)
     return config
 
 
@@ -34,12 +23,10 @@ if __name__ == "__main__":
     parser.add_argument("--cfg", choices=["job"], help="print the configuration in place of writing resolved.yaml")
     arguments = parser.parse_args()
     try:
-        resolved = resolved_yaml(composed())
+        config = configuration()
         if arguments.cfg:
-            print(resolved, end="")
+            print(followed_text(config), resolved_yaml(config), sep="\n", end="")
         else:
-            write_text("resolved.yaml", resolved)
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"compose: {explain(error)}")
+            write_text("resolved.yaml", resolved_yaml(config))
     except EXPECTED as error:
         sys.exit(f"compose: {' '.join(str(error).split())}")

@@ -4,51 +4,53 @@ from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.checks import checks
-from ropewalk.evaluate.compare import measured, measured_sliding, paired_rows, position_rows
-from ropewalk.evaluate.drawing import DrawnPrompts
+from ropewalk.evaluate.compare import measure, measure_sliding, paired_rows, position_rows
+from ropewalk.evaluate.extension import Extension, with_gradient
+from ropewalk.evaluate.models import load_models, model_paths, weights_of
+from ropewalk.evaluate.prompt_sets import PromptSets, needle_draws, passkey_draws
+from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.evaluate.retrieval import retrieval_rows
-from ropewalk.evaluate.rivals import weights_of
-from ropewalk.evaluate.road import Road, load_models, metrics, model_paths, with_seed
+from ropewalk.evaluate.summary import metrics
 from ropewalk.files import read_json, write_json, write_table
-from ropewalk.models.base import load_tokenizer
+from ropewalk.models.base import BaseModel, load_tokenizer
+from ropewalk.report.mlflow_runs import log_comparison
+from ropewalk.rope.methods import compared
 from ropewalk.stage import Stage, run
 
 
 def evaluate(stage: Stage) -> None:
-    config, base = stage.config, read_json(stage.inputs / "base.json")
-    own, checkpoints = config.evaluate, stage.inputs / "checkpoints"
-    models = load_models(base, checkpoints, **config.model.loading)
-    cache = model_cache(own.cache, model_paths(base, checkpoints), models)
-    road = Road.read(stage.inputs / "factors", base, own, methods=tuple(config.rope.methods))
-    store, tokenizer = TokenStore(stage.inputs / "tokens" / "test"), load_tokenizer(base["path"], **config.model.trust)
-    readings = list(with_seed(road, store, stage.inputs / "factors" / "first_seed.json", models))
-    found = measured(models, readings, cache=cache, chunk=own.chunk_tokens)
-    rows = [one.row for one in found]
-    sliding = measured_sliding(models, readings, stride=own.stride, cache=cache, chunk=own.chunk_tokens)
-    prompts = DrawnPrompts.open(stage.inputs / "prompts", tokenizer, store)
-    passkeys = road.passkeys(models, prompts, seed=config.seed, cache=cache)
-    needles = road.needles(models, prompts, seed=config.seed, cache=cache)
-    benchmarks = road.benchmarks(models, tokenizer, cache=cache)
-    tables = {
-        "perplexity": rows,
-        "positions": list(position_rows(found)),
-        "paired": list(paired_rows(found)),
-        "sliding": [one.row for one in sliding],
-        "passkey": passkeys,
-        "needles": needles,
-        "benchmarks": benchmarks,
-        "factors": road.factor_rows(),
-        "retrieval": retrieval_rows(road, models, prompts, seed=config.seed),
+    config, base = stage.config, BaseModel.read(stage.inputs / "base.json")
+    settings, paths = config.evaluate, model_paths(base, stage.inputs / "checkpoints")
+    models = load_models(paths, **config.model.loading)
+    cache = model_cache(settings.cache, paths, models)
+    extension = Extension.read(stage.inputs, base, settings, methods=tuple(config.rope.methods))
+    store, tokenizer = TokenStore(stage.inputs / "tokens" / "test"), load_tokenizer(base.path, **config.model.trust)
+    tasks = list(with_gradient(extension, store, stage.inputs / "factors" / "first_gradient.json", models))
+    results = measure(models, tasks, cache=cache, chunk=settings.chunk_tokens)
+    sliding = measure_sliding(models, tasks, stride=settings.stride, cache=cache, chunk=settings.chunk_tokens)
+    prompts = PromptSets.open(stage.inputs / "prompts", tokenizer, store)
+    seed, target = config.seed, extension.first.target_length
+    rows = {
+        "perplexity": [result.row for result in results],
+        "positions": list(position_rows(results)),
+        "paired": list(paired_rows(results)),
+        "sliding": [result.row for result in sliding],
+        "passkey": extension.recall(passkey_draws(settings, target=target, seed=seed), models, prompts, cache=cache),
+        "needles": extension.recall(needle_draws(settings, seed=seed), models, prompts, cache=cache),
+        "benchmarks": extension.benchmarks(models, tokenizer, cache=cache),
+        "factors": extension.factor_rows(),
+        "retrieval": retrieval_rows(extension, models, prompts, seed=seed),
     }
-    for name, table in tables.items():
-        write_table(stage.output / "plots" / f"{name}.csv", table)
+    for name, of_table in rows.items():
+        write_table(stage.output / "plots" / f"{name}.csv", of_table)
         tracking.log_file(stage.output / "plots" / f"{name}.csv")
-    stage.write_metrics(metrics(rows, passkeys, needles, benchmarks))
-    whole = set(road.methods) == set(Road.ALL)
-    promised = checks(rows, passkeys, window=road.window, target=road.first.target_length) if whole else []
-    write_json(stage.output / "checks.json", [check.to_dict() for check in promised])
-    card, weights = read_json(stage.inputs / "tokens" / "card.json"), weights_of(model_paths(base, checkpoints))
-    tracking.log_comparison(rows, passkeys, name=base["name"], weights=weights, card=card)
+    perplexity, passkey, needles = (ResultTable.from_rows(rows[name]) for name in ("perplexity", "passkey", "needles"))
+    stage.write_metrics(metrics(perplexity, passkey, needles, rows["benchmarks"]))
+    whole = set(extension.methods) == set(compared())
+    promised = checks(perplexity, passkey, window=extension.window, target=target, reach=extension.switch.lengths[-1])
+    write_json(stage.output / "checks.json", [check.to_dict() for check in promised if whole])
+    card = read_json(stage.inputs / "tokens" / "card.json")
+    log_comparison(perplexity, passkey, name=base.name, weights=weights_of(paths), card=card, target=target)
     tracking.log_file(stage.output / "checks.json")
 
 

@@ -1,58 +1,59 @@
-"""Stage export: the extended model as a transformers checkpoint with its model card, and what other software loses."""
-
-from pathlib import Path
+"""Stage export: write the extended model as a transformers checkpoint with its card; measure other software's loss."""
 
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
+from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.compare import measure
-from ropewalk.evaluate.road import Road
+from ropewalk.evaluate.extension import Extension
+from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.export.card import license_of, model_card, searches
 from ropewalk.export.checkpoint import export_checkpoint
-from ropewalk.export.cost import cost_metrics, cost_readings
+from ropewalk.export.cost import cost_metrics, cost_tasks
 from ropewalk.export.gguf import export_gguf
-from ropewalk.files import read_json, read_table, write_table
-from ropewalk.models.base import load_model, load_tokenizer
-from ropewalk.report.card import card_pictures
+from ropewalk.files import write_table
+from ropewalk.models.base import BaseModel, extended_path, load_model, load_tokenizer
+from ropewalk.models.factors import FactorsByLength
+from ropewalk.report.page import card_pictures
 from ropewalk.stage import Stage, run
 
 
 def export(stage: Stage) -> None:
-    config, base = stage.config, read_json(stage.inputs / "base.json")
-    base["license"] = config.export.license or license_of(base["path"])
-    road = Road.read(stage.inputs / "factors", base, config.evaluate, methods=())
-    tuned = stage.inputs / "checkpoints" / "finetune_second"
-    model, tokenizer = load_model(str(tuned), **config.model.loading), load_tokenizer(str(tuned), **config.model.trust)
-    short, long = road.document_sets(TokenStore(stage.inputs / "tokens" / "test"))
-    target = road.first.target_length
-    readings = cost_readings(road.switch, config.evaluate.lengths, target=target, short=short, long=long)
-    costs = measure({"finetuned": model}, readings)
+    config, base = stage.config, BaseModel.read(stage.inputs / "base.json")
+    extension = Extension.read(stage.inputs, base, config.evaluate, methods=())
+    path = extended_path(base, stage.inputs / "checkpoints")
+    model, tokenizer = load_model(path, **config.model.loading), load_tokenizer(path, **config.model.trust)
+    short, long = extension.document_sets(TokenStore(stage.inputs / "tokens" / "test"))
+    target, switch, short_factor = extension.first.target_length, extension.switch, config.export.short_factor
+    tasks = cost_tasks(extension.extended, switch, config.evaluate.lengths, target=target, short=short, long=long)
+    models, settings = {extension.extended: model}, config.evaluate
+    cache = model_cache(settings.cache, {extension.extended: path}, models)
+    costs = [result.row for result in measure(models, tasks, cache=cache, chunk=settings.chunk_tokens)]
     write_table(stage.output / "plots" / "export.csv", costs)
-    perplexity = read_table(stage.inputs / "plots" / "perplexity.csv")
-    passkey = read_table(stage.inputs / "plots" / "passkey.csv")
-    pictures = card_pictures(perplexity, passkey, original_length=road.window, folder=stage.state)
-    made = stage.values("corpus", "finetune")
+    perplexity, passkey = (ResultTable.read(stage.inputs / f"plots/{name}.csv") for name in ("perplexity", "passkey"))
+    factors = FactorsByLength.read(stage.inputs / "factors" / "recovered.json")
+    pictures = card_pictures(perplexity, passkey, original_length=extension.window, folder=stage.state)
     card = model_card(
         base=base,
-        switch=road.switch,
-        perplexity_rows=perplexity,
-        passkey_rows=passkey,
-        how_made={**searches(read_json(stage.inputs / "factors" / "recovered.json")), **made},
+        license_name=config.export.license or license_of(base.path),
+        switch=switch,
+        perplexity_rows=perplexity.rows(),
+        passkey_rows=passkey.rows(),
+        how_made={**searches(factors), **stage.values("corpus", *(["finetune"] if extension.is_trained else []))},
         cost_rows=costs,
-        short_factor=config.export.short_factor,
-        pictures={path.name: what for path, what in pictures.items()},
+        short_factor=short_factor,
+        pictures={path.name: description for path, description in pictures.items()},
+        extended=extension.extended,
     )
-    out: Path = stage.output / "model"
+    out = stage.output / "model"
     files = {path.name: path.read_bytes() for path in pictures}
-    export_checkpoint(
-        model, tokenizer, road.switch, out, card=card, short_factor=config.export.short_factor, files=files
-    )
+    dtype = base.dtype if config.export.dtype == "auto" else config.export.dtype
+    export_checkpoint(model, tokenizer, switch, out, card=card, short_factor=short_factor, dtype=dtype, files=files)
     if config.export.gguf is not None:
         export_gguf(out, out / "model.gguf", dtype=config.export.gguf)
     tracking.log_file(out / "README.md")
-    stage.write_metrics({"target_length": road.switch[-1][0], "parameters": base["parameters"], **cost_metrics(costs)})
+    stage.write_metrics({"target_length": switch.lengths[-1], "parameters": base.parameters, **cost_metrics(costs)})
 
 
 if __name__ == "__main__":
-    files = ("plots/perplexity.csv", "plots/passkey.csv", "tokens/test")
-    sections = ("export", "model", "corpus", "finetune", "evaluate")
-    run("export", export, sections=sections, inputs=("base.json", "checkpoints", "factors", *files))
+    inputs = ("base.json", "checkpoints", "factors", "plots/perplexity.csv", "plots/passkey.csv", "tokens/test")
+    run("export", export, sections=("export", "model", "corpus", "finetune", "evaluate"), inputs=inputs)

@@ -1,56 +1,39 @@
-"""Stage finetune_second: training goes on at the first target; a control reads as many tokens in the old window."""
+"""Stage finetune_second: training resumes at the first target; a control reads as many tokens in the old window."""
 
-from ropewalk import tracking
-from ropewalk.corpus.store import TokenStore
-from ropewalk.files import read_json, write_table
-from ropewalk.finetune.history import training_metrics
-from ropewalk.finetune.schedule import searched_scalings, shape_of, train_schedule
-from ropewalk.finetune.train import save_checkpoint, train_control
-from ropewalk.models.base import check_same_model, load_model, load_tokenizer, own_scaling, trained_under
 from ropewalk.stage import Stage, run
 
 
 def finetune_second(stage: Stage) -> None:
-    config, store = stage.config, TokenStore(stage.inputs / "tokens" / "train")
-    base, seed = read_json(stage.inputs / "base.json"), config.seed + 1
+    # Imported late, because they take seconds and not every way of an extension trains (`ropewalk.ways`).
+    from ropewalk import tracking
+    from ropewalk.files import write_table
+    from ropewalk.finetune.history import training_metrics
+    from ropewalk.finetune.schedule import searched_steps, train_control, train_model
+    from ropewalk.models.base import BaseModel, trained_under
+
+    config, base = stage.config, BaseModel.read(stage.inputs / "base.json")
+    first = stage.inputs / "checkpoints" / "finetune_first"
     checkpoints = stage.output / "checkpoints"
     plots = stage.output / "plots"
-    tokenizer = load_tokenizer(base["path"], **config.model.trust)
-    start = stage.inputs / "checkpoints" / "finetune_first"
-    model = load_model(str(start), **config.model.loading)
-    check_same_model(model, base, path=str(start))
-    rows, scaling = train_schedule(
-        model,
-        tokenizer,
-        store,
-        config.finetune,
-        stage="second",
-        searched=searched_scalings((stage.inputs / "factors" / "first.json").read_text()),
-        shape=shape_of(base),
-        seed=seed,
-        state_folder=stage.state / "finetune_second",
+    rows = train_model(
+        str(first),
+        searched_steps(config, "second", stage.inputs / "factors" / "first.json", base.shape),
+        config,
+        base,
+        state_folder=stage.state,
+        checkpoint=checkpoints / "finetune_second" if stage.is_first_process else None,
         logger=tracking.lightning_logger() if stage.is_first_process else None,
-        start=trained_under(start),
-        parallel=config.parallel,
+        start=trained_under(first),
     )
-    if stage.is_first_process:
-        mixed = config.finetune.short_share > 0
-        save_checkpoint(model, tokenizer, scaling, checkpoints / "finetune_second", mixed=mixed)
-    write_table(plots / "finetune_second.csv", rows)
-    metrics = {"finetune_second": training_metrics(rows)}
+    write_table(plots / "finetune_second.csv", rows["second"])
+    metrics = {"finetune_second": training_metrics(rows["second"])}
     # An empty result without a control, since DVC wants every out of a stage.
     (checkpoints / "control").mkdir(parents=True, exist_ok=True)
-    rows = []
     if config.finetune.control:
-        model = load_model(base["path"], **config.model.loading)
-        state = stage.state / "control"
-        rows = train_control(
-            model, tokenizer, store, config.finetune, base, seed=seed, state_folder=state, parallel=config.parallel
-        )
-        if stage.is_first_process:
-            save_checkpoint(model, tokenizer, own_scaling(base), checkpoints / "control")
-        metrics["control"] = training_metrics(rows)
-    write_table(plots / "control.csv", rows)
+        checkpoint = checkpoints / "control" if stage.is_first_process else None
+        rows |= train_control(config, base, state_folder=stage.state, checkpoint=checkpoint)
+        metrics["control"] = training_metrics(rows["control"])
+    write_table(plots / "control.csv", rows.get("control", []))
     stage.write_metrics(metrics)
 
 

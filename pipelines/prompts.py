@@ -2,24 +2,23 @@
 
 from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
-from ropewalk.evaluate.drawing import all_draws, write_prompts
-from ropewalk.files import read_json
-from ropewalk.models.base import load_tokenizer
+from ropewalk.evaluate.prompt_sets import all_draws, write_prompts
+from ropewalk.models.base import BaseModel, load_tokenizer
 from ropewalk.stage import Stage, run
 
 
 def prompts(stage: Stage) -> None:
-    config, base = stage.config, read_json(stage.inputs / "base.json")
+    config, base = stage.config, BaseModel.read(stage.inputs / "base.json")
     folder = stage.output / "prompts"
     sets = write_prompts(
         folder,
-        all_draws(config.evaluate, target=config.road.first_target, seed=config.seed),
-        load_tokenizer(base["path"], **config.model.trust),
+        all_draws(config.evaluate, target=config.extension.target, seed=config.seed),
+        load_tokenizer(base.path, **config.model.trust),
         TokenStore(stage.inputs / "tokens" / "test"),
     )
     tracking.log_file(folder / "prompts.json")
-    stage.write_metrics({key: sum(one[key] for one in sets) for key in ("prompts", "tokens")})
+    stage.write_metrics({key: sum(row[key] for row in sets) for key in ("prompts", "tokens")})
 
 
 if __name__ == "__main__":
-    run("prompts", prompts, sections=("evaluate", "model", "road"), inputs=("base.json", "tokens/test"))
+    run("prompts", prompts, sections=("evaluate", "model", "extension"), inputs=("base.json", "tokens/test"))

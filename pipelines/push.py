@@ -1,16 +1,17 @@
-"""An exported model to a folder (push.folder), a hub repository (push.hub) or MLflow's registry (push.mlflow)."""
+"""Publish an exported model to a folder (push.folder), a hub repository (push.hub) or MLflow (push.mlflow)."""
 
 from pathlib import Path
 
 from ropewalk import tracking
-from ropewalk.export.push import check_export, push_folder, push_hub
+from ropewalk.export.load import read_switch
+from ropewalk.export.push import push_folder, push_hub
 from ropewalk.stage import Stage, run
 
 
 def push(stage: Stage) -> None:
     config = stage.config.push
     source = Path(config.model)
-    check_export(source)
+    read_switch(source)
     if config.folder is None and config.hub is None and config.mlflow is None:
         raise ValueError("nothing to do; give push.folder, push.hub or push.mlflow")
     if config.folder is not None:
@@ -23,4 +24,4 @@ def push(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("push", push, sections=("push",))
+    run("push", push, sections=("push",), whole=False)

@@ -4,18 +4,24 @@ from pathlib import Path
 
 from ropewalk import tracking
 from ropewalk.composition import read_overrides
+from ropewalk.models.base import BaseModel
+from ropewalk.report.headline import headline
 from ropewalk.report.page import Origin, write_report
+from ropewalk.report.results import Results
 from ropewalk.stage import Stage, run
 
-SECTIONS = ("corpus", "model", "road", "search", "finetune", "evaluate", "export", "rope")
+SECTIONS = ("corpus", "model", "extension", "search", "finetune", "evaluate", "export", "rope")
 
 
 def report(stage: Stage) -> None:
     out = stage.output / "report.html"
-    # Of the project that it runs in, which need not be the one that the package was installed from.
-    own = Path("overrides.yaml")
-    origin = Origin(tracking.commit_of(), tuple(read_overrides(own)) if own.is_file() else ())
+    # Commit and overrides of the project at hand, which need not be the one that the package was installed from; a run
+    # without DVC keeps its overrides beside its results.
+    files = [path for path in (stage.inputs / "overrides.yaml", Path("overrides.yaml")) if path.is_file()]
+    origin = Origin(tracking.commit_of(), tuple(read_overrides(files[0])) if files else ())
     write_report(stage.inputs, config=stage.values(*SECTIONS, "seed"), out=out, origin=origin)
+    results, base = Results(stage.inputs, stage.output / "plots"), BaseModel.read(stage.inputs / "base.json")
+    stage.write_metrics(headline(results, window=base.window, target=stage.config.extension.target))
     tracking.log_file(out)
     for plot in sorted((stage.output / "plots").glob("*.png")):
         tracking.log_file(plot)

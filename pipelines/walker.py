@@ -1,8 +1,9 @@
-"""Train the walker from nothing and write it to models/walker (`make walker`); no stage of dvc.yaml."""
+"""Train the walker from scratch and write it to models/walker (`make walker`); no stage of dvc.yaml."""
 
 from ropewalk import tracking
+from ropewalk.composition import ROOT
 from ropewalk.models.walker import make_walker
-from ropewalk.stage import ROOT, Stage, run
+from ropewalk.stage import Stage, run
 
 
 def walker(stage: Stage) -> None:
@@ -15,4 +16,4 @@ def walker(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run("walker", walker, sections=("walker", "corpus"))
+    run("walker", walker, sections=("walker", "corpus"), whole=False)

@@ -1,4 +1,4 @@
-"""What all tests share: where the data for tests lies, and one thread for tiny jobs."""
+"""What all tests share: where the data for tests lies, and the number of threads, one by default."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _threads() -> None:
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -42,7 +42,7 @@ def environment() -> dict[str, str] | None:
 
 
 def build() -> None:
-    """Fetch and compile into PLACE what is not there yet; an interrupted build goes on."""
+    """Fetch and compile into PLACE what is not there yet; an interrupted build resumes."""
     if shutil.which("cmake") is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         sys.exit("llama: building llama.cpp needs cmake and a C++ compiler; apt-get install cmake g++")
     if not _source().is_dir():

@@ -21,7 +21,7 @@ class Published:
     """(status, Retry-After) of a path's first answers, each given once."""
     redirects: dict[str, str] = field(default_factory=dict)
     slow: dict[str, float] = field(default_factory=dict)
-    """Seconds before a path's body goes on after its first half; the first time only."""
+    """Seconds before a path's body resumes after its first half; the first time only."""
     ends_after: int | None = None
     """Bytes after which every connection breaks ..."""
     breaks: int | None = None

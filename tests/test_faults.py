@@ -12,7 +12,7 @@ import zstandard
 from ropewalk.rope import RopeScaling, methods
 from workspace import ROOT, run_script, write_overrides
 
-SMALL = ("experiment=smoke", "corpus.long_tokens=4096", "corpus.least_long_documents=2")
+SMALL = ("experiment=smoke", "corpus.long_tokens=4096", "corpus.min_long_documents=2")
 WALKER = ROOT / "models" / "walker"
 
 
@@ -64,11 +64,13 @@ def result_files(folder: Path) -> set[str]:
 
 def test_a_corpus_that_is_not_there(workspace: Path) -> None:
     assert "corpus.path gone/*.jsonl matches no file" in stops("prepare", "corpus=jsonl", "corpus.path='gone/*.jsonl'")
-    assert "corpus.path gone is not a folder with .txt files" in stops("prepare", "corpus=text", "corpus.path=gone")
+    assert "corpus.path gone is not there; give a folder of .txt files" in stops(
+        "prepare", "corpus=text", "corpus.path=gone"
+    )
     write_overrides(workspace, "corpus=text", "corpus.path=gone")
     with pytest.raises(SystemExit) as raised:
         run_script("compose")
-    assert raised.value.code == "compose: corpus.path gone is not a folder with .txt files"
+    assert raised.value.code == "compose: corpus.path gone is not there; give a folder of .txt files, or one of them"
     assert not result_files(workspace)
     assert not (workspace / "resolved.yaml").exists()
 
@@ -115,15 +117,18 @@ def test_rows_without_text(workspace: Path) -> None:
     assert "15 of 45 rows were rejected" in message
     assert "'no text': 10" in message
     assert "'empty text': 5" in message
-    assert "corpus.largest_rejected_share 0.1; mend the files or raise it" in message
+    assert "corpus.max_rejected_share 0.1; mend the files or raise it" in message
     assert not result_files(workspace)
 
 
 def test_documents_that_are_all_too_short(workspace: Path) -> None:
     (workspace / "rows.jsonl").write_bytes(rows(lines=50))
     message = stops("prepare", "corpus=jsonl", "corpus.path=rows.jsonl")
-    assert "split holds 0 documents of at least 4096 tokens" in message
-    assert "add longer documents, or lower corpus.long_tokens or corpus.least_long_documents" in message
+    assert "the search and test splits each need 2 of at least 4096 tokens" in message
+    assert "hold about 0 and 0" in message
+    assert "they allow 256 tokens: lower extension.target until corpus.long_tokens" in message
+    # Told before the corpus is tokenised.
+    assert not list(workspace.rglob("tokens"))
     assert not result_files(workspace)
 
 
@@ -143,7 +148,9 @@ def test_a_checkpoint_that_is_not_there_or_not_whole(workspace: Path) -> None:
     shutil.copytree(WALKER, workspace / "cut")
     weights = workspace / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "model.path cut cannot be loaded" in stops("base", "model=hf", "model.path=cut")
+    assert "model.path cut: model.safetensors is not a whole file of weights" in stops(
+        "base", "model=hf", "model.path=cut"
+    )
     write_overrides(workspace, "model=hf", "model.path=gone")
     with pytest.raises(SystemExit, match=r"compose: model\.path gone is not there; give a folder"):
         run_script("compose")
@@ -174,7 +181,7 @@ def with_results(workspace: Path, base: Path, factors: str) -> set[str]:
             RopeScaling((1.0, 2.0, 3.0), 256, 2048).to_json(),
             ["found 3 rescale factors", "but the model has", "use factors made for this model"],
         ),
-        ('{"factors": [1.0, ', ["not a RopeScaling in JSON"]),
+        ('{"factors": [1.0, ', ["results/factors/first.json: not a SearchedFactors in JSON"]),
         ('{"factors": [1.0, -2.0], "original_length": 256, "target_length": 2048}', ["must be positive numbers"]),
     ],
 )
@@ -211,8 +218,8 @@ def test_a_disk_that_fills_while_a_model_is_written(workspace: Path, base: Path,
     else:
         (workspace / "work").symlink_to(small_disk)
     message = stops(
-        "finetune_first", "work=work", "finetune.first.length=64", "finetune.first.steps=1", "finetune.first.rows=1",
-        "finetune.checkpoint_every=1",
+        "finetune_first", "work=work", "finetune.first.length=64", "finetune.first.steps=1",
+        "finetune.first.batch_size=1", "finetune.checkpoint_every=1",
     )  # fmt: skip
     assert "no space left on the disk of " in message
     assert "free some and run the same command again" in message

@@ -157,9 +157,10 @@ def test_json_comes_back_and_half_of_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"a": [1, 2.5, None, "ü"]})
     assert read_json(path) == {"a": [1, 2.5, None, "ü"]}
-    path.write_text('{"a": [1,')
-    with pytest.raises(ValueError, match=r"x\.json is not JSON"):
-        read_json(path)
+    for broken in (b'{"a": [1,', b"\xff\xfe{"):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"x\.json is not JSON"):
+            read_json(path)
 
 
 def test_a_files_hash_is_sha256(tmp_path: Path) -> None:

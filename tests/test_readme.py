@@ -8,14 +8,17 @@ import pytest
 from workspace import ROOT
 
 TESTED = {
-    r"dvc repro": "pipelines/test_road.py::test_a_second_repro_reruns_nothing_in_under_10_seconds",
-    r"dvc exp run -S .*": "pipelines/test_road.py::test_an_experiment_is_a_whole_road_of_its_own",
-    r"dvc exp show( .*)?": "pipelines/test_road.py::test_an_experiment_is_a_whole_road_of_its_own",
+    r"dvc repro": "pipelines/test_pipeline.py::test_a_second_repro_reruns_nothing_in_under_10_seconds",
+    r"dvc exp run -S .*": "pipelines/test_pipeline.py::test_an_experiment_is_a_whole_pipeline_of_its_own",
+    r"dvc exp show( .*)?": "pipelines/test_pipeline.py::test_an_experiment_is_a_whole_pipeline_of_its_own",
     r"python pipelines/evaluate\.py -m rope=pi,yarn,longrope evaluate=fast": (
-        "pipelines/test_road.py::test_a_sweep_on_the_results_leaves_them_as_they_are"
+        "pipelines/test_pipeline.py::test_a_sweep_on_the_results_leaves_them_as_they_are"
     ),
     r"python pipelines/plan\.py plan=h100": (
         "plan/test_plan.py::test_the_script_prints_a_line_for_every_stage_and_needs_no_weights"
+    ),
+    r"python pipelines/extend\.py model\.path=.* corpus\.path=.*": (
+        "pipelines/test_extend.py::test_a_sweep_over_targets_extends_to_each_and_resumes"
     ),
     r"python pipelines/show\.py model\.path=models/walker": (
         "pipelines/test_show.py::test_the_walker_is_shown_as_plain_rope"
@@ -23,7 +26,7 @@ TESTED = {
     r"python pipelines/push\.py push\.folder=.*": (
         "export/test_push.py::test_the_registrys_model_loads_back_and_predicts"
     ),
-    r"make ui": "pipelines/test_road.py::test_the_ui_shows_the_runs",
+    r"make ui": "pipelines/test_pipeline.py::test_the_ui_shows_the_runs",
     r"python pipelines/compose\.py --cfg job": "test_config.py::test_compose_prints_the_configuration",
     r"python pipelines/(?!compose)\w+\.py --cfg job": "pipelines/test_scripts.py::test_an_app_prints_its_configuration",
     r"python pipelines/\w+\.py --help": "pipelines/test_scripts.py::test_a_script_helps",
@@ -60,3 +63,12 @@ def test_a_test_that_is_named_is_there(test: str) -> None:
     path, _, name = test.partition("::")
     module = ast.parse((ROOT / "tests" / path).read_text(encoding="utf-8"))
     assert name in {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/extending.md", "docs/resuming.md"])
+def test_the_modules_that_a_page_names_are_there(page: str) -> None:
+    names = re.findall(r"(?:src/ropewalk/)?\b((?:[a-z_]+/)+[a-z_]+\.py)\b", (ROOT / page).read_text())
+    assert names
+    assert not [
+        name for name in names if not any((folder / name).is_file() for folder in (ROOT, ROOT / "src/ropewalk"))
+    ]

@@ -1,7 +1,6 @@
 """What every stage script shares: folders, the key of resumable state, and one line for what a user can put right."""
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -14,9 +13,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from ropewalk.composition import checked, register
+from ropewalk.app import resolved_yaml
+from ropewalk.composition import checked, register, with_demo
 from ropewalk.config import Config
-from ropewalk.stage import Stage, resolved_yaml, run
+from ropewalk.stage import Stage, run
+from tiny_models import tiny_base
 from workspace import ROOT
 
 Run = Callable[..., None]
@@ -25,7 +26,8 @@ Run = Callable[..., None]
 def config(folder: Path, *overrides: str) -> Config:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return checked(compose("config", [f"output={folder / 'out'}", f"work={folder / 'work'}", *overrides]))
+        changed = [f"output={folder / 'out'}", f"work={folder / 'work'}", *overrides]
+        return checked(compose("config", with_demo(changed)))
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def stage(tmp_path: Path) -> Stage:
 @pytest.fixture
 def run_stage(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`ropewalk.stage.run` as a script of its own would call it, without MLflow."""
-    monkeypatch.setattr("ropewalk.tracking.stage_run", lambda stage: nullcontext())
+    monkeypatch.setattr("ropewalk.tracking.stage_run", lambda *_, **__: nullcontext())
     # Not Hydra's own logging set-up, which would hold on to this test's streams.
     monkeypatch.setattr("hydra.core.utils.configure_log", lambda *arguments: None)
 
@@ -113,11 +115,10 @@ def test_an_input_that_is_not_there_is_named_before_the_stage_begins(run_stage: 
 
 
 def test_a_target_inside_the_window_of_the_base_model_is_refused(run_stage: Run, scratch: Path) -> None:
-    (scratch / "results").mkdir()
-    (scratch / "results" / "base.json").write_text(json.dumps({"original_length": 4096}))
+    tiny_base(original_length=4096).write(scratch / "results" / "base.json")
     with pytest.raises(SystemExit) as raised:
         run_stage(lambda stage: pytest.fail("began"), inputs=("base.json",))
-    assert "road.first_target must be above the model's window, found 2048 and 4096" in message(raised)
+    assert "extension.target must be above the model's window, found 2048 and 4096" in message(raised)
 
 
 def test_results_of_a_run_alone_go_to_a_folder_of_its_own(run_stage: Run, scratch: Path) -> None:
@@ -183,10 +184,10 @@ def test_a_fault_of_ours_keeps_its_traceback(run_stage: Run, monkeypatch: pytest
         run_stage(lambda stage: (_ for _ in ()).throw(ValueError("shown")).__next__())
 
 
-def test_an_interrupt_is_one_line_that_says_how_to_go_on(run_stage: Run) -> None:
+def test_an_interrupt_is_one_line_that_says_how_to_resume(run_stage: Run) -> None:
     with pytest.raises(SystemExit) as raised:
         run_stage(lambda stage: os.kill(os.getpid(), signal.SIGINT))
-    assert message(raised) == "base: interrupted; run the same command again to go on"
+    assert message(raised) == "base: interrupted; run the same command again to resume"
 
 
 def test_jobs_of_a_sweep_write_below_multirun_only(run_stage: Run, scratch: Path) -> None:

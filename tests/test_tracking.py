@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +17,10 @@ from mlflow.entities import Run, RunStatus
 from ropewalk import tracking
 from ropewalk.composition import checked, register
 from ropewalk.config import TrackingConfig
-from ropewalk.files import write_json, write_table
-from ropewalk.stage import Stage
+from ropewalk.evaluate.result_table import ResultTable
+from ropewalk.files import read_json, write_json, write_table
+from ropewalk.report.mlflow_runs import log_comparison, log_search
+from ropewalk.stage import Stage, tracked
 from workspace import ROOT, commit, copy_project, environment, run
 
 FINISHED, FAILED = RunStatus.to_string(RunStatus.FINISHED), RunStatus.to_string(RunStatus.FAILED)
@@ -32,39 +36,42 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    monkeypatch.chdir(store)
+    # Where the demo's model lies, from whose window values follow.
+    monkeypatch.chdir(ROOT)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", tracking.PARENT):
         monkeypatch.delenv(name, raising=False)
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("config", [f"output={tmp_path / 'out'}", f"work={tmp_path / 'work'}"])
+        composed = compose("config", ["experiment=demo", f"output={tmp_path / 'out'}", f"work={tmp_path / 'work'}"])
     composed.tracking.experiment = tmp_path.name
-    return Stage("search_first", checked(composed), ("search", "model"), inputs_hash="a")
+    config = checked(composed)
+    monkeypatch.chdir(store)
+    return Stage("search_first", config, ("search", "model"), inputs_hash="a")
 
 
 def runs(folder: Path, experiment: str = "ropewalk") -> list[Run]:
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    return list(client.search_runs([found.experiment_id]))
+    known = client.get_experiment_by_name(experiment)
+    assert known is not None
+    return list(client.search_runs([known.experiment_id]))
 
 
 def test_a_stage_is_one_run_with_its_commit_name_and_config_hash(stage: Stage, store: Path) -> None:
-    with tracking.stage_run(stage):
+    with tracked(stage):
         write_json(stage.output / "metrics" / "search_first.json", {"at_2048": {"trials": 3}, "note": "text"})
         tracking.log_file(stage.output / "metrics" / "search_first.json")
-    (found,) = runs(store, stage.config.tracking.experiment)
-    assert found.info.run_name == "search_first"
-    assert found.info.status == FINISHED
-    tags = found.data.tags
+    (tracked_run,) = runs(store, stage.config.tracking.experiment)
+    assert tracked_run.info.run_name == "search_first"
+    assert tracked_run.info.status == FINISHED
+    tags = tracked_run.data.tags
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=store, capture_output=True, text=True, check=True)
     assert (tags["commit"], tags["stage"]) == (head.stdout.strip(), "search_first")
     assert tags["config_hash"] == stage.config_hash
-    assert found.data.params["search.trials"] == "200"
-    assert found.data.params["seed"] == "0"
-    assert "finetune.first.steps" not in found.data.params
-    assert found.data.metrics["at_2048.trials"] == 3
-    assert found.data.metrics["seconds"] >= 0
+    assert tracked_run.data.params["search.trials"] == "200"
+    assert tracked_run.data.params["seed"] == "0"
+    assert "finetune.first.steps" not in tracked_run.data.params
+    assert tracked_run.data.metrics["at_2048.trials"] == 3
+    assert tracked_run.data.metrics["seconds"] >= 0
 
 
 def test_the_commit_of_a_folder_is_that_of_its_repository(tmp_path: Path) -> None:
@@ -75,23 +82,60 @@ def test_the_commit_of_a_folder_is_that_of_its_repository(tmp_path: Path) -> Non
 
 
 def test_the_store_is_sqlite_and_artifacts_lie_below_mlartifacts(stage: Stage, store: Path) -> None:
-    with tracking.stage_run(stage):
+    with tracked(stage):
         assert mlflow.get_tracking_uri() == f"sqlite:///{store / 'mlflow.db'}"
         write_table(stage.output / "table.csv", [{"a": 1}])
         tracking.log_file(stage.output / "table.csv")
-    (found,) = runs(store, stage.config.tracking.experiment)
-    assert found.info.artifact_uri.startswith((store / "mlartifacts").as_uri())
-    assert (store / "mlartifacts" / found.info.run_id / "artifacts" / "table.csv").read_text() == "a\n1\n"
+    (tracked_run,) = runs(store, stage.config.tracking.experiment)
+    assert tracked_run.info.artifact_uri.startswith((store / "mlartifacts").as_uri())
+    assert (store / "mlartifacts" / tracked_run.info.run_id / "artifacts" / "table.csv").read_text() == "a\n1\n"
     assert not (store / "mlruns").exists()
 
 
+def test_an_experiment_is_of_the_kind_that_trains_models_also_where_it_was_made_before(
+    stage: Stage, store: Path
+) -> None:
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    for name, tags in (("new", None), ("old", {}), ("other", {"mlflow.experimentKind": "finetuning"})):
+        config = TrackingConfig(experiment=f"{stage.config.tracking.experiment} {name}")
+        if tags is not None:
+            client.create_experiment(config.experiment, tags=tags)
+        found = client.get_experiment(tracking.open_experiment(config))
+        kind = "finetuning" if tags else "custom_model_development"
+        assert found.tags["mlflow.experimentKind"] == kind, name
+
+
+def test_a_run_says_which_of_its_parameters_followed_and_why(stage: Stage, store: Path) -> None:
+    stage.config.followed.clear()
+    stage.config.followed.update({"search.documents": "enough tokens", "finetune.recall_share": "not read here"})
+    with tracked(stage):
+        pass
+    (tracked_run,) = runs(store, stage.config.tracking.experiment)
+    assert tracked_run.data.tags["followed"] == "search.documents"
+    assert tracked_run.data.tags["way"] == "long"
+    artifacts = store / "mlartifacts" / tracked_run.info.run_id / "artifacts"
+    assert read_json(artifacts / "followed.json") == {"search.documents": "enough tokens"}
+
+
+@pytest.mark.parametrize(("interval", "sampled"), [("0.05", True), ("30", False)])
+def test_a_stage_that_outlasts_a_sample_logs_how_busy_the_machine_was(
+    stage: Stage, store: Path, monkeypatch: pytest.MonkeyPatch, interval: str, sampled: bool
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", interval)
+    with tracked(stage):
+        time.sleep(0.5)
+    (tracked_run,) = runs(store, stage.config.tracking.experiment)
+    assert ("system/cpu_utilization_percentage" in tracked_run.data.metrics) == sampled
+    assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_the_corpus_is_logged_as_a_dataset_by_split(stage: Stage, store: Path) -> None:
-    own = {"documents": 3, "tokens": 500, "longest": 300}
-    card = {split: {**own, "hash": f"{number}" * 64} for number, split in enumerate(("train", "search", "test"))}
-    with tracking.stage_run(stage):
+    counts = {"documents": 3, "tokens": 500, "longest": 300}
+    card = {split: {**counts, "hash": f"{number}" * 64} for number, split in enumerate(("train", "search", "test"))}
+    with tracked(stage):
         tracking.log_dataset("jsonl", source="data/*.jsonl", card=card)
-    (found,) = runs(store, stage.config.tracking.experiment)
-    logged = {one.dataset.name: one for one in found.inputs.dataset_inputs}
+    (tracked_run,) = runs(store, stage.config.tracking.experiment)
+    logged = {dataset_input.dataset.name: dataset_input for dataset_input in tracked_run.inputs.dataset_inputs}
     assert set(logged) == {"jsonl train", "jsonl search", "jsonl test"}
     assert logged["jsonl search"].dataset.digest == "1" * 16
     assert "data/*.jsonl" in logged["jsonl search"].dataset.source
@@ -106,38 +150,111 @@ def test_the_store_is_the_one_that_is_named(stage: Stage, monkeypatch: pytest.Mo
     assert tracking.store_uri(TrackingConfig(uri="http://server")) == "http://server"
 
 
-def test_a_stage_that_goes_on_after_a_kill_goes_on_in_its_old_run(stage: Stage, store: Path) -> None:
-    with suppress(KeyboardInterrupt), tracking.stage_run(stage):
+def test_a_store_that_cannot_be_used_is_named(stage: Stage, store: Path) -> None:
+    stage.config.tracking.uri = "nonsense://x"
+    with pytest.raises(OSError, match=r"tracking\.uri nonsense://x cannot be used: .*unsupported URI"), tracked(stage):
+        pass
+
+
+def test_a_stage_that_resumes_after_a_kill_resumes_in_its_old_run(stage: Stage, store: Path) -> None:
+    with suppress(KeyboardInterrupt), tracked(stage):
         tracking.log_series("best", [(0, 3.0)])
         raise KeyboardInterrupt
     (first,) = runs(store, stage.config.tracking.experiment)
     assert first.info.status == FAILED
-    with tracking.stage_run(stage):
+    with tracked(stage):
         tracking.log_series("best", [(1, 2.0)])
     (second,) = runs(store, stage.config.tracking.experiment)
     assert (second.info.run_id, second.info.status) == (first.info.run_id, FINISHED)
     assert second.data.metrics["best"] == 2.0
-    with tracking.stage_run(replace(stage, inputs_hash="b")):
+    with tracked(replace(stage, inputs_hash="b")):
         pass
     assert len(runs(store, stage.config.tracking.experiment)) == 2
 
 
 def test_a_run_that_is_no_longer_in_the_store_is_begun_anew(stage: Stage, store: Path) -> None:
     (stage.state / "mlflow_run_id").write_text("0" * 32)
-    with tracking.stage_run(stage):
+    with tracked(stage):
         pass
-    (found,) = runs(store, stage.config.tracking.experiment)
-    assert found.info.run_id != "0" * 32
-    assert (stage.state / "mlflow_run_id").read_text() == found.info.run_id
+    (tracked_run,) = runs(store, stage.config.tracking.experiment)
+    assert tracked_run.info.run_id != "0" * 32
+    assert (stage.state / "mlflow_run_id").read_text() == tracked_run.info.run_id
+
+
+def test_a_run_that_was_killed_before_its_parameters_were_logged_has_them_after_a_retry(
+    stage: Stage, store: Path
+) -> None:
+    with tracked(stage):
+        experiment = mlflow.active_run().info.experiment_id
+    client = MlflowClient()
+    killed = client.create_run(experiment)
+    client.log_param(killed.info.run_id, "search.workers", "64")
+    (stage.state / "mlflow_run_id").write_text(killed.info.run_id)
+    with tracked(stage):
+        pass
+    params = client.get_run(killed.info.run_id).data.params
+    assert params["search.trials"] == "200"
+    assert params["search.workers"] == "64", "MLflow refuses another value"
+
+
+def test_a_deleted_run_is_begun_anew_and_a_deleted_experiment_is_named(stage: Stage, store: Path) -> None:
+    with suppress(KeyboardInterrupt), tracked(stage):
+        raise KeyboardInterrupt
+    (deleted,) = runs(store, stage.config.tracking.experiment)
+    MlflowClient().delete_run(deleted.info.run_id)
+    with tracked(stage):
+        pass
+    (retried,) = runs(store, stage.config.tracking.experiment)
+    assert retried.info.run_id != deleted.info.run_id
+    MlflowClient().delete_experiment(retried.info.experiment_id)
+    with pytest.raises(ValueError, match=rf"experiment {stage.config.tracking.experiment} was deleted"), tracked(stage):
+        pass
+
+
+LABELS = (
+    "C++",
+    "C--",
+    "a//b",
+    "a/b/",
+    "/a",
+    "..",
+    "../a",
+    ".",
+    "",
+    "a\nb",
+    "50%",
+    "é",
+    "x" * 300,
+    "x" * 299 + "y",
+    "\ud83d",
+)
+
+
+def test_any_label_is_a_key_of_parameters_metrics_and_tags(stage: Stage, store: Path) -> None:
+    stage.config.tracking.experiment += "x" * 600
+    with tracked(stage):
+        tracking.log_params({**dict.fromkeys(LABELS, "y" * 9000), "corpus.weights.web/c4": 0.5})
+        tracking.log_metrics(dict.fromkeys(LABELS, 1.0))
+        for label in LABELS:
+            tracking.log_series(f"series of {label}", [(0, 1.0)])
+        with tracking.child_run("x" * 9000, tags=dict.fromkeys(LABELS, "y" * 9000)):
+            pass
+    child, parent = runs(store, stage.config.tracking.experiment[:250])
+    assert parent.data.params["corpus.weights.web/c4"] == "0.5"
+    assert len([value for value in parent.data.params.values() if value == "y" * 500]) == len(LABELS)
+    assert {"é", "C__-f1deb75f"} <= parent.data.metrics.keys()
+    assert len([value for value in parent.data.metrics.values() if value == 1.0]) == 2 * len(LABELS)
+    assert len([value for value in child.data.tags.values() if value == "y" * 500]) == len(LABELS)
+    assert child.info.run_name == "x" * 250
 
 
 def test_a_series_keeps_every_point(stage: Stage, store: Path) -> None:
     points = [(step, step / 2) for step in range(1001)]
-    with tracking.stage_run(stage):
+    with tracked(stage):
         tracking.log_series("loss", points)
-    (found,) = runs(store, stage.config.tracking.experiment)
+    (tracked_run,) = runs(store, stage.config.tracking.experiment)
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
-    history = client.get_metric_history(found.info.run_id, "loss")
+    history = client.get_metric_history(tracked_run.info.run_id, "loss")
     assert sorted((metric.step, metric.value) for metric in history) == points
 
 
@@ -177,16 +294,19 @@ def test_a_search_is_a_series_by_generation_one_table_and_its_best_trials_as_chi
     ]
     table = stage.output / "search_first.csv"
     write_table(table, rows)
-    with tracking.stage_run(stage):
-        tracking.log_search("search_first", rows, table, best=2)
-    found = runs(store, stage.config.tracking.experiment)
-    (parent,) = [one for one in found if "mlflow.parentRunId" not in one.data.tags]
-    children = [one for one in found if one is not parent]
-    assert {one.data.tags["mlflow.parentRunId"] for one in children} == {parent.info.run_id}
-    assert {one.data.tags["trial"]: one.data.metrics["loss"] for one in children} == {"3": 1.2, "1": 1.5}
-    assert all({"n_hat", "attention_factor"} <= one.data.metrics.keys() for one in children)
+    with tracked(stage):
+        log_search("search_first", rows, table, best=2)
+    tracked_runs = runs(store, stage.config.tracking.experiment)
+    (parent,) = [mlflow_run for mlflow_run in tracked_runs if "mlflow.parentRunId" not in mlflow_run.data.tags]
+    children = [mlflow_run for mlflow_run in tracked_runs if mlflow_run is not parent]
+    assert {mlflow_run.data.tags["mlflow.parentRunId"] for mlflow_run in children} == {parent.info.run_id}
+    assert {mlflow_run.data.tags["trial"]: mlflow_run.data.metrics["loss"] for mlflow_run in children} == {
+        "3": 1.2,
+        "1": 1.5,
+    }
+    assert all({"n_hat", "attention_factor"} <= mlflow_run.data.metrics.keys() for mlflow_run in children)
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
-    (best,) = [one for one in children if one.data.tags["trial"] == "3"]
+    (best,) = [mlflow_run for mlflow_run in children if mlflow_run.data.tags["trial"] == "3"]
     profile = client.get_metric_history(best.info.run_id, "rescale_factor")
     assert [(metric.step, metric.value) for metric in profile] == [(0, 1.0), (1, 4.5)]
     series = client.get_metric_history(parent.info.run_id, "evolution_best_loss_2048")
@@ -215,15 +335,24 @@ def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_
     card = {"corpus": "words", "test": {"documents": 2, "tokens": 99, "longest": 60, "hash": "0123456789abcdef0"}}
     weights = {"base": "a" * 64, "finetuned": "b" * 64}
     for _ in range(2):
-        with tracking.stage_run(stage):
-            tracking.log_comparison(rows, keys, name="Tiny/model: 1", weights=weights, card=card)
-    found = [one for one in runs(store, stage.config.tracking.experiment) if "method" in one.data.params]
-    assert sorted({str(one.info.run_name) for one in found}) == [
+        with tracked(stage):
+            log_comparison(
+                ResultTable.from_rows(rows),
+                ResultTable.from_rows(keys),
+                name="Tiny/model: 1",
+                weights=weights,
+                card=card,
+                target=256,
+            )
+    tracked_runs = [
+        mlflow_run for mlflow_run in runs(store, stage.config.tracking.experiment) if "method" in mlflow_run.data.params
+    ]
+    assert sorted({str(mlflow_run.info.run_name) for mlflow_run in tracked_runs}) == [
         "base none", "base pi", "base yarn", "finetuned pi", "finetuned yarn",
     ]  # fmt: skip
-    assert len(found) == 10
+    assert len(tracked_runs) == 10
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
-    (pi, _) = [one for one in found if one.info.run_name == "base pi"]
+    (pi, _) = [mlflow_run for mlflow_run in tracked_runs if mlflow_run.info.run_name == "base pi"]
     assert (pi.data.params["model"], pi.data.params["method"], pi.data.params["lengths"]) == (
         "base",
         "pi",
@@ -235,12 +364,13 @@ def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_
     }
     assert series == {
         "perplexity": [(64, 2.5), (256, 2.0)], "perplexity_long": [(512, 4.0)], "passkey_accuracy": [(64, 0.25)],
+        "perplexity_at_target": [(0, 2.0)],
     }  # fmt: skip
     (dataset,) = pi.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("words test", "0123456789abcdef")
     # A search of runs leaves their models out.
-    whole = [client.get_run(one.info.run_id) for one in found]
-    linked = {one.inputs.model_inputs[0].model_id for one in whole}
+    whole = [client.get_run(mlflow_run.info.run_id) for mlflow_run in tracked_runs]
+    linked = {mlflow_run.inputs.model_inputs[0].model_id for mlflow_run in whole}
     assert len(linked) == 2, "the same weights are the same model in every evaluation"
     models = client.search_logged_models([pi.info.experiment_id])
     assert {(model.name, model.params["weights_sha256"]) for model in models} == {
@@ -249,12 +379,12 @@ def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_
 
 
 def test_lightning_writes_into_the_run_of_its_stage(stage: Stage, store: Path) -> None:
-    with tracking.stage_run(stage):
+    with tracked(stage):
         logger = tracking.lightning_logger()
         logger.log_metrics({"loss": 1.5}, step=3)
         logger.finalize("success")
-    (found,) = runs(store, stage.config.tracking.experiment)
-    assert found.data.metrics["loss"] == 1.5
+    (tracked_run,) = runs(store, stage.config.tracking.experiment)
+    assert tracked_run.data.metrics["loss"] == 1.5
 
 
 @pytest.fixture(scope="module")
@@ -273,15 +403,22 @@ def test_two_sweeps_at_once_do_not_meet(project: Path) -> None:
     ]
     outputs = [sweep.communicate(timeout=300)[0] for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
-    found = runs(project)
-    parents = {one.info.run_id: one for one in found if one.info.run_name == "base sweep"}
+    tracked_runs = runs(project)
+    parents = {
+        mlflow_run.info.run_id: mlflow_run for mlflow_run in tracked_runs if mlflow_run.info.run_name == "base sweep"
+    }
     assert len(parents) == 2
-    assert all(one.data.tags["overrides"] == "model.dtype=float32,bfloat16" for one in parents.values())
+    assert all(
+        mlflow_run.data.tags["overrides"] == "experiment=demo model.dtype=float32,bfloat16"
+        for mlflow_run in parents.values()
+    )
     for parent in parents:
-        children = [one for one in found if one.data.tags.get("mlflow.parentRunId") == parent]
-        assert sorted(one.data.params["model.dtype"] for one in children) == ["bfloat16", "float32"]
-    assert {one.info.status for one in found} == {FINISHED}
-    assert len(found) == 6
+        children = [
+            mlflow_run for mlflow_run in tracked_runs if mlflow_run.data.tags.get("mlflow.parentRunId") == parent
+        ]
+        assert sorted(mlflow_run.data.params["model.dtype"] for mlflow_run in children) == ["bfloat16", "float32"]
+    assert {mlflow_run.info.status for mlflow_run in tracked_runs} == {FINISHED}
+    assert len(tracked_runs) == 6
     written = {path.parent for path in project.rglob("base.json") if path.parent.name != "metrics"}
     assert len(written) == 4
     assert all(folder.is_relative_to(project / "multirun") for folder in written)
@@ -292,10 +429,11 @@ def test_two_sweeps_at_once_do_not_meet(project: Path) -> None:
 
 
 def test_a_sweep_with_a_job_that_fails_is_a_failed_run(project: Path) -> None:
-    found = run(project, sys.executable, "pipelines/base.py", "-m", "model.path=gone", "tracking.experiment=failing")
-    assert found.returncode == 1
-    assert found.stdout.strip().splitlines()[-1] == (
-        "base: model.path gone is not there; give a folder with a transformers checkpoint"
-    )
-    assert {one.info.status for one in runs(project, "failing")} == {FAILED}
-    assert len(runs(project, "failing")) == 2
+    ended = run(project, sys.executable, "pipelines/base.py", "-m", "model.path=gone", "tracking.experiment=failing")
+    assert ended.returncode == 1
+    last = ended.stdout.strip().splitlines()[-1]
+    assert last.startswith("base: ")
+    assert "gone is not there; give a folder with a" in last
+    assert {mlflow_run.info.status for mlflow_run in runs(project, "failing")} == {FAILED}
+    # A job whose configuration is refused has no run of its own.
+    assert [mlflow_run.info.run_name for mlflow_run in runs(project, "failing")] == ["base sweep"]

@@ -20,10 +20,10 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 
 from browser import chromium, text_of, until
-from ropewalk.evaluate.road import Road
 from ropewalk.files import read_table
+from ropewalk.rope.methods import compared
 from tiny_models import WINDOW
-from tiny_roads import FIRST, OVERRIDES, SECOND, evaluate_inputs
+from tiny_pipeline import FIRST, OVERRIDES, SECOND, evaluate_inputs
 from workspace import ROOT, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -34,7 +34,7 @@ METHODS = "none,pi,ntk,dynamic_ntk,abf,yarn,longrope"
 class Swept:
     folder: Path
     address: str
-    """Of MLflow's server."""
+    """The address of MLflow's server."""
     experiment: str
     runs: dict[str, Run]
     """Those of a model and a method, by their names."""
@@ -54,8 +54,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
     """PI, NTK and YaRN fine-tuned for two steps, every method evaluated in one sweep, and a server on the store."""
     folder = tmp_path_factory.mktemp("ui")
     inputs = evaluate_inputs(folder / "results")
-    steps = ("finetune.first.steps=2", "finetune.second.steps=2", "finetune.first.rows=2", "finetune.second.rows=2")
-    script(folder, "finetune_rivals", "rivals.methods=[pi,ntk,yarn]", f"output={inputs}", *steps)
+    steps = (
+        "finetune.first.steps=2",
+        "finetune.second.steps=2",
+        "finetune.first.batch_size=2",
+        "finetune.second.batch_size=2",
+    )
+    script(folder, "finetune_baselines", "baselines.methods=[pi,ntk,yarn]", f"output={inputs}", *steps)
     script(folder, "prompts", f"output={inputs}")
     script(folder, "evaluate", "-m", f"rope={METHODS}")
     with socket.socket() as free:
@@ -97,7 +102,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_each_job_of_the_sweep_reads_its_method_on_every_model(swept: Swept) -> None:
     jobs = sorted((swept.folder / "multirun").rglob("perplexity.csv"))
     names = METHODS.split(",")
-    assert set(names) == set(Road.ALL)
+    assert set(names) == set(compared())
     assert len(jobs) == len(names)
     read: dict[str, dict[str, set[int]]] = {}
     for table in jobs:
@@ -107,10 +112,10 @@ def test_each_job_of_the_sweep_reads_its_method_on_every_model(swept: Swept) -> 
     for method in names[:-1]:
         assert read[method]["base"] == read[method]["finetuned"] == lengths
     assert read["ours"]["finetuned"] == lengths
-    assert {model for methods in read.values() for model in methods if model.startswith("rival")} == {
-        "rival_pi", "rival_ntk", "rival_yarn",
+    assert {model for methods in read.values() for model in methods if model.startswith("baseline")} == {
+        "baseline_pi", "baseline_ntk", "baseline_yarn",
     }  # fmt: skip
-    assert read["yarn"]["rival_yarn"] == lengths
+    assert read["yarn"]["baseline_yarn"] == lengths
 
 
 def test_a_run_of_a_model_and_a_method_has_its_lengths_as_steps_and_its_data_and_weights_linked(swept: Swept) -> None:

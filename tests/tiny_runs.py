@@ -1,7 +1,8 @@
 """A store of random tokens, and the small search and training that a test and the process it kills both run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig, 
 from ropewalk.corpus.documents import Document
 from ropewalk.corpus.segments import Rows, Segments
 from ropewalk.corpus.store import TokenStore, write_store
+from ropewalk.finetune import module
 from ropewalk.finetune.train import finetune
 from ropewalk.models.loss import token_losses
 from ropewalk.rope import RopeScaling
@@ -31,7 +33,15 @@ SPACE = SearchSpace(
     step=0.01,
     n_hats=(0, 1, 2, 4),
 )
-SEARCH = SearchConfig(name="tiny", gradient_steps=8, gradient_rows=1, trials=14, initial=6, children=4, parents=4)
+SEARCH = SearchConfig(
+    name="tiny",
+    gradient_steps=8,
+    gradient_batch_size=1,
+    trials=14,
+    initial_population=6,
+    population_size=4,
+    num_parents=4,
+)
 
 
 def token_store(folder: Path, *, documents: int = 4, tokens: int = 600) -> TokenStore:
@@ -58,12 +68,13 @@ def search(
     model: Any = None,
     documents: int = 2,
     pause: float = 0.0,
+    waits_for: Path | None = None,
     **more: Any,
 ) -> Any:
     """(result, reads): a search with its state in ``folder``/state that logs all it pays for in ``folder``/reads.
 
     ``kill_at`` is the line of the log after which the process kills itself: "read 7", "step 6"; ``pause`` the
-    seconds that each read takes longer.
+    seconds that each read takes longer. No read ends before the file ``waits_for`` is there.
     """
     store = token_store(folder / "store")
     log = folder / "reads"
@@ -80,10 +91,12 @@ def search(
         def evaluate(self, candidate: RopeScaling, **more: Any) -> Evaluation:
             found = super().evaluate(candidate, **more)
             time.sleep(pause)
+            while waits_for and not waits_for.is_file():
+                time.sleep(0.02)
             paid("read")
             return found
 
-    segments = Segments(store, length=space.target_length, rows=1, steps=config.gradient_steps, seed=5)
+    segments = Segments(store, length=space.target_length, batch_size=1, steps=config.gradient_steps, seed=5)
 
     def batch(step: int) -> torch.Tensor:
         paid("step")
@@ -103,9 +116,9 @@ def search(
     return result, log.read_text().splitlines()
 
 
-STEP = FinetuneStepConfig(length=48, steps=9, rows=4, learning_rate=3e-3, warmup_steps=2)
+STEP = FinetuneStepConfig(length=48, steps=9, batch_size=4, learning_rate=3e-3, warmup_steps=2)
 FINETUNE = FinetuneConfig(
-    name="tiny", first=STEP, second=STEP, rows_at_once=2, precision="32-true", checkpoint_every=2, recall_share=0.0
+    name="tiny", first=STEP, second=STEP, micro_batch_size=2, precision="32-true", checkpoint_every=2, recall_share=0.0
 )
 SCALING = RopeScaling((1.0, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 4.0), WINDOW, 4 * WINDOW, attention_factor=1.1)
 
@@ -148,6 +161,24 @@ def train(
     return model, rows
 
 
+@contextmanager
+def smooth_adam() -> Iterator[None]:
+    """Train by Adam with all its states, whose steps shrink with the gradient as those of gradient descent do.
+
+    Adam's usual eps of 1e-8 makes a step of full size, up or down, of a gradient that is 0 but for rounding, so that
+    weights after it are no measure. With an eps of the size of a gradient, a rounding error stays one.
+    """
+
+    def make(name: str, groups: list[dict[str, Any]], *, weight_decay: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-3, weight_decay=weight_decay)
+
+    original, module.make_optimizer = module.make_optimizer, make  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.make_optimizer = original  # type: ignore[attr-defined]
+
+
 def train_until(folder: Path, last_step: int) -> None:
     """Train, and kill the process when the rows of ``last_step`` are asked for."""
     train(folder, before_step=lambda step: kill_self() if step == last_step else None)
@@ -162,7 +193,7 @@ def tunes(rows: int, length: int, *, seed: int) -> torch.Tensor:
 
 
 def trained_llama(steps: int = 120) -> Any:
-    """A tiny Llama that has learned in its window of 64 tokens to go on with a tune (two seconds)."""
+    """A tiny Llama that has learned in its window of 64 tokens to continue a tune (two seconds)."""
     model = tiny_llama(initializer_range=0.05)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):

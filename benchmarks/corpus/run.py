@@ -6,7 +6,7 @@ ROPEWALK_SHARED, again and again under names of their own. The 5 GB input is rea
 left of it tokenised; speed of tokenising is in rows of its own.
 
 ``--mib 200`` takes less text than the 5 GB of the committed figures, ``--cases reading long`` these rows alone. Rows
-that are measured lie in work/bench-corpus, so the same command goes on where it was stopped; results.json is written
+that are measured lie in work/bench-corpus, so the same command resumes where it was stopped; results.json is written
 when all are there. A reference whose package is not installed is left out (``pip install '.[bench-corpus]'``).
 """
 
@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import write_results
 from ropewalk.corpus import minhash
 from ropewalk.corpus.documents import Document
-from ropewalk.corpus.parts import Reading
+from ropewalk.corpus.parts import ReadSettings
 from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.shards import Shard
+from ropewalk.corpus.split import split_of
 from ropewalk.corpus.store import TokenStore
 from ropewalk.corpus.tokenise import encoder
 from ropewalk.corpus.words import BLOCK_BYTES
@@ -51,7 +53,7 @@ from transformers import AutoTokenizer
 from ropewalk.config import CorpusConfig
 from ropewalk.corpus.prepare import prepare_shards
 from ropewalk.corpus.sources import find_shards
-config = CorpusConfig(name="jsonl", path=sys.argv[1], least_long_documents=0, least_tokens=16,
+config = CorpusConfig(name="jsonl", path=sys.argv[1], salt="", min_long_documents=0, long_tokens=16384, min_tokens=16,
                       exact_duplicates=sys.argv[3] == "compared")
 folder = Path(sys.argv[2])
 shards = find_shards(config, folder=folder, downloads=folder)
@@ -110,7 +112,7 @@ class Run:
     """A script's cost: it and all processes below it together."""
 
     seconds: float
-    """Of processor time."""
+    """Processor time in seconds."""
     wall_s: float
     peak_mib: int
     """Largest resident memory."""
@@ -164,7 +166,7 @@ def tokenising() -> Rows:
     encode = encoder(tokenizer)
     size = sum(len(text.encode()) for text in texts)
     ours, theirs = seconds(lambda: encode(texts), lambda: tokenizer.encode_batch(texts, add_special_tokens=False))
-    return [row("tokenising, against encode_batch", size, ours, theirs, least_ratio=0.85)]
+    return [row("tokenising, against encode_batch", size, ours, theirs, min_ratio=0.85)]
 
 
 def reading(folder: Path) -> Rows:
@@ -172,13 +174,13 @@ def reading(folder: Path) -> Rows:
     path = folder / "input.jsonl.zst"
     write_input(path, 50 << 20)
     size = sum(len(chunk) for chunk in chunks(path))
-    rules = Reading(search_share=0.15, test_share=0.15, salt="", least_tokens=16)
+    rules, split = ReadSettings(min_tokens=16), partial(split_of, search_share=0.15, test_share=0.15, salt="")
 
     def ours() -> int:
         kept = 0
         for _, found in Shard(str(path)).rows():
-            if isinstance(found, Document) and len(found.text) >= rules.least(found.subset):
-                kept += rules.split(found.group) == 0
+            if isinstance(found, Document) and len(found.text) >= rules.min_bytes(found.subset):
+                kept += split(found.group) == "train"
         return kept
 
     def bare() -> int:
@@ -189,7 +191,7 @@ def reading(folder: Path) -> Rows:
         return count
 
     mine, theirs = seconds(ours, bare, least=7)
-    found = [row("reading and filtering, against decompression and orjson", size, mine, theirs, least_ratio=0.6)]
+    found = [row("reading and filtering, against decompression and orjson", size, mine, theirs, min_ratio=0.6)]
     if find_spec("datatrove"):
         from datatrove.pipeline.readers import JsonlReader
 
@@ -251,12 +253,12 @@ def against_datasets(folder: Path, mib: int) -> Rows:
     path = folder / "input.jsonl.zst"
     write_input(path, mib << 20)
     ours = prepared(folder, path, compared=False)
-    more = {"peak_mib": ours.peak_mib, "largest_mib": 1024, "wall_s": ours.wall_s}
+    more = {"peak_mib": ours.peak_mib, "max_mib": 1024, "wall_s": ours.wall_s}
     found = [first_batch(folder / "run" / "tokens" / "train")]
     if not find_spec("datasets"):
         return [row(f"prepare on {mib} MiB", mib << 20, ours.seconds, None, **more), *found]
     theirs = measured(DATASETS, path, folder / "datasets", len(os.sched_getaffinity(0)))
-    more |= {"reference_peak_mib": theirs.peak_mib, "reference_wall_s": theirs.wall_s, "least_ratio": 1.0}
+    more |= {"reference_peak_mib": theirs.peak_mib, "reference_wall_s": theirs.wall_s, "min_ratio": 1.0}
     case = f"prepare on {mib} MiB, against HF datasets"
     return [row(case, mib << 20, ours.seconds, theirs.seconds, **more), *found]
 
@@ -265,12 +267,12 @@ def first_batch(store: Path) -> dict[str, Any]:
     """From opening a store to the first rows of training."""
 
     def first() -> None:
-        Segments(TokenStore(store), length=2048, rows=8, steps=1, seed=0).step(0)
+        Segments(TokenStore(store), length=2048, batch_size=8, steps=1, seed=0).step(0)
 
     tokens = json.loads((store / "store.json").read_text())["tokens"]
     [taken] = seconds(first, least=5)
     print(f"first batch: {1000 * taken:.1f} ms", flush=True)
-    return {"case": "first batch", "milliseconds": 1000 * taken, "largest_milliseconds": 50, "store_tokens": tokens}
+    return {"case": "first batch", "milliseconds": 1000 * taken, "max_milliseconds": 50, "store_tokens": tokens}
 
 
 def large(folder: Path, mib: int) -> Rows:
@@ -279,7 +281,7 @@ def large(folder: Path, mib: int) -> Rows:
     distinct = sum(len(own["text"].encode()) for own in genuine_rows()) >> 20
     run = prepared(folder, path, compared=True)
     case = f"prepare on {mib} MiB, of which all but {distinct} MiB are copies"
-    more = {"peak_mib": run.peak_mib, "largest_mib": 1024, "wall_s": run.wall_s}
+    more = {"peak_mib": run.peak_mib, "max_mib": 1024, "wall_s": run.wall_s}
     return [row(case, mib << 20, run.seconds, None, **more)]
 
 
@@ -295,7 +297,7 @@ def long(folder: Path, mib: int) -> Rows:
     size = times * len(text.encode())
     del text, escaped
     run = prepared(folder, path, compared=False)
-    more = {"peak_mib": run.peak_mib, "largest_mib": 1024, "wall_s": run.wall_s}
+    more = {"peak_mib": run.peak_mib, "max_mib": 1024, "wall_s": run.wall_s}
     return [row(f"prepare on one document of {size >> 20} MiB", size, run.seconds, None, **more)]
 
 

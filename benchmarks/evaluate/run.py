@@ -4,7 +4,7 @@ Every row is a length: chunked prefill as evaluation reads it, beside a plain tr
 with its own loss. Each of the two runs in a process of its own; ``peak_mib`` is the highest memory above that of the
 loaded model, ``limit_mib`` 1.5 times the KV cache and one chunk's activations, ``cpu_seconds`` the processor's own
 time, which other work on the machine hardly lengthens. Rows that are there are not measured again: an interrupted
-benchmark goes on.
+benchmark resumes.
 
     python benchmarks/evaluate/run.py --lengths 1024 4096
     python benchmarks/evaluate/run.py --device cuda --model llama-1b --lengths 131072 2097152
@@ -28,10 +28,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import write_results
+from ropewalk.costs.shape import shape_of
 from ropewalk.evaluate.perplexity import DocumentSet, document_losses
 from ropewalk.files import read_json
 from ropewalk.models.base import load_model
-from ropewalk.models.prefill import kv_bytes
 from ropewalk.rope import RopeScaling, extend, rotary_shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,8 @@ def measure(name: str, device: str, length: int, way: str) -> dict[str, Any]:
     loss = run(ids)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     peak = torch.cuda.max_memory_allocated() / MIB if device == "cuda" else resident("VmHWM")
-    cache = kv_bytes(model, length) / MIB
+    sizes = shape_of(model.config, name="")
+    cache = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * model.dtype.itemsize * length / MIB
     found = {
         "seconds": seconds,
         "cpu_seconds": processor,

@@ -1,4 +1,4 @@
-"""Which way of fine-tuning is worth its cost (`make bench-finetune`): the road of one model, once for each way.
+"""Which way of fine-tuning is worth its cost (`make bench-finetune`): the extension of one model, once for each way.
 
 The walker lies in the repository, and its documents are Python's standard library. Any other model comes with a folder
 of texts, one document each, which are split by their names:
@@ -10,7 +10,7 @@ of 1,024 and 2,048 tokens, then to 16,384 with a second search and none. Perplex
 tokens of all test documents of 16,384 tokens, the same at every length.
 
 Ways: plain; mixed (a quarter of the rows is short and read under the original RoPE); learned (factors trained with the
-weights); both. Each stage goes on where it was stopped, and rows that are there are not measured again.
+weights); both. Each stage resumes where it was stopped, and rows that are there are not measured again.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from record import write_results
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.perplexity import DocumentSet, perplexities
 from ropewalk.files import read_json
-from ropewalk.models.base import load_model, trained_under
-from ropewalk.rope import RopeScaling, scaling_for_length, switch_from_json
+from ropewalk.models.base import BaseModel, load_model, trained_under
+from ropewalk.rope import LengthSwitch, RopeScaling
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "finetune" / "quality.json"
@@ -48,7 +48,7 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 
 def stage(name: str, folder: Path, overrides: tuple[str, ...]) -> float:
-    """Run a stage of the road in ``folder``, and return its seconds."""
+    """Run a stage of the extension in ``folder``, and return its seconds."""
     begun = time.perf_counter()
     command = [sys.executable, f"pipelines/{name}.py", f"output={folder}", f"inputs={folder}", *STEPS, *overrides]
     subprocess.run(command, check=True, cwd=ROOT)
@@ -79,20 +79,18 @@ def begun_from(common: Path, folder: Path) -> None:
 def measured(folder: Path) -> dict[str, float]:
     """Perplexity by length, and in the original window before and after recovery."""
     tuned = folder / "checkpoints" / "finetune_second"
-    switch = switch_from_json((folder / "factors" / "recovered.json").read_text())
+    switch = LengthSwitch.read(folder / "factors" / "recovered.json")
     trained = trained_under(tuned)
     assert trained is not None
     documents = DocumentSet.of("all", TokenStore(folder / "tokens" / "test"), length=max(LENGTHS), documents=None)
-    base = load_model(read_json(folder / "base.json")["path"])
+    base = load_model(BaseModel.read(folder / "base.json").path)
     plain = RopeScaling((1.0,) * len(trained.factors), WINDOW, TARGET, method="none")
     found = {"base_perplexity_256": perplexities(base, plain, documents, [WINDOW])[WINDOW]}
     model = load_model(str(tuned))
     for length in LENGTHS:
-        found[f"perplexity_{length}"] = perplexities(model, scaling_for_length(switch, length), documents, [length])[
-            length
-        ]
+        found[f"perplexity_{length}"] = perplexities(model, switch.for_length(length), documents, [length])[length]
     found["perplexity_256_before_recovery"] = perplexities(model, trained, documents, [WINDOW])[WINDOW]
-    recovered = scaling_for_length(switch, WINDOW)
+    recovered = switch.for_length(WINDOW)
     found["perplexity_256_recovered"] = perplexities(model, recovered, documents, [WINDOW])[WINDOW]
     return {**found, "documents": documents.documents}
 
@@ -107,7 +105,7 @@ def main() -> None:
     overrides: tuple[str, ...] = ()
     if path:
         # Few and long documents.
-        split = ("corpus.search_share=0.25", "corpus.test_share=0.35", "corpus.least_long_documents=4")
+        split = ("corpus.search_share=0.25", "corpus.test_share=0.35", "corpus.min_long_documents=4")
         read = ("evaluate.long_documents=4", "search.documents=5")
         overrides = ("model=hf", f"model.path={path}", "corpus=text", f"corpus.path={texts}", *split, *read)
     common = WORK / name / "common"

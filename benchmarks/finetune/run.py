@@ -7,7 +7,7 @@ would count). Without `--models` the walker and a copy of it with a vocabulary o
 are measured at 16,384 tokens. Goals: with activation checkpointing at most half of the reference's memory at 0.7 times
 its speed; plain, no more memory at 1.0 times its speed.
 
-Every row is written when it is done, and rows that are there are not measured again: an interrupted benchmark goes on.
+Every row is written when it is done, and rows that are there are not measured again: an interrupted benchmark resumes.
 """
 
 import argparse
@@ -83,9 +83,9 @@ def measure(name: str, strategy: str, *, length: int, steps: int) -> dict[str, f
     if strategy != "reference":
         if strategy == "checkpointing":
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        step = FinetuneStepConfig(length=length, steps=steps + 1, rows=1, learning_rate=1e-5)
+        step = FinetuneStepConfig(length=length, steps=steps + 1, batch_size=1, learning_rate=1e-5)
         options = FinetuneConfig(name="bench", positions_every=0)
-        own = FinetuneModule(model, step, weight_decay=0.0, options=options)
+        own = FinetuneModule(model, step, options=options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     before = reset_peak()
     seconds = []

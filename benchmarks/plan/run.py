@@ -22,17 +22,22 @@ from record import write_results
 from ropewalk.costs.activations import ActivationTable, needed
 from ropewalk.costs.shape import build, shape_of, with_layers
 from ropewalk.costs.work import Kind, Work, flops_of, seconds
-from ropewalk.models.loss import mean_loss, token_losses
+from ropewalk.models.loss import long_token_losses, mean_loss, token_losses
 from ropewalk.models.precision import native_bf16
 from ropewalk.plan.devices import measured_rate
 from ropewalk.rope import RopeScaling, extend
 
 CASES: list[dict[str, Any]] = [
-    {"model": "models/walker", "kind": "read", "length": 16_384, "rows": 1, "recompute": False},
-    {"model": "models/walker", "kind": "train", "length": 2048, "rows": 4, "recompute": False},
+    {"model": "models/walker", "kind": "read", "length": 16_384, "rows": 1},
+    {"model": "models/walker", "kind": "read", "length": 16_384, "rows": 1, "dtype": "bfloat16"},
+    {"model": "models/walker", "kind": "read", "length": 16_384, "rows": 1, "chunk": 4096},
+    {"model": "models/walker", "kind": "read", "length": 16_384, "rows": 1, "chunk": 4096, "dtype": "bfloat16"},
+    {"model": "models/walker", "kind": "train", "length": 2048, "rows": 4},
     {"model": "models/walker", "kind": "train", "length": 8192, "rows": 1, "recompute": True},
-    {"model": "wide", "kind": "train", "length": 1024, "rows": 2, "recompute": False},
+    {"model": "wide", "kind": "train", "length": 1024, "rows": 2},
+    {"model": "wide", "kind": "read", "length": 8192, "rows": 1, "dtype": "bfloat16"},
 ]
+DEFAULTS = {"recompute": False, "chunk": None, "dtype": "float32"}
 WIDE = {"hidden_size": 384, "intermediate_size": 1056, "num_hidden_layers": 6, "vocab_size": 8192}
 """A model of 14 million parameters, whose weights count beside its activations."""
 
@@ -48,10 +53,11 @@ def run_case(case: dict[str, Any]) -> dict[str, float]:
     """Most memory above the process without a model, and seconds of a step that follows a first one."""
     config, kind = config_of(case["model"]), case["kind"]
     _pass(build(with_layers(config, 1)), torch.full((1, 64), 3), kind).backward()
+    dtype, chunk = getattr(torch, case["dtype"]), case["chunk"]
     # From here on the libraries are loaded, and what follows is the model's.
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     before = pages * resource.getpagesize()
-    model = build(config)
+    model = build(config, dtype=dtype)
     pairs = shape_of(config, name="").rotary.rotary_dim // 2
     extend(model, RopeScaling((1.0,) * pairs, 256, 512))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -62,7 +68,7 @@ def run_case(case: dict[str, Any]) -> dict[str, float]:
     def step(rows: torch.Tensor) -> None:
         if kind == "read":
             with torch.no_grad():
-                _pass(model, rows, kind)
+                _pass(model, rows, kind, chunk)
             return
         _pass(model, rows, kind).backward()
         optimizer.step()
@@ -77,7 +83,9 @@ def run_case(case: dict[str, Any]) -> dict[str, float]:
     return {"bytes": peak - before, "seconds": taken}
 
 
-def _pass(model: Any, rows: torch.Tensor, kind: Kind) -> torch.Tensor:
+def _pass(model: Any, rows: torch.Tensor, kind: Kind, chunk: int | None = None) -> torch.Tensor:
+    if chunk is not None:
+        return long_token_losses(model, rows, chunk=chunk).mean()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "train" and native_bf16()):
         return token_losses(model, rows).mean() if kind == "read" else mean_loss(model, rows)
 
@@ -86,12 +94,14 @@ def planned(case: dict[str, Any]) -> tuple[float, float]:
     """(bytes, seconds): what the plan says of the same."""
     config, kind = config_of(case["model"]), case["kind"]
     mixed = kind == "train" and native_bf16()
+    rows = case["rows"]
     work = Work(
-        "", "", kind, case["length"], case["rows"], case["rows"], case["rows"], recompute=case["recompute"], mixed=mixed
-    )
+        "", "", kind, case["length"], rows, rows, rows, recompute=case["recompute"], mixed=mixed, chunk=case["chunk"],
+        dtype=case["dtype"],
+    )  # fmt: skip
     shape = shape_of(config, name=case["model"])
     memory = needed(work, shape, ActivationTable(config))
-    rate = measured_rate(config, kind=kind, mixed=mixed, dtype="float32", clock=time.process_time)
+    rate = measured_rate(config, kind=kind, mixed=mixed, dtype=case["dtype"], clock=time.process_time)
     return memory.total, float(seconds(flops_of(work, shape), rate))
 
 
@@ -129,7 +139,7 @@ def main() -> None:
         ["ropewalk.plan.devices", "ropewalk.costs.activations", "transformers.models.llama.modeling_llama"]
     )
     rows = []
-    for case in CASES:
+    for case in ({**DEFAULTS, **case} for case in CASES):
         rounds = [(planned(case), measured_both(case)) for _ in range(arguments.rounds)]
         plan_bytes = rounds[0][0][0]
         found_bytes = statistics.median(found["bytes"] for _, found in rounds)

@@ -10,7 +10,7 @@ from ropewalk.rope import RopeScaling
 from ropewalk.search.history import SearchResult
 
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-"""Of all tokens that a search spent."""
+"""Shares of all tokens that a search spent, at which its curve is read."""
 STYLES = {
     "hybrid": ("#d55e00", "-", "o"),
     "gradient": ("#009e73", "-", "s"),

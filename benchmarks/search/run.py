@@ -10,7 +10,7 @@ name order: white space collapsed to single spaces; characters 200,000 to 240,00
 target - 1 tokens; one pass, mean over all tokens. The first 8 documents are searched on, the others are the test.
 An evaluation is 8 documents of the target length.
 
-Every row is written when it is done, and rows that are there are not measured again: an interrupted benchmark goes on.
+Every row is written when it is done, and rows that are there are not measured again: an interrupted benchmark resumes.
 `--choices`, `--targets`, `--seeds` and `--groups` choose rows; `--plan` prints what is left and how long it takes.
 Groups: closed (published methods), equal (all choices at 70 evaluations), ten (evolution and cmaes at 700), paper
 (1,344 evaluations), racing (evolution: 300 trials without, and with one what 150 of them cost), scaling (1 and 2
@@ -23,7 +23,6 @@ import dataclasses
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -40,16 +39,18 @@ from record import write_results
 from ropewalk.composition import checked, register
 from ropewalk.config import CorpusConfig, SearchConfig, SearchTargetConfig
 from ropewalk.corpus.documents import Document
-from ropewalk.corpus.prepare import prepare_stores
-from ropewalk.corpus.sources import read_corpus
+from ropewalk.corpus.prepare import prepare_shards
+from ropewalk.corpus.sources import find_shards
 from ropewalk.corpus.store import TokenStore, write_store
-from ropewalk.evaluate.baselines import METHODS, variants
-from ropewalk.evaluate.passkey import accuracy, passkey_accuracy, passkey_prompts
+from ropewalk.evaluate.baselines import variants
+from ropewalk.evaluate.passkey import passkey_accuracy, passkey_prompts
 from ropewalk.evaluate.perplexity import DocumentSet, perplexities
+from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.files import read_json
 from ropewalk.models.base import load_model, load_tokenizer
 from ropewalk.report.style import save
-from ropewalk.rope import RopeScaling, RotaryShape, rotary_shape
+from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, rotary_shape
+from ropewalk.rope.methods import baselines
 from ropewalk.search.targets import TargetSearch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +92,7 @@ class Case:
 
 def cases(model: str) -> Iterator[Case]:
     """Cheap and telling ones first."""
-    yield from (Case("closed", model, name, target, 0) for target in TARGETS for name in METHODS)
+    yield from (Case("closed", model, name, target, 0) for target in TARGETS for name in baselines())
     for target in (2048, *(t for t in TARGETS if t != 2048)):
         yield from (Case("equal", model, name, target, seed, EQUAL) for seed in range(3) for name in CHOICES)
     for seed in range(3):
@@ -187,8 +188,8 @@ class Bench:
         if self.name == "walker":
             tokenizer = load_tokenizer(self.path)
             prompts = passkey_prompts(tokenizer, length=target, depths=10, trials=50, seed=0)
-            rows = passkey_accuracy(self.model, tokenizer, ((target, scaling),), prompts)
-            found["passkey_accuracy"] = accuracy(rows)
+            rows = passkey_accuracy(self.model, tokenizer, LengthSwitch(((target, scaling),)), prompts)
+            found["passkey_accuracy"] = ResultTable.from_rows(rows).accuracy() or 0.0
         return found
 
 
@@ -219,10 +220,12 @@ def walker_stores() -> tuple[TokenStore, TokenStore]:
     folder = WORK / "walker-tokens"
     if not (folder / "card.json").is_file():
         values: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/corpus/stdlib.yaml"))
-        corpus, rejected = CorpusConfig(**values), Counter[str]()
-        documents = read_corpus(corpus, folder=WORK, rejected=rejected)
-        tokenizer = load_tokenizer(str(ROOT / "models/walker"))
-        prepare_stores(documents, config=corpus, tokenizer=tokenizer, rejected=rejected, folder=folder)
+        corpus, tokenizer = (
+            CorpusConfig(**values, min_long_documents=8, long_tokens=16_384),
+            load_tokenizer(str(ROOT / "models/walker")),
+        )
+        shards = find_shards(corpus, folder=WORK, downloads=WORK)
+        prepare_shards(shards, config=corpus, tokenizer=tokenizer, state=WORK / "walker-prepare", folder=folder)
     return TokenStore(folder / "search"), TokenStore(folder / "test")
 
 
@@ -269,7 +272,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_options(parser)
-    parser.add_argument("--choices", nargs="*", help=f"{' '.join((*METHODS, *CHOICES))}; all by default")
+    parser.add_argument("--choices", nargs="*", help=f"{' '.join((*baselines(), *CHOICES))}; all by default")
     parser.add_argument("--groups", nargs="*", help="closed equal ten racing scaling paper; all by default")
     parser.add_argument("--targets", nargs="*", type=int, default=list(TARGETS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])

@@ -1,4 +1,4 @@
-"""Results that are whole or absent: everything is written aside and renamed into place."""
+"""Files that are whole or absent: everything is written to a temporary path and renamed into place."""
 
 import csv
 import errno
@@ -14,35 +14,31 @@ from pathlib import Path
 from typing import Any
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file or folder to, which replaces ``path`` if the block succeeds.
+    """A temporary path for a file or folder, which replaces ``path`` if the block succeeds.
 
-    What a killed process left aside is removed.
+    What killed processes left of earlier attempts is removed.
 
     Raises:
-        OSError: with the place and what to do, when the disk is full.
+        OSError: the disk is full; names the folder and says what to do.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.writing-"
-    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-        if not _is_running(left.name.removeprefix(prefix)):
-            _remove(left)
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_running(leftover.name.removeprefix(prefix)):
+            _remove(leftover)
     aside = path.with_name(f"{prefix}{os.getpid()}")
     _remove(aside)
     try:
         yield aside
         for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
-            _sync(written)
+            descriptor = os.open(written, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         if path.is_dir():
             _remove(path)
         aside.replace(path)
@@ -58,11 +54,7 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Keep a second process that also asks out of ``folder``, which is made where it is not there.
-
-    Raises:
-        ValueError: another one is in it.
-    """
+    """Hold a lock on ``folder``, created if need be; raises ValueError where another process, a ``name``, holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -88,7 +80,7 @@ def _is_running(process: str) -> bool:
 
 
 def _is_disk_full(error: Exception, folder: Path) -> bool:
-    """torch, safetensors and numpy hide the error number: by the message, or by what is left on the disk."""
+    """Whether the disk of ``folder`` is full; asked of the disk too, as torch, safetensors and numpy hide errno."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
         return True
     return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < 2**12
@@ -102,36 +94,37 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` in UTF-8, whole or not at all."""
     with writing(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises ValueError naming the file when it is not JSON."""
-    text = Path(path).read_text(encoding="utf-8")
+    """The value in a JSON file; raises ValueError, naming the file, where it is not JSON."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from None
 
 
 def file_hash(path: str | Path) -> str:
-    """sha256 of a file's bytes, as hexadecimal."""
+    """Hexadecimal SHA-256 of a file's bytes."""
     with Path(path).open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def text_hash(text: str) -> str:
-    """sha256 of a text in UTF-8, as hexadecimal."""
+    """Hexadecimal SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows as CSV with the union of their columns, for `dvc plots` and the report."""
+    """Write rows as CSV with the union of their columns, for `dvc plots` and the report."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with writing(path) as aside, aside.open("w", newline="") as out:
         writer = csv.DictWriter(out, columns, restval="")
@@ -140,7 +133,7 @@ def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_table(path: str | Path) -> list[dict[str, Any]]:
-    """`write_table`'s rows; what reads as a number is one."""
+    """The rows that `write_table` wrote; cells that can be read as a number become an int or a float."""
     with Path(path).open(newline="") as source:
         return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(source)]
 

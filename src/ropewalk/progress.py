@@ -1,4 +1,4 @@
-"""Progress bars: tqdm's on a terminal, a plain line every ten seconds elsewhere."""
+"""Progress bars: tqdm's on a terminal, and a plain line every ten seconds elsewhere."""
 
 import sys
 import threading
@@ -7,12 +7,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-# tqdm's own lock is for bars of several processes; a worker that is ended would leave its semaphore behind.
+# tqdm's default lock is shared between processes, and a worker that is killed would leave its semaphore behind.
 tqdm.set_lock(threading.RLock())
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
-    """tqdm that prints whole lines where standard error is not a terminal, and nothing where nothing is to be done."""
+    """tqdm that prints whole lines where standard error is no terminal, and nothing where there is nothing to do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         terminal = sys.stderr.isatty()
@@ -41,6 +41,6 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def close(self) -> None:
         if not sys.stderr.isatty() and not self.disable:
             self.refresh()
-            # What tqdm writes on closing clears or ends a line of a terminal.
+            # On closing, tqdm would write control characters for a terminal.
             self.sp = None
         super().close()

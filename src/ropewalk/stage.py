@@ -1,4 +1,4 @@
-"""What every script under pipelines/ shares: a checked configuration, one MLflow run, one-line errors, folders.
+"""One run of one stage: its folders, its resumable state, its MLflow run.
 
 A stage runs three ways: under DVC (``-cp "$PWD" -cn resolved``: results go to ``results/``), alone as a
 Hydra app (results go to ``outputs/``), and in a Hydra sweep with ``-m`` (results go to ``multirun/``).
@@ -7,32 +7,22 @@ Hydra app (results go to ``outputs/``), and in a Hydra sweep with ``-m`` (result
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import shutil
-import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from ropewalk.composition import checked, explain, register, section
+from ropewalk.app import app
+from ropewalk.composition import section
 from ropewalk.config import PLACEMENT, Config
 from ropewalk.consistency import check_window
-from ropewalk.files import file_hash, read_json, write_json
-
-ROOT = Path(__file__).resolve().parents[2]
-EXPECTED = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, OSError, MemoryError)
-"""What a user can put right: reported in one line, without a traceback (ROPEWALK_TRACEBACK=1 shows it)."""
+from ropewalk.files import file_hash, write_json
+from ropewalk.ways import is_left_out, leave_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +34,30 @@ class Stage:
     sections: tuple[str, ...]
     inputs_hash: str
     is_first_process: bool = True
-    """Of the processes that do the stage together ..."""
+    """Whether this is the first of the processes that run the stage together, whose results alone are kept."""
     results: Path | None = None
-    """... and where the others write what nobody reads."""
+    """Folder in place of config.output, for what the other processes write and nobody reads."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        config: Config,
+        *,
+        sections: Sequence[str],
+        inputs: Sequence[str] = (),
+        is_first_process: bool = True,
+    ) -> "Stage":
+        """The stage that reads these ``sections`` and ``inputs``, as in `run`.
+
+        Raises:
+            ValueError: the extension does not lead out of the window of the base model among the inputs.
+        """
+        return cls(name, config, tuple(sections), _hash_inputs(config, inputs), is_first_process)
 
     @property
     def output(self) -> Path:
+        """Folder for the stage's results."""
         return self.results or Path(self.config.output)
 
     @property
@@ -59,17 +67,23 @@ class Stage:
 
     @property
     def state(self) -> Path:
-        """Folder for resumable state: one per configuration and inputs, so that no other run's is taken."""
-        folder = Path(self.config.work) / self.name / self._hash(inputs=self.inputs_hash)
+        """Folder for resumable state: one per configuration and inputs, so that no run takes another one's."""
+        folder = Path(self.config.work) / self.name / self.key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @property
+    def key(self) -> str:
+        """Hash of all that the stage's results depend on beside the code: its configuration and its inputs."""
+        return self._hash(inputs=self.inputs_hash)
+
+    @property
     def config_hash(self) -> str:
+        """Hash of the sections that the stage reads and of the seed, without what says where a search runs."""
         return self._hash()
 
-    def _hash(self, **more: str) -> str:
-        values = {**section(self.config, *self.sections), "seed": self.config.seed, **more}
+    def _hash(self, **extra: str) -> str:
+        values = {**section(self.config, *self.sections), "seed": self.config.seed, **extra}
         if "search" in values:
             values["search"] = {key: value for key, value in values["search"].items() if key not in PLACEMENT}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -79,6 +93,7 @@ class Stage:
         return section(self.config, *names)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write metrics/<stage>.json, which `dvc metrics` and MLflow read."""
         write_json(self.output / "metrics" / f"{self.name}.json", metrics)
 
 
@@ -89,40 +104,31 @@ def run(
     sections: Sequence[str],
     inputs: Sequence[str] = (),
     together: bool = False,
+    whole: bool = True,
 ) -> None:
     """Run ``work`` as the Hydra app ``name``; exits with a one-line message on bad input.
 
     Args:
-        sections: the sections of the configuration that the stage reads.
-        inputs: files below ``config.inputs`` that the stage reads; they must be there, and their hash is
-            part of the key of its resumable state.
-        together: the stage is done by all processes of torchrun, srun or Lightning together where the section parallel
-            asks for several devices; the first one alone tracks it and writes its results.
+        sections: sections of the configuration that the stage reads.
+        inputs: files below ``config.inputs`` that the stage reads; they must exist, and their hash is part of the key
+            of the stage's resumable state.
+        together: whether all processes of torchrun, srun or Lightning run the stage together when the section parallel
+            asks for several devices; only the first one is tracked and writes the results.
+        whole: whether the configuration must be whole and agree with itself; otherwise only ``sections`` must be.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    register()
 
-    def task(composed: DictConfig) -> None:
-        # A sweep goes on with its other jobs when one fails, so its error must get through to Hydra.
-        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-        with nullcontext() if sweeping else _one_line(name):
-            config = checked(composed)
-            _check_output(config)
-            together_here = together and config.parallel.devices * config.parallel.nodes > 1
-            if together_here:
-                _check_one_output(config)
-            first = not together_here or _process_rank() == 0
-            _run(Stage(name, config, tuple(sections), _hash_inputs(config, inputs), first), work)
+    def task(config: Config) -> None:
+        several_processes = together and config.parallel.devices * config.parallel.nodes > 1
+        if several_processes:
+            _check_shared_output(config)
+        is_first = not several_processes or _process_rank() == 0
+        run_stage(name, work, config, sections=sections, inputs=inputs, is_first_process=is_first)
 
-    with _one_line(name):
-        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")(task)()
+    app(name, task, sections=None if whole else sections)
 
 
 def _process_rank() -> int:
-    """Of this process among those of torchrun, srun or Lightning's own launcher; 0 where it is alone."""
+    """Rank of this process among those of torchrun, srun or Lightning's own launcher; 0 where it is the only one."""
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])
@@ -130,88 +136,95 @@ def _process_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) or int(os.environ.get("NODE_RANK", "0"))
 
 
-def _run(stage: Stage, work: Callable[[Stage], None]) -> None:
+def tracked(stage: Stage) -> AbstractContextManager[None]:
+    """The MLflow run around the work of a stage."""
+    # Imported late, because MLflow takes a second to import and a mistake should be reported at once.
+    from ropewalk import tracking
+
+    return tracking.stage_run(
+        stage.name,
+        stage.config.tracking,
+        tags={
+            "config_hash": stage.config_hash,
+            "model": stage.config.model.name,
+            "way": stage.config.extension.way,
+        },
+        params={**stage.values(*stage.sections), "seed": stage.config.seed},
+        followed={
+            key: reason for key, reason in stage.config.followed.items() if key.partition(".")[0] in stage.sections
+        },
+        state=stage.state,
+        metrics=stage.output / "metrics" / f"{stage.name}.json",
+    )
+
+
+def run_stage(
+    name: str,
+    work: Callable[[Stage], None],
+    config: Config,
+    *,
+    sections: Sequence[str],
+    inputs: Sequence[str] = (),
+    is_first_process: bool = True,
+) -> None:
+    """Run ``work`` under ``config`` in an MLflow run, or leave the stage out where the extension's way does.
+
+    Args:
+        sections, inputs: as in `run`.
+
+    Raises:
+        FileNotFoundError: an input does not exist.
+        ValueError: the extension does not lead out of the window of the base model among the inputs.
+    """
+    _check_inputs(config, inputs)
+    if is_left_out(name, config.extension.way):
+        if is_first_process:
+            leave_out(name, inputs=Path(config.inputs), output=Path(config.output))
+            print(f"{name}: nothing to do with extension.way={config.extension.way}")
+        return
+    stage = Stage.of(name, config, sections=sections, inputs=inputs, is_first_process=is_first_process)
     if not stage.is_first_process:
         with tempfile.TemporaryDirectory() as folder:
             work(dataclasses.replace(stage, results=Path(folder)))
         return
-    # Late, because MLflow takes a second to import and a mistake should be told at once.
-    from ropewalk import tracking
-
-    with tracking.stage_run(stage):
+    with tracked(stage):
         work(stage)
-    # Done: the results are whole, so a forced run starts afresh. Another machine may remove the folder too.
+    # The results are whole, so a forced run starts afresh. Another machine may remove the folder too.
     shutil.rmtree(stage.state, ignore_errors=True)
 
 
-@contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """End the process with one line and code 1 on what a user can put right."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted; run the same command again to go on")
-    except (HydraException, OmegaConfBaseException) as error:
-        _stop(name, explain(error), error)
-    except EXPECTED as error:
-        _stop(name, " ".join(str(error).split()), error)
-    except Exception as error:
-        # SQLite's, inside the errors of MLflow and Optuna.
-        if "disk is full" not in str(error):
-            raise
-        _stop(name, "no space left on the disk; free some and run the same command again", error)
-
-
-def _check_output(config: Config) -> None:
-    """Raise ValueError where the jobs of a sweep would write into one folder."""
-    own = HydraConfig.get()
-    if own.mode == RunMode.MULTIRUN and not Path(config.output).resolve().is_relative_to(own.runtime.output_dir):
-        raise ValueError(f"output must be left out in a sweep, whose jobs write below {own.sweep.dir}")
-
-
-def _check_one_output(config: Config) -> None:
-    """Raise ValueError where processes that others started would each have a folder of its own, named by the time."""
-    others = any(name in os.environ for name in ("RANK", "SLURM_PROCID"))
-    if others and Path(config.output).resolve() == Path(HydraConfig.get().runtime.output_dir).resolve():
+def _check_shared_output(config: Config) -> None:
+    """Raise ValueError where each of the processes that torchrun or srun started would write to a folder of its own."""
+    is_launched = any(name in os.environ for name in ("RANK", "SLURM_PROCID"))
+    if is_launched and Path(config.output).resolve() == Path(HydraConfig.get().runtime.output_dir).resolve():
         raise ValueError("output must name one folder for all processes of torchrun or srun, as output=outputs/my-run")
 
 
-def _stop(name: str, message: str, error: BaseException) -> None:
-    if os.environ.get("ROPEWALK_TRACEBACK") == "1":
-        raise error
-    sys.exit(f"{name}: {message}")
+def _check_inputs(config: Config, inputs: Sequence[str]) -> None:
+    """Raise FileNotFoundError where a file that a stage reads does not exist."""
+    for name in inputs:
+        path = Path(config.inputs) / name
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there; run `dvc repro` up to the stage that makes it")
 
 
 def _hash_inputs(config: Config, inputs: Sequence[str]) -> str:
     """Hash of the files that a stage reads.
 
     Raises:
-        FileNotFoundError: one is not there.
-        ValueError: the road does not fit the base model that they are of.
+        ValueError: the extension does not lead out of the window of the base model among them.
     """
     folder, digest = Path(config.inputs), hashlib.sha256()
     for name in inputs:
         path = folder / name
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there; run `dvc repro` up to the stage that makes it")
-        for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            place = part.relative_to(folder)
-            # A leading dot: half-written by a process that was killed, so not an input.
-            if part.is_file() and not any(piece.startswith(".") for piece in place.parts):
-                digest.update(f"{place}:{file_hash(part)}".encode())
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            relative = file.relative_to(folder)
+            # A leading dot marks what a killed process left half-written, which is no input.
+            if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+                digest.update(f"{relative}:{file_hash(file)}".encode())
     if "base.json" in inputs:
-        base = read_json(folder / "base.json")
-        check_window(config, base.get("window", base["original_length"]))
+        # Late, because transformers takes seconds to import and not every stage needs it.
+        from ropewalk.models.base import BaseModel
+
+        check_window(config, BaseModel.read(folder / "base.json").window)
     return digest.hexdigest()
-
-
-def resolved_yaml(config: Config) -> str:
-    """The whole configuration as a Hydra primary config of its own, for ``-cp "$PWD" -cn resolved``."""
-    values = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(values, dict)
-    head = {
-        "defaults": ["_self_", {"override hydra/job_logging": "stdout"}, {"override hydra/hydra_logging": "none"}],
-        "hydra": {"run": {"dir": "."}, "output_subdir": None},
-    }
-    comment = "# Made by the stage compose from conf/ and overrides.yaml; edit those.\n"
-    return comment + OmegaConf.to_yaml(OmegaConf.create({**head, **values}))

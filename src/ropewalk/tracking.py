@@ -3,7 +3,6 @@
 import atexit
 import fcntl
 import logging
-import math
 import os
 import re
 import subprocess
@@ -22,42 +21,58 @@ import mlflow
 from hydra.experimental.callback import Callback
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import LoggedModelInput, LoggedModelStatus, Metric, RunStatus
+from mlflow.entities import LifecycleStage, LoggedModelInput, LoggedModelStatus, Metric, Run, RunStatus
 from omegaconf import DictConfig
 
-from ropewalk.composition import section
 from ropewalk.config import TrackingConfig
 from ropewalk.files import read_json, write_text
+from ropewalk.labels import LONGEST_NAME, LONGEST_VALUE, fit, fit_tags, flat
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import MLFlowLogger
 
-    from ropewalk.stage import Stage
-
 PARENT = "ROPEWALK_PARENT_RUN"
 """Environment variable with the run that a sweep's jobs are children of (MLFLOW_RUN_ID would override it)."""
-_LONGEST_VALUE = 500
-_POINT = ("lambda_", "n_hat", "attention_factor")
-"""What the columns of a point of a search begin with."""
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tells MLflow's pages that an experiment is for training models, and not for the traces of an application."""
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def store_uri(config: TrackingConfig) -> str:
-    """tracking.uri, else MLFLOW_TRACKING_URI, else SQLite in the current folder's mlflow.db."""
+    """The store's address: tracking.uri, else MLFLOW_TRACKING_URI, else SQLite in the current folder's mlflow.db."""
     return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
-def _experiment(config: TrackingConfig) -> str:
-    uri = store_uri(config)
+def open_experiment(config: TrackingConfig) -> str:
+    """Id of the experiment, made where there is none; raises ValueError or OSError where it or the store is gone."""
+    uri, name = store_uri(config), config.experiment[:LONGEST_NAME]
     mlflow.set_tracking_uri(uri)
     with _alone_on(uri):
-        found = mlflow.get_experiment_by_name(config.experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = Path("mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
-        return str(mlflow.create_experiment(config.experiment, artifact_location=artifacts))
+        try:
+            known = mlflow.get_experiment_by_name(name)
+            if known is None:
+                artifacts = Path("mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
+                return str(mlflow.create_experiment(name, artifact_location=artifacts, tags=_KIND))
+        except mlflow.exceptions.MlflowException as error:
+            if "disk is full" in str(error):  # which a stage reports as such
+                raise
+            raise OSError(f"tracking.uri {uri} cannot be used: {error}") from error
+    if known.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise ValueError(
+            f"tracking.experiment {name} was deleted in {uri}; choose another name, or restore it with "
+            f"`mlflow experiments restore -x {known.experiment_id}`"
+        )
+    if not _KIND.keys() & known.tags.keys():
+        tag_experiment(known.experiment_id, _KIND)
+    return str(known.experiment_id)
+
+
+def tag_experiment(experiment: str, tags: Mapping[str, str]) -> None:
+    """Set tags of the experiment with this id; what MLflow's pages read there may be longer than a run's tag."""
+    for key, value in tags.items():
+        mlflow.MlflowClient().set_experiment_tag(experiment, key, value)
 
 
 @contextmanager
@@ -74,73 +89,139 @@ def _alone_on(uri: str) -> Iterator[None]:
 
 def commit_of(folder: str | Path = ".") -> str:
     """The git commit that ``folder`` is at, or "unknown"."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or "unknown"
 
 
 @contextmanager
-def stage_run(stage: "Stage") -> Iterator[None]:
-    """One MLflow run around a stage; a stage that goes on after a kill goes on in its old run."""
-    experiment = _experiment(stage.config.tracking)
-    remembered = stage.state / "mlflow_run_id"
+def stage_run(
+    name: str,
+    config: TrackingConfig,
+    *,
+    tags: Mapping[str, str],
+    params: Mapping[str, Any],
+    followed: Mapping[str, str],
+    state: Path,
+    metrics: Path,
+) -> Iterator[None]:
+    """One MLflow run around a stage; a stage that resumes after a kill or an error resumes in its old run.
+
+    Inside another one's block, the run is a child of that one.
+
+    Args:
+        tags: tags of the run beside its commit and stage.
+        params: parameters of the run, nested by section. A resumed run keeps the values that it has.
+        followed: why a parameter has its value, by the names of those that were not given. The names are a tag of the
+            run, and the reasons its artifact followed.json.
+        state: folder of the stage's resumable state, in which the run's id is kept.
+        metrics: JSON file with the metrics that the stage writes, if any.
+    """
+    experiment = open_experiment(config)
+    remembered = state / "mlflow_run_id"
     run_id = remembered.read_text() if remembered.is_file() else None
-    if run_id and not _exists(run_id):
+    if run_id and not _is_active(run_id):
         run_id = None
-    tags = {"commit": commit_of(), "stage": stage.name, "config_hash": stage.config_hash}
-    if parent := os.environ.get(PARENT):
-        tags["mlflow.parentRunId"] = parent
+    all_tags = fit_tags({"commit": commit_of(), "stage": name, **tags})
+    if followed:
+        all_tags |= fit_tags({"followed": ", ".join(followed)})
+    within = mlflow.active_run()  # that of stages which run one after another in this process
+    if parent := within.info.run_id if within else os.environ.get(PARENT):
+        all_tags["mlflow.parentRunId"] = parent
     with mlflow.start_run(
-        run_id=run_id, experiment_id=None if run_id else experiment, run_name=stage.name, tags=tags
+        run_id=run_id,
+        experiment_id=None if run_id else experiment,
+        run_name=name,
+        tags=all_tags,
+        nested=within is not None,
+        # Sampled every ten seconds, so that a stage of a second logs none.
+        log_system_metrics=True,
     ) as run:
         write_text(remembered, run.info.run_id)
-        if run_id is None:
-            values = {**section(stage.config, *stage.sections), "seed": stage.config.seed}
-            mlflow.log_params({key: str(value)[:_LONGEST_VALUE] for key, value in _flat(values).items()})
+        # A run that was killed may lack some; MLflow refuses another value for one that is there.
+        log_params({key: value for key, value in flat(params).items() if fit(key) not in run.data.params})
+        if followed:
+            mlflow.log_dict(dict(followed), "followed.json")
         start = time.time()
         yield
-        metrics = stage.output / "metrics" / f"{stage.name}.json"
-        numbers = _flat(read_json(metrics)) if metrics.is_file() else {}
+        numbers = flat(read_json(metrics)) if metrics.is_file() else {}
         numbers["seconds"] = time.time() - start
-        mlflow.log_metrics({key: float(value) for key, value in numbers.items() if isinstance(value, int | float)})
+        log_metrics({key: value for key, value in numbers.items() if isinstance(value, int | float)})
 
 
-def _exists(run_id: str) -> bool:
+@contextmanager
+def child_run(name: str, *, tags: Mapping[str, str]) -> Iterator[None]:
+    """A run below the active run, in the same experiment; inside the block it is the active run."""
+    experiment = _active().info.experiment_id
+    with mlflow.start_run(run_name=name[:LONGEST_NAME], nested=True, experiment_id=experiment, tags=fit_tags(tags)):
+        yield
+
+
+def _active() -> Run:
+    run = mlflow.active_run()
+    assert run is not None
+    return run
+
+
+def active_run() -> str:
+    """Id of the active run."""
+    return str(_active().info.run_id)
+
+
+def evaluated_runs(experiment: str) -> list[str]:
+    """Ids of the runs of the latest evaluation in this experiment, one per model and method; empty for none."""
+    client = mlflow.MlflowClient()
+    runs = client.search_runs([experiment], "params.method != ''", order_by=["attributes.start_time DESC"])
+    parents = [run.data.tags.get("mlflow.parentRunId") for run in runs]
+    return [run.info.run_id for run, parent in zip(runs, parents, strict=True) if parent == parents[0]][::-1]
+
+
+def run_tags(*names: str) -> dict[str, str]:
+    """Values of these tags of the active run."""
+    return {name: _active().data.tags.get(name, "") for name in names}
+
+
+def _is_active(run_id: str) -> bool:
+    """Whether the store holds the run and it was not deleted."""
     try:
-        mlflow.get_run(run_id)
+        return bool(mlflow.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
     except mlflow.exceptions.MlflowException:
         return False
-    return True
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return flat
+def log_params(params: Mapping[str, Any]) -> None:
+    """Parameters of the active run, as text that is cut where it is long."""
+    mlflow.log_params({fit(key): str(value)[:LONGEST_VALUE] for key, value in params.items()})
+
+
+def log_metrics(metrics: Mapping[str, float]) -> None:
+    """Metrics of the active run."""
+    mlflow.log_metrics({fit(key): float(value) for key, value in metrics.items()})
 
 
 def log_series(name: str, points: Sequence[tuple[int, float]], *, model_id: str | None = None) -> None:
-    """A metric's values by step, in the active run; of a logged model where it is said which."""
-    run = mlflow.active_run()
-    assert run is not None
-    now = int(time.time() * 1000)
+    """A metric's (step, value) points in the active run, also as a metric of the logged model ``model_id``."""
+    now, key = int(time.time() * 1000), fit(name)
     client = mlflow.MlflowClient()
     for first in range(0, len(points), 900):
-        batch = [Metric(name, float(value), now, step, model_id) for step, value in points[first : first + 900]]
-        client.log_batch(run.info.run_id, metrics=batch)
+        batch = [Metric(key, float(value), now, step, model_id) for step, value in points[first : first + 900]]
+        client.log_batch(_active().info.run_id, metrics=batch)
 
 
 def log_file(path: Path) -> None:
-    """A file or folder as artifact of the active run."""
+    """Log a file or folder as artifact of the active run."""
     if path.is_dir():
         mlflow.log_artifacts(str(path), artifact_path=path.name)
     else:
         mlflow.log_artifact(str(path))
 
 
+def log_figure(figure: Any, name: str) -> None:
+    """A matplotlib figure as artifact ``name`` of the active run."""
+    mlflow.log_figure(figure, name)
+
+
 def register_model(folder: Path, name: str) -> str:
-    """A transformers checkpoint as the next version of ``name`` in the model registry, in the active run.
+    """Add a transformers checkpoint to the model registry as the next version of ``name``, from the active run.
 
     Returns:
         Its address for ``mlflow.transformers.load_model`` and ``mlflow.pyfunc.load_model``.
@@ -155,10 +236,10 @@ def register_model(folder: Path, name: str) -> str:
         transformers_model={"model": model, "tokenizer": tokenizer},
         name="model",
         task="text-generation",
-        # Else MLflow asks the hub for one.
+        # Otherwise MLflow asks the hub for a card.
         model_card=ModelCard.load(folder / "README.md"),
         registered_model_name=name,
-        # Said here, since MLflow would load the model in a process of its own to find them.
+        # Given here, because MLflow would otherwise load the model in another process to find them out.
         pip_requirements=[f"{package}=={version(package)}" for package in ("torch", "transformers")],
     )
     return f"models:/{name}/{logged.registered_model_version}"
@@ -167,7 +248,7 @@ def register_model(folder: Path, name: str) -> str:
 def log_dataset(
     name: str, *, source: str, card: Mapping[str, Any], splits: Sequence[str] = ("train", "search", "test")
 ) -> None:
-    """The corpus of the active run as MLflow datasets: each split with its counts, known by its tokens' hash."""
+    """Log the corpus of the active run as MLflow datasets: each split with its counts, known by its tokens' hash."""
     for split in splits:
         profile = {key: card[split][key] for key in ("documents", "tokens", "longest", "hash")}
         dataset = MetaDataset(  # type: ignore[abstract]
@@ -176,141 +257,24 @@ def log_dataset(
         mlflow.log_input(dataset, context=split, tags={key: str(value) for key, value in profile.items()})
 
 
-def log_comparison(
-    rows: Sequence[Mapping[str, Any]],
-    passkeys: Sequence[Mapping[str, Any]],
-    *,
-    name: str,
-    weights: Mapping[str, str],
-    card: Mapping[str, Any],
-) -> None:
-    """A child run per model and method, so that several picked in the UI share a chart for each of their metrics.
+def link_model(name: str, weights: str) -> str:
+    """Link the active run to the logged model ``name`` with these weights, which is made where there is none.
 
-    A metric's step is the input length in tokens. ``perplexity`` is on all test documents, ``perplexity_long`` on the
-    longest ones, which do not compare; both are the method's best case. Method, model and lengths are parameters, the
-    test documents an MLflow dataset and the weights a logged model, the same one in every run that reads them.
-
-    Args:
-        rows: of ``plots/perplexity.csv``.
-        passkeys: of ``plots/passkey.csv``.
-        name: of the base model.
-        weights: hash of each model's weights.
-        card: the data card that prepare wrote.
+    Returns:
+        The model's id.
     """
-    parent = mlflow.active_run()
-    assert parent is not None
-    experiment = parent.info.experiment_id
-    pairs = dict.fromkeys((str(row["model"]), str(row["method"])) for row in (*rows, *passkeys))
-    for model, method in pairs:
-        own = [row for row in rows if (row["model"], row["method"]) == (model, method)]
-        keys = [row for row in passkeys if (row["model"], row["method"]) == (model, method)]
-        lengths = sorted({int(row["length"]) for row in (*own, *keys)})
-        tags = {"stage": parent.data.tags.get("stage", ""), "commit": parent.data.tags.get("commit", "")}
-        with mlflow.start_run(run_name=f"{model} {method}", nested=True, experiment_id=experiment, tags=tags) as run:
-            protocols = dict.fromkeys(str(row["protocol"]) for row in own)
-            mlflow.log_params(
-                {
-                    "model": model,
-                    "method": method,
-                    "lengths": ", ".join(map(str, lengths)),
-                    "shortest_length": lengths[0],
-                    "longest_length": lengths[-1],
-                    "protocol": "; ".join(protocols)[:_LONGEST_VALUE],
-                }
-            )
-            if "test" in card:
-                log_dataset(card["corpus"], source=card["corpus"], card=card, splits=("test",))
-            model_id = _logged_model(f"{name}-{model}", weights.get(model, ""), experiment, run.info.run_id)
-            # The fluent function links models on Databricks alone.
-            mlflow.MlflowClient().log_inputs(run.info.run_id, models=[LoggedModelInput(model_id)])
-            for metric, series in _by_length(own, keys).items():
-                log_series(metric, series, model_id=model_id)
-
-
-def _by_length(
-    rows: Sequence[Mapping[str, Any]], passkeys: Sequence[Mapping[str, Any]]
-) -> dict[str, list[tuple[int, float]]]:
-    """Finite values by input length, under the name of their metric."""
-    best: dict[str, dict[int, float]] = {}
-    for row in rows:
-        found = best.setdefault("perplexity" if row["document_set"] == "all" else "perplexity_long", {})
-        length, value = int(row["length"]), float(row["perplexity"])
-        if math.isfinite(value):
-            found[length] = min(value, found.get(length, math.inf))
-    for length in {int(row["length"]) for row in passkeys}:
-        own = [row for row in passkeys if int(row["length"]) == length]
-        share = sum(int(row["correct"]) for row in own) / sum(int(row["trials"]) for row in own)
-        best.setdefault("passkey_accuracy", {})[length] = share
-    return {metric: sorted(values.items()) for metric, values in best.items()}
-
-
-def _logged_model(name: str, weights: str, experiment: str, run_id: str) -> str:
-    """The id of the logged model that stands for these weights in the experiment, made where there is none."""
-    client = mlflow.MlflowClient()
+    client, run = mlflow.MlflowClient(), _active().info
     known = re.sub(r"[^\w-]+", "-", name)[:100]
-    condition = f"name = '{known}' AND params.weights_sha256 = '{weights[:_LONGEST_VALUE]}'"
-    if found := client.search_logged_models([experiment], filter_string=condition, max_results=1):
-        return str(found[0].model_id)
-    params = {"weights_sha256": weights[:_LONGEST_VALUE]}
-    made = client.create_logged_model(experiment, name=known, source_run_id=run_id, params=params)
-    client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-    return str(made.model_id)
-
-
-def log_child(
-    name: str,
-    *,
-    tags: dict[str, str],
-    metrics: dict[str, float],
-    series: Mapping[str, Sequence[tuple[int, float]]] | None = None,
-) -> None:
-    """A finished run below the active one, in the same experiment; ``series`` are metrics with values by step."""
-    parent = mlflow.active_run()
-    assert parent is not None
-    with mlflow.start_run(run_name=name, nested=True, experiment_id=parent.info.experiment_id, tags=tags):
-        mlflow.log_metrics(metrics)
-        for metric, points in (series or {}).items():
-            log_series(metric, points)
-
-
-def log_search(name: str, rows: Sequence[dict[str, Any]], table: Path, *, best: int = 10) -> None:
-    """A search in the active run: best loss by tokens paid and by generation, a table of all, the best as child runs.
-
-    With pictures of its convergence and of the best factors of each length. The step of ``best_loss_by_tokens`` is
-    the count of forward tokens in thousands, that of a child run's ``rescale_factor`` the pair.
-    """
-    for length in dict.fromkeys(row["length"] for row in rows):
-        paid = {
-            row["tokens"] // 1000: row["best_so_far"]
-            for row in rows
-            if row["length"] == length and row["best_so_far"] is not None
-        }
-        log_series(f"best_loss_by_tokens_{length}", list(paid.items()))
-        for phase in ("gradient", "evolution"):
-            own = [row for row in rows if row["length"] == length and row["phase"] == phase and row["best"] is not None]
-            steps = {(row["generation"] if phase == "evolution" else row["trial"]): row["best"] for row in own}
-            log_series(f"{phase}_best_loss_{length}", list(steps.items()))
-        trials = [r for r in rows if r["length"] == length and r["phase"] == "evolution" and r["loss"] is not None]
-        generations: dict[int, list[float]] = {}
-        for row in trials:
-            generations.setdefault(row["generation"], []).append(row["loss"])
-        log_series(
-            f"evolution_mean_loss_{length}", [(number, sum(own) / len(own)) for number, own in generations.items()]
-        )
-        whole = [r for r in rows if r["length"] == length and r["phase"] != "gradient" and r["loss"] is not None]
-        # A trial of a point that was known before is that point once more.
-        points = {tuple(row[key] for key in row if key.startswith(_POINT)): row for row in reversed(whole)}
-        for rank, row in enumerate(sorted(points.values(), key=lambda row: row["loss"])[:best], start=1):
-            tags = {key: str(row[key]) for key in ("length", "phase", "trial", "generation")}
-            numbers = {key: row[key] for key in ("loss", "n_hat", "attention_factor")}
-            profile = [(int(key.removeprefix("lambda_")), row[key]) for key in row if key.startswith("lambda_")]
-            log_child(f"{name} {length} best {rank}", tags=tags, metrics=numbers, series={"rescale_factor": profile})
-    log_file(table)
-    # Late, because matplotlib takes a while to import.
-    from ropewalk.report.plots import search, searched_factors
-
-    mlflow.log_figure(search({name: rows}), "convergence.png")
-    mlflow.log_figure(searched_factors(rows), "factors.png")
+    params = {"weights_sha256": weights[:LONGEST_VALUE]}
+    condition = f"name = '{known}' AND params.weights_sha256 = '{params['weights_sha256']}'"
+    models = client.search_logged_models([run.experiment_id], filter_string=condition, max_results=1)
+    model = models[0] if models else None
+    if model is None:
+        model = client.create_logged_model(run.experiment_id, name=known, source_run_id=run.run_id, params=params)
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    # The fluent function links models on Databricks alone.
+    client.log_inputs(run.run_id, models=[LoggedModelInput(model.model_id)])
+    return str(model.model_id)
 
 
 def lightning_logger() -> "MLFlowLogger":
@@ -318,9 +282,7 @@ def lightning_logger() -> "MLFlowLogger":
     # Late, because Lightning takes seconds to import and only fine-tuning needs it.
     from lightning.pytorch.loggers import MLFlowLogger
 
-    run = mlflow.active_run()
-    assert run is not None
-    return MLFlowLogger(tracking_uri=mlflow.get_tracking_uri(), run_id=run.info.run_id, log_model=False)
+    return MLFlowLogger(tracking_uri=mlflow.get_tracking_uri(), run_id=_active().info.run_id, log_model=False)
 
 
 class SweepParent(Callback):
@@ -328,9 +290,9 @@ class SweepParent(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         tracking = TrackingConfig(**{key: config.tracking[key] for key in ("experiment", "uri")})
-        experiment = _experiment(tracking)
+        experiment = open_experiment(tracking)
         overrides = " ".join(map(str, config.hydra.overrides.task)) or "no overrides"
-        tags = {"commit": commit_of(), "overrides": overrides[:_LONGEST_VALUE]}
+        tags = {"commit": commit_of(), "overrides": overrides[:LONGEST_VALUE]}
         run = mlflow.MlflowClient().create_run(experiment, run_name=f"{Path(sys.argv[0]).stem} sweep", tags=tags)
         os.environ[PARENT] = run.info.run_id
         # Hydra calls on_multirun_end only where every job succeeded.

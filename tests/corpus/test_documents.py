@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from ropewalk.corpus.documents import Document, read_documents
+from ropewalk.corpus.documents import Document, Fields, Refused, read_rows
+from ropewalk.corpus.shards import TEXT, Shard
 
 ROWS = {"arxiv": 19, "book": 2, "c4": 2000, "common_crawl": 20, "github": 200, "stackexchange": 2000, "wikipedia": 20}
 """Genuine rows with text; one of arxiv's 20 holds nothing but a newline."""
@@ -32,8 +33,9 @@ compressions = pytest.mark.parametrize("suffix", COMPRESS)
 
 
 def read(*paths: Path) -> tuple[list[Document], Counter[str]]:
-    rejected: Counter[str] = Counter()
-    return list(read_documents(paths, rejected=rejected)), rejected
+    rows = [row for path in paths for _, row in read_rows(path)]
+    documents = [row for row in rows if isinstance(row, Document)]
+    return documents, Counter(row.reason for row in rows if isinstance(row, Refused))
 
 
 def lines(*rows: Any) -> bytes:
@@ -102,10 +104,102 @@ def test_a_row_gets_its_subset_and_name(tmp_path: Path, row: dict[str, Any], sub
     assert document.group == name.partition("#")[0]
 
 
+ARXIV = {"arxiv_id": "2101.00001", "url": "https://arxiv.org/abs/2101.00001"}
+CRAWL = "cc/2019-30/en_middle_0053.json.gz/line1"
+NAMED_SUBSETS = {
+    "RedPajama-1T on the hub": ({"meta": json.dumps(ARXIV), "red_pajama_subset": "arxiv"}, "arxiv"),
+    "RedPajama's sample on the hub": ({"meta": str(ARXIV)}, "arxiv"),
+    "a crawl in RedPajama's sample on the hub": ({"meta": str({"wiki_prob": 0.5, "source": CRAWL})}, "common_crawl"),
+    "SlimPajama": ({"meta": {"redpajama_set_name": "RedPajamaBook"}}, "book"),
+    "SlimPajama's crawl": ({"meta": {"redpajama_set_name": "RedPajamaCommonCrawl"}}, "common_crawl"),
+    "SlimPajama with meta as a string": ({"meta": '{"redpajama_set_name": "RedPajamaArXiv"}'}, "arxiv"),
+    "the Pile": ({"meta": {"pile_set_name": "Wikipedia (en)"}}, "Wikipedia (en)"),
+    "the Pile with meta as a string": ({"meta": "{'pile_set_name': 'Books3'}"}, "Books3"),
+    "Dolma": ({"id": "d1", "source": "pes2o", "metadata": {"year": 2020, "title": "T", "url": "U"}}, "pes2o"),
+    "a subset beside the text": ({"subset": "law"}, "law"),
+    "a source in meta": ({"meta": {"source": "news", "title": "T", "url": "https://a.org"}}, "news"),
+}
+
+
+@pytest.mark.parametrize(("row", "subset"), NAMED_SUBSETS.values(), ids=NAMED_SUBSETS)
+def test_a_row_that_names_its_source_keeps_it_as_subset(tmp_path: Path, row: dict[str, Any], subset: str) -> None:
+    [document], _ = read(write(tmp_path / "a.jsonl.zst", lines({"text": "words", **row})))
+    assert document.subset == subset
+
+
+def test_a_row_of_the_hub_has_the_name_that_it_has_in_redpajama(tmp_path: Path) -> None:
+    metas = (ARXIV, json.dumps(ARXIV), str(ARXIV))
+    documents, _ = read(write(tmp_path / "a.jsonl", lines(*({"text": "words", "meta": meta} for meta in metas))))
+    assert {document.name for document in documents} == {"arxiv:2101.00001"}
+
+
+@pytest.mark.parametrize(
+    ("field", "row", "subset"),
+    [
+        ("domain", {"domain": "law", "source": "news"}, "law"),
+        ("meta.a.b", {"meta": '{"a": {"b": " x/y "}}'}, "x/y"),
+        ("level", {"level": 3}, "3"),
+        ("domain", {"source": "news"}, "other"),
+        ("domain", {"domain": "", "source": "news"}, "other"),
+        ("domain", {"domain": ["law"]}, "other"),
+    ],
+)
+def test_the_subset_is_taken_from_the_field_that_is_configured(
+    tmp_path: Path, field: str, row: dict[str, Any], subset: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", lines({"text": "words", **row}))
+    [(_, document)] = read_rows(path, Fields(subset=field))
+    assert isinstance(document, Document)
+    assert document.subset == subset
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@compressions
+def test_rows_in_the_encodings_of_windows_are_read(tmp_path: Path, suffix: str, encoding: str) -> None:
+    rows = [{"text": f"row {number} é 😀 \u0a0a"} for number in range(3000)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    documents, rejected = read(write(tmp_path / f"a.jsonl{suffix}", text.encode(encoding)))
+    assert [document.text for document in documents] == [row["text"] for row in rows]
+    assert not rejected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_text_file_in_an_encoding_of_windows_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("Smörgås 😀\r\nand more\n".encode(encoding))
+    [(_, document)] = Shard(str(path), TEXT).rows()
+    assert isinstance(document, Document)
+    assert document.text == "Smörgås 😀\nand more\n"
+
+
+def test_damage_in_a_file_in_utf_16_is_counted_or_named(tmp_path: Path) -> None:
+    rows = '{"text": "a"}\n{"text": "\ud83d"}\n{"text": "b"}\n'
+    documents, rejected = read(write(tmp_path / "a.jsonl", rows.encode("utf-16", "surrogatepass")))
+    assert [document.text for document in documents] == ["a", "b"]
+    assert rejected == {"text with lone surrogates": 1}
+    with pytest.raises(ValueError, match=r"b\.jsonl is cut off in row 3; fetch the file again"):
+        read(write(tmp_path / "b.jsonl", rows.encode("utf-16", "surrogatepass")[:-9]))
+    with pytest.raises(ValueError, match=r"c\.jsonl is not utf-32-le after row 0; save it as UTF-8"):
+        read(write(tmp_path / "c.jsonl", b"{\0\0\0" + b"\xff" * 8))
+
+
 @pytest.mark.parametrize(
     "row",
-    [{}, {"meta": None}, {"meta": "text"}, {"meta": {"url": 3}}, {"meta": {"source": "stdlib"}}, {"source": 1}],
-    ids=str,
+    [
+        {},
+        {"meta": None},
+        {"meta": "text"},
+        {"meta": "{"},
+        {"meta": "{" * 60_000},
+        {"meta": "{1: " + "-" * 60_000 + "1}"},
+        {"meta": {"url": 3}},
+        {"source": 1},
+        {"source": " "},
+        {"source": "https://a.org/1"},
+        {"source": "x" * 65},
+        {"source": "a\nb"},
+    ],
+    ids=lambda row: str(row)[:40],
 )
 def test_a_row_of_no_known_shape_is_still_a_document(tmp_path: Path, row: dict[str, Any]) -> None:
     [document], rejected = read(write(tmp_path / "a.jsonl", lines({"text": "words", **row})))

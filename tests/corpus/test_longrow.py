@@ -26,9 +26,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(longrow, "PIECE_BYTES", 1000)
 
 
-def one(path: Path) -> Document | Refused:
-    [(_, found)] = read_rows(path)
-    return found
+def only_row(path: Path) -> Document | Refused:
+    [(_, row)] = read_rows(path)
+    return row
 
 
 @pytest.mark.usefixtures("_small")
@@ -38,23 +38,23 @@ def test_a_long_row_is_the_document_that_a_parser_finds(tmp_path: Path, name: st
     meta = {"url": "http://a.org", "text": "inner", "source": "c4", "list": [1, {"text": '"}'}], "none": None}
     row = json.dumps({"meta": meta, "text": TEXTS[name], "n": -1.5e3}, ensure_ascii=ascii_only).encode()
     (tmp_path / "a.jsonl").write_bytes(row + b"\n")
-    found, expected = one(tmp_path / "a.jsonl"), parse(row, Fields())
-    assert isinstance(found, Document)
+    long, expected = only_row(tmp_path / "a.jsonl"), parse(row, Fields())
+    assert isinstance(long, Document)
     assert isinstance(expected, Document)
-    pieces = list(found.pieces())
+    pieces = list(long.pieces())
     assert "".join(pieces) == expected.text
     assert len(pieces) > 10
-    assert (found.name, found.subset, found.group) == (expected.name, expected.subset, expected.group)
+    assert (long.name, long.subset, long.group) == (expected.name, expected.subset, expected.group)
 
 
 @pytest.mark.usefixtures("_small")
 def test_a_long_row_without_an_id_is_named_by_its_text(tmp_path: Path) -> None:
     row = json.dumps({"text": TEXTS["chinese"]}).encode()
     (tmp_path / "a.jsonl").write_bytes(row)
-    found, expected = one(tmp_path / "a.jsonl"), parse(row, Fields())
-    assert isinstance(found, Document)
+    long, expected = only_row(tmp_path / "a.jsonl"), parse(row, Fields())
+    assert isinstance(long, Document)
     assert isinstance(expected, Document)
-    assert found.name == expected.name
+    assert long.name == expected.name
 
 
 BAD = {
@@ -75,26 +75,26 @@ BAD = {
 @pytest.mark.parametrize(("reason", "row"), [(reason, row) for reason, rows in BAD.items() for row in rows])
 def test_a_long_row_without_usable_text_is_refused_for_the_same_reason(tmp_path: Path, reason: str, row: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(row + b"\n")
-    found = one(tmp_path / "a.jsonl")
-    assert isinstance(found, Refused)
-    assert found.reason == reason
-    assert parse(row + b"\n", Fields()) == found
+    long = only_row(tmp_path / "a.jsonl")
+    assert isinstance(long, Refused)
+    assert long.reason == reason
+    assert parse(row + b"\n", Fields()) == long
 
 
 def test_a_line_above_the_bound_is_passed_over_and_the_next_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"a" * 3_000_000 + b"\nshort\n" + b"b" * 3_000_000)
-    found = list(Lines(str(path), largest=1_000_000))
-    assert found == [TooLong(3_000_001, ended=True), b"short\n", TooLong(3_000_000, ended=False)]
+    lines = list(Lines(str(path), largest=1_000_000))
+    assert lines == [TooLong(3_000_001, ended=True), b"short\n", TooLong(3_000_000, ended=False)]
 
 
 READ = """
 import re, sys
 from pathlib import Path
 from ropewalk.corpus.documents import Document, read_rows
-(_, found), = read_rows(sys.argv[1])
-assert isinstance(found, Document)
-characters = sum(map(len, found.pieces()))
+(_, document), = read_rows(sys.argv[1])
+assert isinstance(document, Document)
+characters = sum(map(len, document.pieces()))
 # Not getrusage's: that begins with what the parent had before exec.
 print(characters, re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """

@@ -39,13 +39,13 @@ def test_a_list_gives_each_name_one_value(tokenizer: Any) -> None:
 
 def test_lessons_follow_each_other(tokenizer: Any) -> None:
     def kinds(step: int) -> Counter[str]:
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for seed in range(400):
             rng = np.random.default_rng((seed, step))
             row = practice_row(rng, step=step, practice_steps=300, length=254, tokenizer=tokenizer)
             text = "" if row is None else tokenizer.decode(row)
-            found["text" if row is None else "copy" if text.isdigit() else "list"] += 1
-        return found
+            counts["text" if row is None else "copy" if text.isdigit() else "list"] += 1
+        return counts
 
     assert kinds(0) == {"copy": 400}
     middle, lists, late = kinds(150), kinds(400), kinds(1200)

@@ -22,11 +22,11 @@ from processes import fork, start
 from ropewalk.config import CorpusConfig, SourceConfig
 from ropewalk.corpus import parts as parts_module
 from ropewalk.corpus import prepare as prepare_module
-from ropewalk.corpus.documents import read_documents
 from ropewalk.corpus.mixture import quotas
-from ropewalk.corpus.prepare import prepare_shards, prepare_stores
+from ropewalk.corpus.prepare import prepare_shards
 from ropewalk.corpus.progress import PrepareProgress
 from ropewalk.corpus.segments import Segments
+from ropewalk.corpus.shards import read_documents
 from ropewalk.corpus.sources import evaluation_shards, find_shards, fingerprint
 from ropewalk.corpus.split import SPLITS, split_of
 from ropewalk.corpus.store import TokenStore
@@ -35,6 +35,7 @@ from workspace import ROOT
 
 WALKER = ROOT / "models" / "walker"
 SMALL_DISK = "1m"
+FEW: dict[str, Any] = {"min_long_documents": 0, "long_tokens": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def tokenizer() -> Any:
 
 
 def config(path: Path | str = "", **changes: Any) -> CorpusConfig:
-    values: dict[str, Any] = {"name": "jsonl", "path": str(path), "least_long_documents": 0, "long_tokens": 1000}
+    values: dict[str, Any] = {"name": "jsonl", "path": str(path), "salt": "", **FEW}
     return CorpusConfig(**{**values, **changes})
 
 
@@ -110,17 +111,9 @@ def test_the_stores_of_a_small_corpus_never_change(tmp_path: Path, tokenizer: An
         for n in range(40)
     ]  # fmt: skip
     write_rows(tmp_path / "a.jsonl", rows)
-    own = config(tmp_path / "a.jsonl", salt="42")
-    card = prepare(own, tmp_path / "one", tokenizer)
+    corpus = config(tmp_path / "a.jsonl", salt="42")
+    card = prepare(corpus, tmp_path / "one", tokenizer)
     assert {split: card[split]["hash"][:16] for split in SPLITS} == BEFORE
-    rejected: Counter[str] = Counter()
-    documents = read_documents([tmp_path / "a.jsonl"], rejected=rejected)
-    again = prepare_stores(
-        documents, config=own, tokenizer=tokenizer, rejected=rejected, folder=tmp_path / "other" / "tokens"
-    )
-    assert content(tmp_path / "one") == content(tmp_path / "other")
-    assert again == card
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["tokens"]
 
 
 BEFORE = {"train": "8564db04a958ed1a", "search": "bd9336903cd88414", "test": "36b11483ced3244a"}
@@ -129,12 +122,26 @@ BEFORE = {"train": "8564db04a958ed1a", "search": "bd9336903cd88414", "test": "36
 @pytest.mark.slow
 def test_the_embedded_corpus_is_what_the_embedded_model_was_trained_on(tmp_path: Path, tokenizer: Any) -> None:
     record = json.loads((WALKER / "training.json").read_text())
-    own = CorpusConfig(name="stdlib", salt="42")
-    if fingerprint(own) != record["corpus"]["fingerprint"]:
+    corpus = CorpusConfig(name="stdlib", salt="42", **FEW)
+    if fingerprint(corpus) != record["corpus"]["fingerprint"]:
         pytest.skip("another Python than the embedded model was trained under")
-    card = prepare(own, tmp_path, tokenizer)
+    card = prepare(corpus, tmp_path, tokenizer)
     assert card["train"]["hash"] == record["data_hash"]
     assert {split: card[split]["tokens"] for split in SPLITS} == record["tokens"]
+
+
+def test_subsets_that_rows_name_are_counted_weighted_and_drawn(tmp_path: Path, tokenizer: Any) -> None:
+    names = ["news", "law (en)", "\ud83d", *(f"s{number}" for number in range(20))]
+    rows = [{**row(number), "domain": names[number % len(names)]} for number in range(20 * len(names))]
+    write_rows(tmp_path / "a.jsonl", rows)
+    weights = {"news": 0.75, "law (en)": 0.25}
+    card = prepare(config(tmp_path / "a.jsonl", subset_field="domain", weights=weights), tmp_path, tokenizer)
+    tokens = card["train"]["tokens_by_subset"]
+    assert tokens.keys() == weights.keys()
+    assert tokens["news"] == pytest.approx(3 * tokens["law (en)"], abs=3)
+    named = {subset for split in SPLITS for subset in card[split]["tokens_by_subset"]}
+    assert named == {"\\ud83d" if name == "\ud83d" else name for name in names}
+    assert (tmp_path / "tokens" / "card.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +153,7 @@ def genuine(shared: Path) -> str:
 @pytest.mark.slow
 def test_all_genuine_rows_are_kept_or_counted(shared: Path, tmp_path: Path, tokenizer: Any) -> None:
     genuine = shared / "data" / "redpajama_v1" / "*" / "*.jsonl"
-    card = prepare(config(genuine, near_duplicates=0.8, least_tokens=20), tmp_path, tokenizer)
+    card = prepare(config(genuine, near_duplicates=0.8, min_tokens=20), tmp_path, tokenizer)
     documents = sum(card[split]["documents"] for split in SPLITS)
     assert card["rows"] == 4262 == documents + sum(card["rejected"].values()) + sum(card["dropped"].values())
     assert card["rejected"] == {"empty text": 1}
@@ -156,7 +163,7 @@ def test_all_genuine_rows_are_kept_or_counted(shared: Path, tmp_path: Path, toke
     assert "arxiv" in json.loads(line)["file"]
     for split, store in stores(tmp_path).items():
         by_subset = card[split]["documents_from_tokens_by_subset"]
-        assert sum(sum(own.values()) for own in by_subset.values()) == len(store)
+        assert sum(sum(by_length.values()) for by_length in by_subset.values()) == len(store)
         assert card[split]["tokens"] == store.lengths.sum()
         assert store.lengths.min() >= 20
     assert (tmp_path / "tokens" / "card.png").read_bytes().startswith(b"\x89PNG")
@@ -167,13 +174,13 @@ def test_all_genuine_rows_are_kept_or_counted(shared: Path, tmp_path: Path, toke
 def test_workers_and_parts_change_nothing(
     genuine: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = config(genuine, near_duplicates=0.8, workers=1)
-    prepare(own, tmp_path / "one", tokenizer)
+    corpus = config(genuine, near_duplicates=0.8, workers=1)
+    prepare(corpus, tmp_path / "one", tokenizer)
     monkeypatch.setattr(prepare_module, "_WORTH_A_WORKER", 0)
     prepare(config(genuine, near_duplicates=0.8, workers=3), tmp_path / "many", tokenizer)
     assert content(tmp_path / "one") == content(tmp_path / "many")
     monkeypatch.setattr(parts_module, "PART_BYTES", 100_000)
-    prepare(own, tmp_path / "parts", tokenizer)
+    prepare(corpus, tmp_path / "parts", tokenizer)
     assert len(list((tmp_path / "parts" / "state" / "parts").iterdir())) > 10
     assert content(tmp_path / "one") == content(tmp_path / "parts")
 
@@ -182,24 +189,24 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
     genuine: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts_module, "PART_BYTES", 100_000)
-    own = config(genuine, near_duplicates=0.8, workers=1)
+    corpus = config(genuine, near_duplicates=0.8, workers=1)
     folder, kills = tmp_path / "killed", 0
 
     def marks() -> int:
         return len(list(folder.glob("state/*/[0-9]*/part.json")))
 
     for wanted in (3, 12, 32):
-        process = fork(lambda: prepare(own, folder, tokenizer))
+        process = fork(lambda: prepare(corpus, folder, tokenizer))
         while marks() < wanted and process.is_alive():
             time.sleep(0.002)
         kills += process.is_alive()
         process.kill()
         process.join(60)
-    process = fork(lambda: prepare(own, folder, tokenizer))
+    process = fork(lambda: prepare(corpus, folder, tokenizer))
     process.join(300)
     assert process.exitcode == 0
     assert kills >= 2
-    prepare(own, tmp_path / "whole", tokenizer)
+    prepare(corpus, tmp_path / "whole", tokenizer)
     assert content(folder) == content(tmp_path / "whole")
     assert not [path for path in folder.rglob("*") if ".writing-" in path.name]
 
@@ -286,10 +293,10 @@ def test_rejected_rows_are_counted_and_kept_in_a_side_file(tmp_path: Path, token
 
 def test_too_large_a_share_of_rejected_rows_stops_the_run(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "a.jsonl").write_bytes(damaged_rows())
-    with pytest.raises(ValueError, match=r"6 of 66 rows were rejected .*corpus.largest_rejected_share 0.08"):
-        prepare(config(tmp_path / "a.jsonl", largest_rejected_share=0.08), tmp_path / "run", tokenizer)
+    with pytest.raises(ValueError, match=r"6 of 66 rows were rejected .*corpus.max_rejected_share 0.08"):
+        prepare(config(tmp_path / "a.jsonl", max_rejected_share=0.08), tmp_path / "run", tokenizer)
     with pytest.raises(ValueError, match=r"5 of 66 rows were rejected .*rejected\.jsonl") as raised:
-        prepare(config(tmp_path / "a.jsonl", largest_rejected_share=0.05), tmp_path / "other", tokenizer)
+        prepare(config(tmp_path / "a.jsonl", max_rejected_share=0.05), tmp_path / "other", tokenizer)
     listed = list((tmp_path / "other" / "state" / "parts").glob("*/rejected.jsonl"))
     assert sum(len(path.read_text().splitlines()) for path in listed) == 5
     assert str(listed[0].parent.parent) in str(raised.value)
@@ -323,11 +330,11 @@ def test_copies_are_dropped_and_what_is_measured_is_kept(tmp_path: Path, tokeniz
 def test_comparing_in_passes_changes_nothing(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [words(number % 37, 150) + f" {number % 3}" for number in range(200)]
     write_rows(tmp_path / "a.jsonl", [row(number, text) for number, text in enumerate(texts)])
-    own = config(tmp_path / "a.jsonl", near_duplicates=0.7)
-    card = prepare(own, tmp_path / "one", tokenizer)
+    corpus = config(tmp_path / "a.jsonl", near_duplicates=0.7)
+    card = prepare(corpus, tmp_path / "one", tokenizer)
     assert card["dropped"] == {"duplicate": 200 - 111, "near-duplicate": 111 - 37}
     monkeypatch.setattr("ropewalk.corpus.duplicates.PASS_DOCUMENTS", 30)
-    prepare(own, tmp_path / "passes", tokenizer)
+    prepare(corpus, tmp_path / "passes", tokenizer)
     assert content(tmp_path / "one") == content(tmp_path / "passes")
 
 
@@ -337,10 +344,10 @@ def test_what_overlaps_an_evaluation_set_is_not_trained_on(tmp_path: Path, token
     train, test = group_in("train"), group_in("test")
     rows = [row(train, f"so {words(9, 40)} it is"), row(test, f"and {words(9, 40)} again"), row(train + 999)]
     write_rows(tmp_path / "a.jsonl", rows)
-    own = config(
+    corpus = config(
         tmp_path / "a.jsonl", evaluation_sets=[str(tmp_path / "sets" / "*.jsonl")], evaluation_field="question"
     )
-    card = prepare(own, tmp_path / "run", tokenizer)
+    card = prepare(corpus, tmp_path / "run", tokenizer)
     assert card["dropped"] == {"overlaps an evaluation set": 1}
     assert f"http://a.org/{train}" not in kept(tmp_path / "run")
     assert kept(tmp_path / "run")[f"http://a.org/{test}"] == "test"
@@ -352,8 +359,8 @@ def test_short_documents_are_dropped_by_subset(tmp_path: Path, tokenizer: Any) -
         for n in range(80)
     ]
     write_rows(tmp_path / "a.jsonl", rows)
-    own = config(tmp_path / "a.jsonl", least_tokens=100, least_tokens_by_subset={"c4": 250})
-    card = prepare(own, tmp_path / "run", tokenizer)
+    corpus = config(tmp_path / "a.jsonl", min_tokens=100, min_tokens_by_subset={"c4": 250})
+    card = prepare(corpus, tmp_path / "run", tokenizer)
     lengths = {
         str(n): len(tokenizer(own_row["text"], add_special_tokens=False)["input_ids"]) for n, own_row in enumerate(rows)
     }
@@ -376,8 +383,8 @@ def test_adding_data_keeps_every_split(tmp_path: Path, tokenizer: Any) -> None:
 def test_fields_of_other_names_and_an_fsspec_address(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"body": {"content": words(n)}, "key": n} for n in range(30)]
     (tmp_path / "a.json.gz").write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
-    own = config(f"file://{tmp_path}/*.json.gz", text_field="body.content", id_field="key")
-    prepare(own, tmp_path / "run", tokenizer)
+    corpus = config(f"file://{tmp_path}/*.json.gz", text_field="body.content", id_field="key")
+    prepare(corpus, tmp_path / "run", tokenizer)
     assert set(kept(tmp_path / "run")) == {str(n) for n in range(30)}
 
 
@@ -392,18 +399,18 @@ def test_a_mixture_is_exact_in_tokens(tmp_path: Path, tokenizer: Any, weights: d
     write_rows(tmp_path / "web.jsonl", [row(n) for n in range(60)])
     write_rows(tmp_path / "books.jsonl", [row(n, words(n + 500, 500)) for n in range(30)])
     sources = {name: SourceConfig(name="jsonl", path=str(tmp_path / f"{name}.jsonl")) for name in ("web", "books")}
-    own = CorpusConfig(name="mixture", sources=sources, weights=weights, least_long_documents=0, long_tokens=1000)
-    card = prepare(own, tmp_path / "run", tokenizer)
-    found = card["train"]["tokens_by_subset"]
+    corpus = CorpusConfig(name="mixture", sources=sources, weights=weights, salt="", **FEW)
+    card = prepare(corpus, tmp_path / "run", tokenizer)
+    by_subset = card["train"]["tokens_by_subset"]
     share = sum(weights.values())
     for pool, weight in weights.items():
-        tokens = sum(own_tokens for subset, own_tokens in found.items() if subset.startswith(pool))
+        tokens = sum(subset_tokens for subset, subset_tokens in by_subset.items() if subset.startswith(pool))
         assert tokens == pytest.approx(card["train"]["tokens"] * weight / share, abs=1)
-    less = prepare(CorpusConfig(**{**vars(own), "mixture_tokens": 5000}), tmp_path / "less", tokenizer)
+    less = prepare(CorpusConfig(**{**vars(corpus), "mixture_tokens": 5000}), tmp_path / "less", tokenizer)
     assert less["train"]["tokens"] == 5000
     assert less["dropped"]["beyond its share of the mixture"] > 0
     with pytest.raises(ValueError, match=r"corpus.mixture_tokens 99999999 needs .* at most \d+ can be mixed"):
-        prepare(CorpusConfig(**{**vars(own), "mixture_tokens": 99_999_999}), tmp_path / "much", tokenizer)
+        prepare(CorpusConfig(**{**vars(corpus), "mixture_tokens": 99_999_999}), tmp_path / "much", tokenizer)
 
 
 def test_quotas_use_up_the_scarcest_and_round_to_the_whole() -> None:
@@ -436,17 +443,17 @@ def test_an_address_that_no_library_opens_is_told_in_one_line(tmp_path: Path, to
         prepare(config("nowhere://a/*.jsonl"), tmp_path / "run", tokenizer)
 
 
-def test_a_disk_that_fills_while_reading_is_named_and_the_run_goes_on(
+def test_a_disk_that_fills_while_reading_is_named_and_the_run_resumes(
     tmp_path: Path, tokenizer: Any, small_disk: Path
 ) -> None:
     write_rows(tmp_path / "a.jsonl", [row(n, words(n, 2000)) for n in range(100)])
-    own = config(tmp_path / "a.jsonl")
+    corpus = config(tmp_path / "a.jsonl")
     with pytest.raises(OSError, match=r"no space left on the disk of .*; free some and run the same command again"):
-        prepare(own, small_disk / "run", tokenizer)
+        prepare(corpus, small_disk / "run", tokenizer)
     assert not (small_disk / "run" / "tokens").exists()
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
-    prepare(own, small_disk / "run", tokenizer)
-    prepare(own, tmp_path / "whole", tokenizer)
+    prepare(corpus, small_disk / "run", tokenizer)
+    prepare(corpus, tmp_path / "whole", tokenizer)
     assert content(small_disk / "run") == content(tmp_path / "whole")
 
 
@@ -499,10 +506,43 @@ def test_the_first_batch_comes_at_once_from_a_large_store(tmp_path: Path) -> Non
     (folder / "store.json").write_text(json.dumps(about))
     tracemalloc.start()
     try:
-        batch = Segments(TokenStore(folder), length=2048, rows=8, steps=5, seed=0).step(0).ids
+        batch = Segments(TokenStore(folder), length=2048, batch_size=8, steps=5, seed=0).step(0).ids
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < count  # bytes: nothing is computed for every document
     assert batch.shape == (8, 2048)
     assert TokenStore(folder).long_documents(3000).tolist() == np.flatnonzero(lengths >= 3000).tolist()
+
+
+def test_texts_are_found_in_subfolders_and_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a=b c"
+    for name in ("1.txt", "sub/1.txt", "sub/2.TXT", ".hidden/3.txt", "notes.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+    def names(path: Path) -> list[str]:
+        shards = find_shards(config(path, name="text"), folder=tmp_path, downloads=tmp_path)
+        return [document.name for document in read_documents(shards)]
+
+    assert names(folder) == ["1.txt", "sub/1.txt", "sub/2.TXT"]
+    assert names(folder / "1.txt") == ["1.txt"]
+    for path, told in (
+        (tmp_path / "gone", "is not there; give a folder of .txt files"),
+        (folder / ".hidden" / "none", "is not there"),
+    ):
+        with pytest.raises(FileNotFoundError, match=told):
+            names(path)
+    (tmp_path / "md").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"without \.txt files; it is empty"):
+        names(tmp_path / "md")
+    (tmp_path / "md" / "notes.md").write_text("notes")
+    with pytest.raises(FileNotFoundError, match=r"it holds 1 others, such as notes\.md"):
+        names(tmp_path / "md")
+
+
+def test_json_lines_are_found_in_a_folder(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", [row(1)])
+    (tmp_path / "b.txt").write_text("no row")
+    [shard] = find_shards(config(tmp_path), folder=tmp_path, downloads=tmp_path)
+    assert shard.path == str(tmp_path / "a.jsonl")

@@ -1,4 +1,4 @@
-"""The stage prepare as a program: two at once on one folder, killed in the middle of a download, gone on with."""
+"""The stage prepare as a program: two at once on one folder, killed in the middle of a download, resumed."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def stage(listing: str, folder: Path, output: str) -> subprocess.Popen[str]:
         "corpus=redpajama_v1",
         f"corpus.url={listing}",
         "corpus.long_tokens=4096",
-        "corpus.least_long_documents=2",
+        "corpus.min_long_documents=2",
         "corpus.download_timeout=600",
         f"output={output}",
     )

@@ -106,7 +106,9 @@ def test_what_is_asked_was_stated_before(tokenizer: Any, length: int, rows: int)
         row = watched_row(seed, length=length, tokenizer=tokenizer)
         stated = 0
         for fact, statement in zip(row.facts, row.statements, strict=True):
-            asked = [place.start() for own in questions(fact) for place in re.finditer(re.escape(own), row.text)]
+            asked = [
+                place.start() for question in questions(fact) for place in re.finditer(re.escape(question), row.text)
+            ]
             # Some wordings ask as they state: then it is the first of several.
             apart = [place for place in asked if not row.text.startswith(statement, place)]
             if statement not in row.text:

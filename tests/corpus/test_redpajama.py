@@ -16,8 +16,9 @@ import zstandard
 from published import Published
 from ropewalk.config import CorpusConfig
 from ropewalk.corpus import redpajama
-from ropewalk.corpus.documents import Document, read_documents
+from ropewalk.corpus.documents import Document
 from ropewalk.corpus.fetch import Fetcher
+from ropewalk.corpus.shards import Shard, read_documents
 from ropewalk.corpus.sources import find_shards
 
 SMALL_DISK = "64k"
@@ -57,10 +58,8 @@ def test_every_listed_file_is_fetched_whole_and_read(three: Published, tmp_path:
     paths = download_redpajama(three.listing(), tmp_path, subsets=[])
     assert paths == [tmp_path / path.removeprefix("/v1.0.0/") for path in (ARXIV, BOOK, CRAWL)]
     assert [path.read_bytes() for path in paths] == [three.files[path] for path in (ARXIV, BOOK, CRAWL)]
-    rejected: Counter[str] = Counter()
-    subsets = Counter(document.subset for document in read_documents(paths, rejected=rejected))
+    subsets = Counter(document.subset for document in read_documents(Shard(str(path)) for path in paths))
     assert subsets == {"arxiv": 10, "book": 2, "common_crawl": 10}
-    assert not rejected
     assert not list(tmp_path.rglob(".*"))
 
 
@@ -97,18 +96,18 @@ def test_relative_lines_blank_lines_and_repeats(three: Published, tmp_path: Path
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(three: Published, tmp_path: Path) -> None:
     three.ends_after, three.breaks = 100_000, 3
     [path] = download_redpajama(three.listing(), tmp_path, subsets=["arxiv"])
-    assert [wanted for own, wanted in three.asked if own == ARXIV] == [
+    assert [wanted for asked_path, wanted in three.asked if asked_path == ARXIV] == [
         None, "bytes=100000-", "bytes=200000-", "bytes=300000-",
     ]  # fmt: skip
     assert path.read_bytes() == three.files[ARXIV]
 
 
-def test_a_broken_download_goes_on_in_the_next_run(three: Published, tmp_path: Path) -> None:
+def test_a_broken_download_resumes_in_the_next_run(three: Published, tmp_path: Path) -> None:
     three.ends_after = 0
     part = tmp_path / "arxiv" / ".arxiv_1.jsonl.part"
     part.parent.mkdir()
     part.write_bytes(three.files[ARXIV][:100_000])
-    with pytest.raises(OSError, match=rf"{ARXIV} cannot be fetched: .*; run the same command again to go on"):
+    with pytest.raises(OSError, match=rf"{ARXIV} cannot be fetched: .*; run the same command again to resume"):
         download_redpajama(three.listing(), tmp_path, subsets=["arxiv"])
     assert not (tmp_path / "arxiv" / "arxiv_1.jsonl").exists()
     assert len(three.fetched()) == QUICK.attempts
@@ -129,7 +128,7 @@ def test_a_server_that_is_busy_is_asked_again_when_it_says(three: Published, tmp
     three.passing[ARXIV] = [(status, "1"), (status, "1")]
     [path] = download_redpajama(three.listing(), tmp_path, subsets=["arxiv"])
     assert path.read_bytes() == three.files[ARXIV]
-    times = [at for (own, _), at in zip(three.asked, three.at, strict=True) if own == ARXIV]
+    times = [at for (asked_path, _), at in zip(three.asked, three.at, strict=True) if asked_path == ARXIV]
     assert len(times) == 3
     assert min(later - sooner for sooner, later in pairwise(times)) >= 1
 
@@ -161,7 +160,7 @@ def test_a_server_that_stalls_is_given_up_and_taken_up_again(three: Published, t
     fetcher = Fetcher(attempts=3, wait=0.01, timeout=0.5)
     [path] = redpajama.download_redpajama(three.listing(), tmp_path, subsets=["arxiv"], fetcher=fetcher)
     assert path.read_bytes() == three.files[ARXIV]
-    wanted = [wanted for own, wanted in three.asked if own == ARXIV]
+    wanted = [wanted for asked_path, wanted in three.asked if asked_path == ARXIV]
     assert len(wanted) == 2
     assert wanted[1] is not None
 
@@ -181,7 +180,7 @@ def test_a_damaged_part_is_thrown_away(three: Published, tmp_path: Path) -> None
     part.write_bytes(b"x" * 1000)
     [path] = download_redpajama(three.listing(), tmp_path, subsets=["arxiv"])
     assert path.read_bytes() == three.files[ARXIV]
-    assert [wanted for own, wanted in three.asked if own == ARXIV] == ["bytes=1000-", None]
+    assert [wanted for asked_path, wanted in three.asked if asked_path == ARXIV] == ["bytes=1000-", None]
 
 
 def test_files_without_published_sums_are_fetched_with_a_warning(three: Published, tmp_path: Path) -> None:
@@ -198,19 +197,19 @@ def test_files_are_fetched_in_parallel(published: Published, tmp_path: Path) -> 
         published.slow[path] = 0.3
     published.list_files(*(published.url + path for path in paths))
     publish_sums(published)
-    found = download_redpajama(published.listing(), tmp_path, subsets=[])
-    assert [path.name for path in found] == [f"{number}.jsonl" for number in range(6)]
+    fetched = download_redpajama(published.listing(), tmp_path, subsets=[])
+    assert [path.name for path in fetched] == [f"{number}.jsonl" for number in range(6)]
     assert published.most_at_once > 2
 
 
 def test_a_cap_leaves_out_what_comes_after_it(three: Published, tmp_path: Path) -> None:
-    cap = Fetcher(wait=0.01, largest_bytes=len(three.files[ARXIV]) + 10)
+    cap = Fetcher(wait=0.01, max_bytes=len(three.files[ARXIV]) + 10)
     with pytest.warns(UserWarning, match="1 of 3 files are fetched"):
-        found = redpajama.download_redpajama(three.listing(), tmp_path, subsets=[], fetcher=cap)
-    assert [path.name for path in found] == ["arxiv_1.jsonl"]
-    with pytest.raises(ValueError, match=r"more than corpus\.largest_download_mib; raise that"):
+        paths = redpajama.download_redpajama(three.listing(), tmp_path, subsets=[], fetcher=cap)
+    assert [path.name for path in paths] == ["arxiv_1.jsonl"]
+    with pytest.raises(ValueError, match=r"more than corpus\.max_download_mib; raise that"):
         redpajama.download_redpajama(
-            three.listing(), tmp_path / "other", subsets=[], fetcher=Fetcher(wait=0.01, largest_bytes=5)
+            three.listing(), tmp_path / "other", subsets=[], fetcher=Fetcher(wait=0.01, max_bytes=5)
         )
 
 
@@ -306,17 +305,17 @@ def test_the_samples_files_are_fetched_and_read(published: Published, shared: Pa
     rows = shared / "data" / "redpajama_v1"
     published.files["/sample/c4_sample.jsonl"] = (rows / "c4-rp" / "sample_c4-rp1.jsonl").read_bytes()
     published.files["/sample/arxiv_sample.jsonl"] = (rows / "arxiv" / "sample_arxiv1.jsonl").read_bytes()
-    own = CorpusConfig(name="redpajama_sample", url=f"{published.url}/sample", subsets=["arxiv", "book", "c4"])
+    corpus = CorpusConfig(name="redpajama_sample", url=f"{published.url}/sample", subsets=["arxiv", "book", "c4"])
     with pytest.warns(UserWarning, match=r"book_sample\.jsonl is no longer published"):
-        shards = find_shards(own, folder=tmp_path, downloads=tmp_path)
-    found = [row for shard in shards for _, row in shard.rows()]
+        shards = find_shards(corpus, folder=tmp_path, downloads=tmp_path)
+    rows_read = [row for shard in shards for _, row in shard.rows()]
     assert [Path(shard.path).name for shard in shards] == ["arxiv_sample.jsonl", "c4_sample.jsonl"]
-    assert {row.subset for row in found if isinstance(row, Document)} == {"arxiv", "c4"}
+    assert {row.subset for row in rows_read if isinstance(row, Document)} == {"arxiv", "c4"}
     with pytest.raises(OSError, match=r"wikipedia_sample\.jsonl cannot be fetched: HTTP 404"):
-        find_shards(replace(own, subsets=["wikipedia"]), folder=tmp_path, downloads=tmp_path)
+        find_shards(replace(corpus, subsets=["wikipedia"]), folder=tmp_path, downloads=tmp_path)
 
 
-def test_a_disk_that_fills_while_fetching_is_named_and_the_run_goes_on(three: Published, small_disk: Path) -> None:
+def test_a_disk_that_fills_while_fetching_is_named_and_the_run_resumes(three: Published, small_disk: Path) -> None:
     with pytest.raises(OSError, match=r"no space left on the disk of .*arxiv; free some and run the same command"):
         download_redpajama(three.listing(), small_disk, subsets=["arxiv"])
     assert not (small_disk / "arxiv" / "arxiv_1.jsonl").exists()

@@ -33,19 +33,19 @@ def lines(rows: list[Any]) -> bytes:
 
 def signals_of(tag: str, number: int, text: str, url: str) -> dict[str, Any]:
     """Published signals of one document that follow from its text."""
-    words, own = text.split(), text.splitlines()
+    words, lines = text.split(), text.splitlines()
     whole = [0, len(text)]
     return {
         "id": f"{tag}.json.gz/{number}",
         "id_int": number,
         "metadata": {"url": url, "language": "en"},
         "quality_signals": {
-            "ccnet_nlines": [[*whole, len(own)]],
+            "ccnet_nlines": [[*whole, len(lines)]],
             "rps_doc_word_count": [[*whole, len(words)]],
             "rps_doc_mean_word_length": [[*whole, sum(map(len, words)) / max(1, len(words))]],
             "rps_doc_symbol_to_word_ratio": [[*whole, 0.0]],
             "rps_doc_frac_chars_top_2gram": [[*whole, None]],
-            "rps_lines_start_with_bulletpoint": [[0, 1, float(line.startswith("•"))] for line in own],
+            "rps_lines_start_with_bulletpoint": [[0, 1, float(line.startswith("•"))] for line in lines],
         },
     }
 
@@ -80,15 +80,16 @@ def v2(published: Published, texts: list[str]) -> Published:
 
 def config(v2: Published, **changes: Any) -> CorpusConfig:
     values: dict[str, Any] = {"name": "redpajama_v2", "url": v2.url, "snapshots": [SNAPSHOT], "quality": RULES}
+    values |= {"salt": "", "long_tokens": 1000}
     return CorpusConfig(**{**values, **changes})
 
 
 def read(shards: list[Shard]) -> tuple[list[Document], Counter[str], Counter[str]]:
     """(documents, rejected, dropped)."""
-    found = [row for shard in shards for _, row in shard.rows()]
-    refused = [row for row in found if isinstance(row, Refused)]
+    rows = [row for shard in shards for _, row in shard.rows()]
+    refused = [row for row in rows if isinstance(row, Refused)]
     return (
-        [row for row in found if isinstance(row, Document)],
+        [row for row in rows if isinstance(row, Document)],
         Counter(row.reason for row in refused if row.damaged),
         Counter(row.reason for row in refused if not row.damaged),
     )
@@ -116,10 +117,10 @@ def test_documents_are_joined_with_signals_and_duplicates(v2: Published, texts: 
 
 
 def test_the_whole_of_prepare_counts_what_rules_and_lists_leave_out(v2: Published, tmp_path: Path) -> None:
-    own = config(v2, near_duplicates=0.8, least_long_documents=0)
+    corpus = config(v2, near_duplicates=0.8, min_long_documents=0)
     card = prepare_shards(
-        shards_of(own, tmp_path),
-        config=own,
+        shards_of(corpus, tmp_path),
+        config=corpus,
         tokenizer=byte_tokenizer(),
         state=tmp_path / "state",
         folder=tmp_path / "tokens",

@@ -1,14 +1,14 @@
 """JSON lines at an S3 address: a real server on this machine."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from ropewalk.config import CorpusConfig
-from ropewalk.corpus.sources import read_corpus
+from ropewalk.corpus.shards import read_documents
+from ropewalk.corpus.sources import find_shards
 
 
 @pytest.mark.slow
@@ -23,7 +23,5 @@ def test_json_lines_are_read_from_s3(s3_store: str, tmp_path: Path, monkeypatch:
     client.put_object(Bucket="bucket", Key="data/other.jsonl", Body=b'{"text": "not asked for"}\n')
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_store)
     corpus = CorpusConfig(name="jsonl", path="s3://bucket/data/rows-*.jsonl.zst")
-    rejected: Counter[str] = Counter()
-    found = [document.text for document in read_corpus(corpus, folder=tmp_path, rejected=rejected)]
-    assert found == [f"row {part}-{number}" for part in range(2) for number in range(3)]
-    assert not rejected
+    texts = [document.text for document in read_documents(find_shards(corpus, folder=tmp_path, downloads=tmp_path))]
+    assert texts == [f"row {part}-{number}" for part in range(2) for number in range(3)]

@@ -34,7 +34,7 @@ def ids(rows: Segments) -> torch.Tensor:
 
 
 def segments(store: TokenStore, *, seed: int = 7, steps: int = 40, first_step: int = 0) -> Segments:
-    return Segments(store, length=LENGTH, rows=4, steps=steps, seed=seed, first_step=first_step)
+    return Segments(store, length=LENGTH, batch_size=4, steps=steps, seed=seed, first_step=first_step)
 
 
 def test_a_step_is_rows_of_the_length_with_bos_and_eos_at_the_ends(store: TokenStore) -> None:
@@ -66,11 +66,11 @@ def test_every_start_is_as_likely(store: TokenStore) -> None:
 
 
 def test_a_step_depends_on_seed_and_step_only(store: TokenStore) -> None:
-    one, other = segments(store), segments(store, steps=100, first_step=5)
-    one.step(3)
-    assert torch.equal(one.step(17).ids, other.step(17).ids)
-    assert not torch.equal(one.step(17).ids, one.step(18).ids)
-    assert not torch.equal(one.step(17).ids, segments(store, seed=8).step(17).ids)
+    first, other = segments(store), segments(store, steps=100, first_step=5)
+    first.step(3)
+    assert torch.equal(first.step(17).ids, other.step(17).ids)
+    assert not torch.equal(first.step(17).ids, first.step(18).ids)
+    assert not torch.equal(first.step(17).ids, segments(store, seed=8).step(17).ids)
 
 
 def test_a_resumed_run_gets_the_rows_of_one_that_never_stopped(store: TokenStore) -> None:
@@ -82,14 +82,14 @@ def test_a_resumed_run_gets_the_rows_of_one_that_never_stopped(store: TokenStore
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_order_is_the_same_whatever_the_number_of_workers(store: TokenStore, workers: int) -> None:
-    own = segments(store, steps=7, first_step=2)
-    loaded = list(DataLoader(own, batch_size=None, num_workers=workers))
+    rows = segments(store, steps=7, first_step=2)
+    loaded = list(DataLoader(rows, batch_size=None, num_workers=workers))
     assert len(loaded) == 5
-    assert all(torch.equal(a.ids, b.ids) for a, b in zip(own, loaded, strict=True))
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(rows, loaded, strict=True))
 
 
 def test_rows_across_documents_have_eos_and_bos_between_them(store: TokenStore) -> None:
-    rows = Segments(store, length=LENGTH, rows=4, steps=200, seed=1, across_documents=True)
+    rows = Segments(store, length=LENGTH, batch_size=4, steps=200, seed=1, across_documents=True)
     seen: set[int] = set()
     crossing = 0
     for row in ids(rows).tolist():
@@ -109,16 +109,16 @@ def test_rows_across_documents_have_eos_and_bos_between_them(store: TokenStore) 
     assert seen == {0, 1, 2, 3, 4}
     assert crossing > 20
     with pytest.raises(ValueError, match="has 1443 tokens in all, 1498 are needed"):
-        Segments(store, length=1500, rows=1, steps=1, seed=0, across_documents=True)
+        Segments(store, length=1500, batch_size=1, steps=1, seed=0, across_documents=True)
     # As long as all documents together.
-    [batch] = Segments(store, length=1445, rows=1, steps=1, seed=0, across_documents=True)
+    [batch] = Segments(store, length=1445, batch_size=1, steps=1, seed=0, across_documents=True)
     assert batch.ids[0, 1:401].tolist() == list(range(400))
     assert batch.ids[0, 401:404].tolist() == [EOS, BOS, 1000]
 
 
 def test_documents_that_are_all_too_short_are_refused(store: TokenStore) -> None:
     with pytest.raises(ValueError, match=r"no document of .* has 998 tokens \(the longest has 900\); lower the length"):
-        Segments(store, length=1000, rows=1, steps=1, seed=0)
+        Segments(store, length=1000, batch_size=1, steps=1, seed=0)
 
 
 def test_recall_rows_come_at_their_share_with_bos_and_eos(tmp_path: Path) -> None:
@@ -128,7 +128,13 @@ def test_recall_rows_come_at_their_share_with_bos_and_eos(tmp_path: Path) -> Non
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     write_store(tmp_path / "store", [(document, [token] * 5000)], bos=bos, eos=eos, vocab_size=len(tokenizer))
     rows = Segments(
-        TokenStore(tmp_path / "store"), length=512, rows=8, steps=20, seed=0, tokenizer=tokenizer, recall_share=0.25
+        TokenStore(tmp_path / "store"),
+        length=512,
+        batch_size=8,
+        steps=20,
+        seed=0,
+        tokenizer=tokenizer,
+        recall_share=0.25,
     )
     batches = ids(rows)
     answers = torch.cat([step.answers for step in rows])
@@ -138,3 +144,19 @@ def test_recall_rows_come_at_their_share_with_bos_and_eos(tmp_path: Path) -> Non
     assert np.mean(~plain.numpy()) == pytest.approx(0.25, abs=0.1)
     assert torch.equal(answers.any(dim=1), ~plain)
     assert all(map(torch.equal, rows.step(11), rows.step(11)))
+
+
+def test_long_documents_come_at_their_share_where_rows_go_across_documents(tmp_path: Path) -> None:
+    lengths = [400, *[20] * 300]
+    documents = [(Document(f"{n}", "c4", "", f"{n}"), [n * 100] * length) for n, length in enumerate(lengths)]
+    write_store(tmp_path / "store", documents, bos=BOS, eos=EOS, vocab_size=60_003)
+    short = TokenStore(tmp_path / "store")
+    sizes = {"length": LENGTH, "batch_size": 4, "steps": 200, "seed": 2, "across_documents": True}
+    rows = Segments(short, **sizes, long_document_share=0.6)
+    single = (ids(rows)[:, 1:-1] == 0).all(dim=1).float().mean().item()
+    assert single == pytest.approx(0.62, abs=0.05)
+    assert (ids(Segments(short, **sizes))[:, 1:-1] == 0).all(dim=1).float().mean().item() < 0.15
+    resumed = Segments(short, **{**sizes, "steps": 12}, long_document_share=0.6, first_step=5)
+    assert all(torch.equal(batch.ids, rows.step(5 + place).ids) for place, batch in enumerate(resumed))
+    with pytest.raises(ValueError, match=r"no single document of .* has 498 tokens"):
+        Segments(short, **{**sizes, "length": 500}, long_document_share=0.6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ropewalk.corpus.documents import read_documents
+from ropewalk.corpus.shards import Shard, read_documents
 from ropewalk.corpus.split import split_of
 from ropewalk.corpus.stdlib import LARGEST_SHARE, stdlib_folder, stdlib_hash, stdlib_modules, stdlib_rows
 
@@ -20,9 +20,9 @@ CHARACTERS_PER_TOKEN = 3.2
 
 def interpreters() -> list[Path]:
     """Standard libraries of this machine from Python 3.11 on: the running one, Debian's, those beside the running."""
-    found = [stdlib_folder(), *Path("/usr/lib").glob("python3.*")]
-    found += sorted(Path(sys.base_prefix).parent.glob("*/lib/python3.*"))
-    whole = [folder.resolve() for folder in found if (folder / "os.py").is_file()]
+    folders = [stdlib_folder(), *Path("/usr/lib").glob("python3.*")]
+    folders += sorted(Path(sys.base_prefix).parent.glob("*/lib/python3.*"))
+    whole = [folder.resolve() for folder in folders if (folder / "os.py").is_file()]
     return [folder for folder in dict.fromkeys(whole) if int(folder.name.partition(".")[2]) >= 11]
 
 
@@ -50,13 +50,13 @@ def test_search_and_test_each_hold_8_long_documents(folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(walker)
     long: Counter[str] = Counter()
     for row in stdlib_rows(folder):
-        if (own := split(row["meta"]["name"])) != "train":
+        if (group_splits := split(row["meta"]["name"])) != "train":
             text = row["text"]
             tokens = len(text) / CHARACTERS_PER_TOKEN
             # A token has at least one character, so short texts need not be tokenised; nor what comes after enough.
-            if tokenizer is not None and len(text) >= LONG_TOKENS and long[own] < 8:
+            if tokenizer is not None and len(text) >= LONG_TOKENS and long[group_splits] < 8:
                 tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-            long[own] += tokens >= LONG_TOKENS
+            long[group_splits] += tokens >= LONG_TOKENS
     assert long["search"] >= 8
     assert long["test"] >= 8
 
@@ -80,7 +80,7 @@ def test_no_group_or_module_is_in_two_splits_under_any_interpreter() -> None:
         for group, members in stdlib_modules(folder).items():
             for name in (group, *(member.relative_to(folder).as_posix() for member in members)):
                 splits.setdefault(name, set()).add(split(group))
-    assert all(len(own) == 1 for own in splits.values())
+    assert all(len(group_splits) == 1 for group_splits in splits.values())
 
 
 def test_test_packages_are_left_out() -> None:
@@ -116,9 +116,7 @@ def test_rows_go_through_the_reader_of_redpajama(tmp_path: Path) -> None:
     rows = stdlib_rows()
     path = tmp_path / "stdlib.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rejected: Counter[str] = Counter()
-    documents = list(read_documents([path], rejected=rejected))
-    assert not rejected
+    documents = list(read_documents([Shard(str(path))]))
     assert [document.text for document in documents] == [row["text"] for row in rows]
     assert [document.group for document in documents] == [row["meta"]["name"] for row in rows]
     assert len({document.name for document in documents}) == len(documents)

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ropewalk.corpus.documents import Document
-from ropewalk.corpus.parts import Reading, whole_parts, write_parts
+from ropewalk.corpus.parts import ReadSettings, ReadTask, read_shard, whole_parts
+from ropewalk.corpus.shards import Shard
+from ropewalk.corpus.split import TRAIN
 from ropewalk.corpus.tokenise import TokenTask, _decoded, tokenise_part, windowed
 from workspace import ROOT
 
 
 @pytest.fixture(scope="module")
 def novel(shared: Path) -> str:
-    path = min((shared / "data" / "novels").glob("*.txt"), key=lambda own: own.stat().st_size)
+    path = min((shared / "data" / "novels").glob("*.txt"), key=lambda file: file.stat().st_size)
     return path.read_text(encoding="utf-8")[:250_000]
 
 
@@ -53,16 +54,16 @@ def test_windows_give_the_tokens_of_the_whole(novel: str, kind: str, window: int
     text = novel if piece > 1 else novel[:130_000]
     tokenizer = walker() if kind == "words" else wordless(novel)
     whole = tokenizer.encode(text, add_special_tokens=False).ids
-    found = list(windowed(iter(pieces(text, piece)), tokenizer, window=window, overlap=overlap))
-    assert np.concatenate(found).tolist() == whole
-    assert len(found) > len(text) // window
+    tokens_in_windows = list(windowed(iter(pieces(text, piece)), tokenizer, window=window, overlap=overlap))
+    assert np.concatenate(tokens_in_windows).tolist() == whole
+    assert len(tokens_in_windows) > len(text) // window
 
 
 def test_a_text_of_one_window_is_its_tokens() -> None:
     tokenizer = walker()
     for text in ("", "a", "def f():\n    return 1\n"):
-        found = np.concatenate([np.zeros(0, np.uint32), *windowed(iter([text]), tokenizer)])
-        assert found.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+        tokens_in_windows = np.concatenate([np.zeros(0, np.uint32), *windowed(iter([text]), tokenizer)])
+        assert tokens_in_windows.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_text_is_decoded_in_pieces_without_cutting_a_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +72,9 @@ def test_text_is_decoded_in_pieces_without_cutting_a_character(tmp_path: Path, m
     (tmp_path / "text").write_bytes(b"before" + text.encode() + b"after")
     with (tmp_path / "text").open("rb") as source:
         source.seek(6)
-        found = list(_decoded(source, len(text.encode())))
-    assert "".join(found) == text
-    assert len(found) > 50
+        decoded = list(_decoded(source, len(text.encode())))
+    assert "".join(decoded) == text
+    assert len(decoded) > 50
 
 
 def test_long_documents_stand_between_short_ones_in_order(
@@ -82,12 +83,14 @@ def test_long_documents_stand_between_short_ones_in_order(
     monkeypatch.setattr("ropewalk.corpus.tokenise.LONG_CHARACTERS", 30_000)
     monkeypatch.setattr("ropewalk.corpus.tokenise._BATCH_CHARACTERS", 5000)
     texts = [novel[:1000], novel[1000:90_000], novel[90_000:90_100], novel[90_100:], "", novel[:10]]
-    documents = [Document(str(n), "c4", text, str(n)) for n, text in enumerate(texts) if text]
-    write_parts(documents, tmp_path / "parts", Reading(0.0, 0.0, ""), lambda _: None)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = ReadSettings()
+    read_shard(ReadTask(Shard(str(tmp_path / "a.jsonl")), 0, str(tmp_path / "parts"), settings), lambda _: None)
     [part] = whole_parts(tmp_path / "parts")
+    part.keep("splits", np.full(len(part), TRAIN, np.uint8))
     task = TokenTask(
         part=str(part.path), folder=str(tmp_path / "tokens"), tokenizer=str(ROOT / "models/walker/tokenizer.json"),
-        dtype="uint16", least_tokens=20, least_tokens_by_subset={},
+        dtype="uint16", min_tokens=20, min_tokens_by_subset={},
     )  # fmt: skip
     reported: list[dict[str, object]] = []
     tokenise_part(task, reported.append)

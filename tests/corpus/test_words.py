@@ -20,7 +20,7 @@ def plain_ngrams(text: str, n: int) -> set[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def novel(shared: Path) -> str:
-    path = min((shared / "data" / "novels").glob("*.txt"), key=lambda own: own.stat().st_size)
+    path = min((shared / "data" / "novels").glob("*.txt"), key=lambda file: file.stat().st_size)
     return path.read_text(encoding="utf-8").encode("ascii", "ignore").decode()
 
 
@@ -32,9 +32,9 @@ def test_distinct_ngrams_are_those_of_the_words(novel: str) -> None:
 
 
 def test_an_ngram_does_not_depend_on_where_it_stands_or_on_its_case() -> None:
-    one, _ = ngrams([b"Call me Ishmael. Some years ago"], 3)
+    first, _ = ngrams([b"Call me Ishmael. Some years ago"], 3)
     other, owner = ngrams([b"x", b"they said: call ME ishmael, some Years (ago)", b""], 3)
-    assert set(one) <= set(other)
+    assert set(first) <= set(other)
     assert set(owner) == {1}
 
 
@@ -51,11 +51,11 @@ def test_a_long_text_has_the_ngrams_of_the_whole(novel: str) -> None:
     for size in (3, 1000, 7777, 10**6):
         pieces = [data[start : start + size] for start in range(0, min(len(data), size * 400), size)]
         joined = b"".join(pieces)
-        found = {value for block in blocks(pieces, 5) for value in ngrams([block], 5)[0]}
+        in_blocks = {value for block in blocks(pieces, 5) for value in ngrams([block], 5)[0]}
         expected = whole if joined == data else set(ngrams([joined], 5)[0])
         # Where a block ends inside a word, its beginning is taken for a word as well.
-        assert expected <= found
-        assert len(found - expected) <= 2 * len(pieces)
+        assert expected <= in_blocks
+        assert len(in_blocks - expected) <= 2 * len(pieces)
     assert all(len(block) <= BLOCK_BYTES for block in blocks([b"x" * (3 * BLOCK_BYTES)], 5))
 
 
@@ -65,11 +65,11 @@ def test_similarity_is_that_of_the_sets(novel: str, changed: int) -> None:
     other = list(words)
     for place in np.random.default_rng(changed).choice(len(words), 2 * changed, replace=False):
         other[place] = f"changed{place}"
-    one, two = " ".join(words), " ".join(other)
-    a, b = plain_ngrams(one, 5), plain_ngrams(two, 5)
-    found = similarity(*(signatures([text.encode()]) for text in (one, two)))[0]
-    assert found == pytest.approx(len(a & b) / len(a | b), abs=0.15)
-    assert changed or found == 1
+    first, second = " ".join(words), " ".join(other)
+    a, b = plain_ngrams(first, 5), plain_ngrams(second, 5)
+    estimate = similarity(*(signatures([text.encode()]) for text in (first, second)))[0]
+    assert estimate == pytest.approx(len(a & b) / len(a | b), abs=0.15)
+    assert changed or estimate == 1
 
 
 def test_unrelated_texts_are_not_similar(novel: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ropewalk.evaluate.baselines import METHODS, variants, variants_on
+from ropewalk.evaluate.baselines import variants, variants_on
 from ropewalk.rope import RopeScaling, RotaryShape, methods
 
 SHAPE = RotaryShape(16, 10_000.0, 64)
@@ -50,7 +50,7 @@ def test_composed_is_the_first_scaling_with_the_method_on_top(method: str, lengt
     assert {variant.scaling.target_length for variant in composed} == ({length, 1024} if length > 256 else {256, 1024})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods.baselines())
 def test_replaced_is_the_method_alone(method: str) -> None:
     alone = [variant.scaling for variant in variants(method, SHAPE, length=512, target=1024)]
     both = variants_on(method, SHAPE, FIRST, length=512, target=1024)

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from ropewalk.evaluate.benchmarks import SHOTS, Questions, benchmark_row
+from ropewalk.evaluate.benchmarks import Questions, benchmark_row
+from ropewalk.evaluate.tasks import TASKS
 from ropewalk.models.base import load_model, load_tokenizer
-from ropewalk.rope import RopeScaling
+from ropewalk.rope import LengthSwitch, RopeScaling
 from tiny_benchmarks import small_benchmarks
 from tiny_models import byte_tokenizer, tiny_llama
 from workspace import ROOT
 
-SWITCH = ((64, RopeScaling((1.0,) * 8, 64, 64)), (512, RopeScaling((2.0,) * 8, 64, 512, attention_factor=1.1)))
+SWITCH = LengthSwitch(
+    ((64, RopeScaling((1.0,) * 8, 64, 64)), (512, RopeScaling((2.0,) * 8, 64, 512, attention_factor=1.1)))
+)
 
 
 def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +33,7 @@ def test_every_benchmark_runs_through_the_harness_on_small_files(tmp_path: Path,
     questions = Questions(benchmark, str(small_benchmarks(tmp_path)), limit=2)
     model = tiny_llama(vocab_size=258)
     row = benchmark_row(model, byte_tokenizer(), SWITCH, questions, max_length=512)
-    assert (row["task"], row["shots"]) == (benchmark, SHOTS[benchmark])
+    assert (row["task"], row["shots"]) == (benchmark, TASKS[benchmark].shots)
     assert row["questions"] == (4 if benchmark == "mmlu" else 2)
     assert 0 <= row["score"] <= 1
     assert "lm-evaluation-harness" in row["protocol"]
@@ -42,14 +45,18 @@ def test_real_questions_are_answered_by_the_walker_as_its_own_likelihoods_say(sh
     """HellaSwag without examples: the ending with the highest log probability per character, computed here."""
     pytest.importorskip("lm_eval")
     model, tokenizer = load_model(str(ROOT / "models" / "walker")), load_tokenizer(str(ROOT / "models" / "walker"))
-    plain = RopeScaling((1.0,) * 16, 256, 256)
+    switch = LengthSwitch(((256, RopeScaling((1.0,) * 16, 256, 256)),))
     folder = str(shared / "data" / "benchmarks")
     row = benchmark_row(
-        model, tokenizer, ((256, plain),), Questions("hellaswag", folder, limit=12, shots=0), max_length=256
+        model,
+        tokenizer,
+        switch,
+        Questions("hellaswag", folder, limit=12, shots=0),
+        max_length=256,
     )
     from lm_eval.tasks.hellaswag.utils import preprocess
 
-    from ropewalk.evaluate.questions import local_tasks
+    from ropewalk.evaluate.tasks import local_tasks
 
     right = 0
     for entry in local_tasks("hellaswag", folder)["hellaswag"]["validation"][:12]:
@@ -65,10 +72,10 @@ def test_real_questions_are_answered_by_the_walker_as_its_own_likelihoods_say(sh
         right += max(range(4), key=scores.__getitem__) == int(entry["label"])
     assert row["score"] == pytest.approx(right / 12)
     assert (row["questions"], row["cut"], row["metric"]) == (12, 0.0, "acc_norm")
-    mmlu = benchmark_row(model, tokenizer, ((256, plain),), Questions("mmlu", folder, limit=1), max_length=256)
+    mmlu = benchmark_row(model, tokenizer, switch, Questions("mmlu", folder, limit=1), max_length=256)
     assert mmlu["questions"] == 19
     assert mmlu["cut"] > 0.9
     truthful: dict[str, Any] = benchmark_row(
-        model, tokenizer, ((256, plain),), Questions("truthfulqa_mc2", folder, limit=5), max_length=256
+        model, tokenizer, switch, Questions("truthfulqa_mc2", folder, limit=5), max_length=256
     )
     assert 0 < truthful["score"] < 1

@@ -10,17 +10,22 @@ import torch
 from processes import fork_until_killed, kill_self
 from ropewalk.evaluate import compare
 from ropewalk.evaluate.cache import Cache, model_cache, scaling_key, tokenizer_hash, weights_hash
-from ropewalk.evaluate.compare import Reading, measured
+from ropewalk.evaluate.compare import PerplexityTask, measure
 from ropewalk.evaluate.perplexity import DocumentSet, document_losses
 from ropewalk.rope import RopeScaling
-from tiny_models import byte_tokenizer, tiny_llama, token_rows
+from tiny_models import byte_tokenizer, tiny_llama, tiny_rounding, token_rows
+from tolerances import relative_error
+
+pytestmark = pytest.mark.numeric
 
 SCALINGS = {s: RopeScaling((float(s),) * 8, 64, 64 * s) for s in (1, 2, 3, 4)}
 DOCUMENTS = DocumentSet("all", token_rows(100, 3))
 
 
-def readings(*numbers: int, documents: DocumentSet = DOCUMENTS, lengths: tuple[int, ...] = (64, 100)) -> list[Reading]:
-    return [Reading("m", f"s{s}", "", SCALINGS[s], length, documents) for s in numbers for length in lengths]
+def tasks(
+    *numbers: int, documents: DocumentSet = DOCUMENTS, lengths: tuple[int, ...] = (64, 100)
+) -> list[PerplexityTask]:
+    return [PerplexityTask("m", f"s{s}", "", SCALINGS[s], length, documents) for s in numbers for length in lengths]
 
 
 @pytest.fixture
@@ -36,11 +41,11 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[int], int]
     return paid
 
 
-def test_a_killed_evaluation_goes_on_and_a_new_method_alone_is_measured(
+def test_a_killed_evaluation_resumes_and_a_new_method_alone_is_measured(
     tmp_path: Path, passes: list[tuple[float, list[int], int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, cache = tiny_llama(), Cache(tmp_path, {"m": "weights"})
-    undisturbed = [one.losses for one in measured({"m": model}, readings(1, 2, 3))]
+    undisturbed = [one.losses for one in measure({"m": model}, tasks(1, 2, 3))]
     passes.clear()
 
     def until_killed() -> None:
@@ -53,13 +58,13 @@ def test_a_killed_evaluation_goes_on_and_a_new_method_alone_is_measured(
             return counted(*arguments, **more)
 
         compare.document_losses = third_kills
-        measured({"m": model}, readings(1, 2, 3), cache=cache)
+        measure({"m": model}, tasks(1, 2, 3), cache=cache)
 
     fork_until_killed(until_killed)
-    found = measured({"m": model}, readings(1, 2, 3), cache=cache)
+    found = measure({"m": model}, tasks(1, 2, 3), cache=cache)
     assert passes == [(3.0, [64, 100], 3)]
     assert [one.losses for one in found] == undisturbed
-    measured({"m": model}, readings(4, 2, 1, 3), cache=cache)
+    measure({"m": model}, tasks(4, 2, 1, 3), cache=cache)
     assert passes[1:] == [(4.0, [64, 100], 3)]
 
 
@@ -68,7 +73,7 @@ def test_only_what_differs_is_measured_again(tmp_path: Path, passes: list[tuple[
 
     def paid(*numbers: int, cache: Cache = cache, **more: Any) -> list[tuple[float, list[int], int]]:
         passes.clear()
-        measured({"m": model}, readings(*numbers, **more), cache=cache)
+        measure({"m": model}, tasks(*numbers, **more), cache=cache)
         return list(passes)
 
     assert paid(1) == [(1.0, [64, 100], 3)]
@@ -87,21 +92,21 @@ def test_only_what_differs_is_measured_again(tmp_path: Path, passes: list[tuple[
 def test_long_documents_are_kept_one_by_one(tmp_path: Path, passes: list[tuple[float, list[int], int]]) -> None:
     model, cache = tiny_llama(), Cache(tmp_path, {"m": "weights"})
     two = DocumentSet("all", DOCUMENTS.rows[:2])
-    measured({"m": model}, readings(1, documents=two), cache=cache, chunk=40)
-    found = measured({"m": model}, readings(1), cache=cache, chunk=40)
+    measure({"m": model}, tasks(1, documents=two), cache=cache, chunk=40)
+    found = measure({"m": model}, tasks(1), cache=cache, chunk=40)
     assert passes == [(1.0, [64, 100], 1)] * 3
-    whole = measured({"m": model}, readings(1))
+    whole = measure({"m": model}, tasks(1))
     for part, one in zip(found, whole, strict=True):
-        assert part.losses.means == pytest.approx(one.losses.means, rel=1e-5)
+        assert relative_error(part.losses.means, one.losses.means) < tiny_rounding(100)
 
 
 def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path, {"m": "weights"})
-    assert cache.kept("m", {"task": "a"}, lambda: [1.5]) == [1.5]
+    assert cache.get_or_measure("m", {"task": "a"}, lambda: [1.5]) == [1.5]
     (file,) = tmp_path.rglob("*.json")
-    assert cache.kept("m", {"task": "a"}, lambda: [2.5]) == [1.5]
+    assert cache.get_or_measure("m", {"task": "a"}, lambda: [2.5]) == [1.5]
     file.write_text('{"figure"')
-    assert cache.kept("m", {"task": "a"}, lambda: [2.5]) == [2.5]
+    assert cache.get_or_measure("m", {"task": "a"}, lambda: [2.5]) == [2.5]
     assert cache.get("m", {"task": "a"}) == [2.5]
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from ropewalk.evaluate.baselines import METHODS
 from ropewalk.evaluate.checks import Check, checks
+from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.evaluate.summary import summary
+from ropewalk.rope.methods import baselines
+
+METHODS = baselines()
 
 Rows = list[dict[str, Any]]
 
@@ -18,7 +21,7 @@ def perplexity(model: str, method: str, length: int, documents: str, value: floa
 
 
 def passing() -> tuple[Rows, Rows]:
-    """Figures of a road on which every claim holds, if barely."""
+    """Figures of an extension on which every claim holds, if barely."""
     rows = [perplexity("base", method, 2048, "all", 5.1) for method in METHODS]
     rows += [
         perplexity("base", "ours", 2048, "all", 5.0),
@@ -43,10 +46,15 @@ def passing() -> tuple[Rows, Rows]:
 
 
 def found(rows: Rows, passkeys: Rows) -> list[Check]:
-    return checks(rows, passkeys, window=256, target=2048)
+    tables = ResultTable.from_rows(rows), ResultTable.from_rows(passkeys)
+    return checks(*tables, window=256, target=2048, reach=16384)
 
 
-def test_all_claims_hold_on_a_good_road() -> None:
+def text_of(rows: Rows, passkeys: Rows, made: list[Check]) -> str:
+    return summary(ResultTable.from_rows(rows), ResultTable.from_rows(passkeys), [check.to_dict() for check in made])
+
+
+def test_all_claims_hold_on_a_good_extension() -> None:
     made = found(*passing())
     assert len(made) == len(METHODS) + 2 + 2 + 2 + 1 + 2
     assert all(check.passed for check in made)
@@ -103,7 +111,7 @@ def test_each_claim_fails_where_its_figure_does(claim: str) -> None:
     assert claim in failed
     # A figure may belong to two claims, but to no more.
     assert len(failed) <= 2
-    text = summary(rows, passkeys, [check.to_dict() for check in found(rows, passkeys)])
+    text = text_of(rows, passkeys, found(rows, passkeys))
     assert f"not met: {claim}" in text
     assert f"{15 - len(failed)} of 15 checks passed:" in text
 
@@ -132,10 +140,34 @@ def test_a_claim_without_its_figures_is_left_out() -> None:
     ]
 
 
+def test_without_a_training_ours_is_compared_with_the_published_methods_and_nothing_else_is_claimed() -> None:
+    rows, passkeys = passing()
+    rows = [row for row in rows if row["model"] == "base"]
+    rows += [perplexity("base", method, 16384, "long", 9.0) for method in ("pi", "ours")]
+    passkeys = [row for row in passkeys if row["model"] == "base"]
+    passkeys += [row | {"method": "yarn", "correct": 5} for row in passkeys]
+    made = found(rows, passkeys)
+    assert {check.claim.split(":")[0] for check in made} == {"Without fine-tuning, perplexity at 2,048"}
+    assert len(made) == len(METHODS)
+    text = text_of(rows, passkeys, made)
+    assert "fine-tuned" not in text
+    lines = text.splitlines()
+    assert lines[1].split() == ["256", "2,048", "16,384"]
+    keys = lines[lines.index("Passkey accuracy, base model") :]
+    assert [line.split() for line in keys[1:4]] == [["256", "2,048"], ["YaRN", "50%", "50%"], ["ours", "0%", "0%"]]
+
+
+def test_nothing_is_claimed_beyond_the_lengths_that_there_are_factors_for() -> None:
+    tables = map(ResultTable.from_rows, passing())
+    claims = [check.claim for check in checks(*tables, window=256, target=2048, reach=8192)]
+    assert any("8,192" in claim for claim in claims)
+    assert not any("16,384" in claim for claim in claims)
+
+
 def test_the_summary_shows_one_set_of_documents_in_a_column() -> None:
     rows, passkeys = passing()
     rows += [perplexity("finetuned", "yarn", 2048, "all", 4.9)]
-    text = summary(rows, passkeys, [check.to_dict() for check in found(rows, passkeys)])
+    text = text_of(rows, passkeys, found(rows, passkeys))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     tuned = lines[lines.index("Perplexity by length, fine-tuned model") :]
@@ -153,4 +185,4 @@ def test_the_summary_shows_one_set_of_documents_in_a_column() -> None:
 
 def test_the_summary_of_an_evaluation_without_passkeys_or_checks_can_be_printed() -> None:
     rows, _ = passing()
-    assert summary(rows, [], []).splitlines()[-1] == "0 of 0 checks passed"
+    assert text_of(rows, [], []).splitlines()[-1] == "0 of 0 checks passed"

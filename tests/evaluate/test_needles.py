@@ -6,23 +6,24 @@ import pytest
 import torch
 
 from ropewalk.corpus.recall import is_held_out_key
-from ropewalk.evaluate.needles import FAMILIES, IN_TEXTS, needle_prompts
+from ropewalk.evaluate.needles import FAMILIES, needle_prompts
 from ropewalk.evaluate.prompts import Prompt, Prompts
 from ropewalk.evaluate.recall import answered, recall_rows
 from ropewalk.models.continuation import ReadPrompt
-from ropewalk.rope import RopeScaling, extend
-from tiny_models import byte_tokenizer, odd_digit_tokenizer, tiny_llama, tiny_mistral
+from ropewalk.rope import LengthSwitch, RopeScaling, extend
+from tiny_models import byte_tokenizer, odd_digit_tokenizer, tiny_llama, tiny_mistral, tiny_rounding
+from tolerances import relative_error
 
 TOKENIZER = byte_tokenizer()
 LENGTH = 1600
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, I went to sea. " * 40
 SCALING = RopeScaling((1.0,) * 8, 64, 2000, n_hat=4, attention_factor=1.1)
-SWITCH = ((2000, SCALING),)
+SWITCH = LengthSwitch(((2000, SCALING),))
 
 
 def needles(family: str, tokenizer: Any = TOKENIZER, **more: int) -> Prompts:
     sizes = {"length": LENGTH, "trials": 6, "depths": 3, "seed": 0, **more}
-    texts = [tokenizer(TEXT, add_special_tokens=False)["input_ids"]] if family == IN_TEXTS else []
+    texts = [tokenizer(TEXT, add_special_tokens=False)["input_ids"]] if family == "multi_key_text" else []
     return needle_prompts(tokenizer, family, **sizes, texts=texts)
 
 
@@ -92,7 +93,7 @@ def test_a_length_too_short_for_a_family_is_refused_with_the_least_length() -> N
 
 def test_a_needle_lies_in_the_text_of_a_document_each_in_its_turn() -> None:
     texts = [TOKENIZER(letter * LENGTH, add_special_tokens=False)["input_ids"] for letter in "ab"]
-    made = needle_prompts(TOKENIZER, IN_TEXTS, length=LENGTH, trials=4, depths=4, seed=0, texts=texts)
+    made = needle_prompts(TOKENIZER, "multi_key_text", length=LENGTH, trials=4, depths=4, seed=0, texts=texts)
     for prompt, letter in zip(made.prompts, "abab", strict=True):
         text = TOKENIZER.decode(prompt.document)
         assert letter * 20 in text
@@ -100,9 +101,9 @@ def test_a_needle_lies_in_the_text_of_a_document_each_in_its_turn() -> None:
         assert text.count("One of the special magic numbers for") == 4
         assert text.count(prompt.answers[0]) == 1
     with pytest.raises(ValueError, match="lie in documents, found no texts"):
-        needle_prompts(TOKENIZER, IN_TEXTS, length=LENGTH, trials=1, depths=1, seed=0)
+        needle_prompts(TOKENIZER, "multi_key_text", length=LENGTH, trials=1, depths=1, seed=0)
     with pytest.raises(ValueError, match=r"of 1600 tokens needs a text of \d+ tokens, found 9"):
-        needle_prompts(TOKENIZER, IN_TEXTS, length=LENGTH, trials=1, depths=1, seed=0, texts=[texts[0][:9]])
+        needle_prompts(TOKENIZER, "multi_key_text", length=LENGTH, trials=1, depths=1, seed=0, texts=[texts[0][:9]])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,7 +135,7 @@ def test_what_follows_a_prompt_is_what_transformers_generates_and_scores(make: A
         row = torch.cat([ids, torch.tensor([answer])], 1)
         with torch.no_grad():
             logs = model(row).logits[0, 89:-1].log_softmax(-1).gather(-1, row[0, 90:, None])
-        assert read.log_likelihood(answer) == pytest.approx(float(logs.sum()), rel=1e-5)
+        assert relative_error(read.log_likelihood(answer), float(logs.sum())) < tiny_rounding(row.shape[1])
     assert read.greedy(8) == expected
 
 

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from ropewalk.corpus.recall import is_held_out_key, recall_row
 from ropewalk.evaluate import passkey
-from ropewalk.evaluate.passkey import accuracy, passkey_accuracy, passkey_prompt, passkey_prompts
+from ropewalk.evaluate.passkey import passkey_accuracy, passkey_prompt, passkey_prompts
 from ropewalk.evaluate.prompts import Prompt
-from ropewalk.rope import RopeScaling, extend
+from ropewalk.evaluate.result_table import ResultTable
+from ropewalk.rope import LengthSwitch, RopeScaling, extend
 from tiny_models import byte_tokenizer, learned, odd_digit_tokenizer, tiny_llama
 
 TOKENIZER = byte_tokenizer()
-SWITCH = ((400, RopeScaling((1.0,) * 8, 64, 400)), (800, RopeScaling((2.0,) * 8, 64, 800, attention_factor=1.1)))
+SWITCH = LengthSwitch(
+    ((400, RopeScaling((1.0,) * 8, 64, 400)), (800, RopeScaling((2.0,) * 8, 64, 800, attention_factor=1.1)))
+)
 
 
 def accuracy_of(model: Any, *, chunk: int = 16_384, **sizes: int) -> list[dict[str, Any]]:
@@ -83,7 +86,7 @@ def test_the_verdict_is_that_of_greedy_decoding() -> None:
     model = copying_llama(rows[::2], count)
     found = accuracy_of(model, **sizes)
     prompts = rows[:, :-count]
-    extend(model, SWITCH[0][1])
+    extend(model, SWITCH.scalings[0])
     decoded = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=count, min_new_tokens=count
     )
@@ -91,14 +94,14 @@ def test_the_verdict_is_that_of_greedy_decoding() -> None:
     assert 0 < right.sum() < 12
     assert [row["correct"] for row in found] == right.view(3, 4).sum(1).tolist()
     assert [(row["length"], row["depth"], row["trials"]) for row in found] == [(300, d, 4) for d in (0.0, 0.5, 1.0)]
-    assert accuracy(found) == pytest.approx(right.float().mean().item())
+    assert ResultTable.from_rows(found).accuracy() == pytest.approx(right.float().mean().item())
 
 
 @pytest.mark.parametrize(("length", "which"), [(300, 0), (400, 0), (401, 1), (900, 1)])
 def test_the_scaling_is_the_switchs_for_the_length(length: int, which: int) -> None:
     model = tiny_llama(vocab_size=258)
     accuracy_of(model, length=length, depths=1, trials=1, seed=0)
-    assert model.model.rotary_emb.scaling == SWITCH[which][1]
+    assert model.model.rotary_emb.scaling == SWITCH.scalings[which]
 
 
 def test_long_prompts_are_read_in_chunks_to_the_same_verdict() -> None:
@@ -142,8 +145,8 @@ def test_a_key_counts_by_its_text_and_not_by_its_tokens(
     (prompt,) = prompts.prompts
     assert [tokenizer.decode([token]) for token in prompt.right[0]] == ["s ", "12", "345"]
     answer = [token for piece in written.split("|") for token in tokenizer(piece)["input_ids"]]
-    switch = ((400, RopeScaling((1.0,) * 8, 64, 400)),)
-    model = writes(extend(tiny_llama(vocab_size=len(tokenizer)), switch[0][1]), list(prompt.ids), answer)
+    switch = LengthSwitch(((400, RopeScaling((1.0,) * 8, 64, 400)),))
+    model = writes(extend(tiny_llama(vocab_size=len(tokenizer)), switch.longest), list(prompt.ids), answer)
     (found,) = passkey_accuracy(model, tokenizer, switch, prompts)
     assert (found["correct"], found["nan"]) == (correct, 0)
 

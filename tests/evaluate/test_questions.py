@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.evaluate.questions import local_tasks
+from ropewalk.evaluate.tasks import local_tasks
 from tiny_benchmarks import small_benchmarks, write
 
 

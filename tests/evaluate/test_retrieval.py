@@ -10,21 +10,21 @@ from scipy.stats import binomtest
 
 from ropewalk.config import EvaluateConfig, RetrievalConfig
 from ropewalk.corpus.store import TokenStore
-from ropewalk.evaluate.drawing import Draw, DrawnPrompts
+from ropewalk.evaluate.extension import Extension
 from ropewalk.evaluate.passkey import passkey_accuracy
+from ropewalk.evaluate.prompt_sets import Draw, PromptSets
 from ropewalk.evaluate.prompts import Prompts
 from ropewalk.evaluate.recall import recall_rows
 from ropewalk.evaluate.retrieval import compare, retrieval_rows, retrieve
-from ropewalk.evaluate.road import Road
 from ropewalk.evaluate.uncertainty import share_interval
-from ropewalk.rope import RopeScaling, RotaryShape
+from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape
 from tiny_models import byte_tokenizer, learned, tiny_llama
-from tiny_roads import byte_store
+from tiny_pipeline import byte_store
 
 TOKENIZER = byte_tokenizer()
 LENGTH = 1024
 PLAIN = RopeScaling((1.0,) * 8, 640, LENGTH)
-SWITCH = ((LENGTH, PLAIN),)
+SWITCH = LengthSwitch(((LENGTH, PLAIN),))
 TASKS = ("passkey", "single", "multi_key", "multi_value", "multi_key_text")
 
 
@@ -111,28 +111,28 @@ def test_the_whole_documents_scores_are_those_of_the_tasks_own_tables(store: Tok
 def test_documents_are_read_under_the_switchs_scaling_and_chunks_under_plain_rope(store: TokenStore) -> None:
     models = {name: tiny_llama(vocab_size=258) for name in ("base", "finetuned")}
     longer = RopeScaling((2.0,) * 8, 640, LENGTH, attention_factor=1.1)
-    switch = ((LENGTH - 1, PLAIN), (LENGTH, longer))
+    switch = LengthSwitch(((LENGTH - 1, PLAIN), (LENGTH, longer)))
     compare(models, TOKENIZER, [asked(store, "single", trials=1)], switch, PLAIN, chunk_tokens=160, chunk=300)
     assert models["finetuned"].model.rotary_emb.scaling == longer
     assert models["base"].model.rotary_emb.scaling == PLAIN
 
 
-def test_the_road_asks_its_tasks_where_the_searched_factors_are_compared(store: TokenStore) -> None:
+def test_the_pipeline_asks_its_tasks_where_the_searched_factors_are_compared(store: TokenStore) -> None:
     model = tiny_llama(vocab_size=258)
     config = EvaluateConfig(
         name="tiny", lengths=[LENGTH], base_lengths=[LENGTH], passkey_lengths=[LENGTH],
         retrieval=RetrievalConfig(lengths=[900, LENGTH], tasks=["passkey", "single"], trials=2, chunk_tokens=160),
     )  # fmt: skip
-    road = Road(RotaryShape(16, 10_000.0, PLAIN.original_length), PLAIN, SWITCH, config, ("longrope",))
-    models, prompts = {"base": model, "finetuned": model}, DrawnPrompts(TOKENIZER, store)
-    rows = retrieval_rows(road, models, prompts, seed=0)
+    extension = Extension(RotaryShape(16, 10_000.0, PLAIN.original_length), PLAIN, SWITCH, config, ("longrope",))
+    models, prompts = {"base": model, "finetuned": model}, PromptSets(TOKENIZER, store)
+    rows = retrieval_rows(extension, models, prompts, seed=0)
     assert [(row["length"], row["task"], row["way"]) for row in rows] == [
         (length, task, way)
         for length in (900, LENGTH)
         for task in ("passkey", "single")
         for way in ("long", "retrieved")
     ]
-    assert retrieval_rows(replace(road, methods=("pi",)), models, prompts, seed=0) == []
+    assert retrieval_rows(replace(extension, methods=("pi",)), models, prompts, seed=0) == []
 
 
 def test_a_model_that_emits_nan_is_wrong_and_not_refused(store: TokenStore) -> None:

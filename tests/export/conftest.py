@@ -28,7 +28,7 @@ def switch_for(model: Any, *, n_hat: int) -> LengthSwitch:
     pairs = rotary_shape(model).rotary_dim // 2
     short = RopeScaling(tuple(1 + 0.2 * pair for pair in range(pairs)), WINDOW, 2 * WINDOW, 0, 1.05)
     long = RopeScaling(tuple(1 + 0.9 * pair for pair in range(pairs)), WINDOW, 8 * WINDOW, n_hat, 1.2)
-    return ((2 * WINDOW, short), (8 * WINDOW, long))
+    return LengthSwitch(((2 * WINDOW, short), (8 * WINDOW, long)))
 
 
 def long_switch_for(model: Any) -> LengthSwitch:
@@ -36,16 +36,14 @@ def long_switch_for(model: Any) -> LengthSwitch:
     pairs = rotary_shape(model).rotary_dim // 2
     lengths = (WINDOW // 2, WINDOW, 2 * WINDOW, 8 * WINDOW)
     steps = (0.0, 0.3, 0.9, 2.0)
-    return tuple(
-        (
-            length,
-            RopeScaling(
-                tuple(1 + step * pair for pair in range(pairs)),
-                WINDOW,
-                max(length, WINDOW),
-                n_hat=2 * place,
-                attention_factor=1 + 0.1 * place,
-            ),
+    scalings = [
+        RopeScaling(
+            tuple(1 + step * pair for pair in range(pairs)),
+            WINDOW,
+            max(length, WINDOW),
+            n_hat=2 * place,
+            attention_factor=1 + 0.1 * place,
         )
         for place, (length, step) in enumerate(zip(lengths, steps, strict=True))
-    )
+    ]
+    return LengthSwitch(tuple(zip(lengths, scalings, strict=True)))

@@ -1,5 +1,6 @@
 """The card says what the model is, how it was made, what was measured, and how loaders differ."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,17 @@ import yaml
 
 from ropewalk.export import model_card
 from ropewalk.export.card import license_of, searches
+from ropewalk.models.base import BaseModel
+from ropewalk.models.factors import FactorsByLength, FactorsEntry
 from ropewalk.rope import LengthSwitch, RopeScaling
 
 LONG = RopeScaling((1.0, 4.0, 9.0), 256, 16_384, n_hat=4, attention_factor=1.27)
 SHORT = RopeScaling((1.0, 1.5, 2.0), 256, 256, attention_factor=1.01)
-BASE = {"name": "walker: the 'first'", "original_length": 256, "parameters": 2_900_000, "weights_sha256": "ab" * 32}
+LONG_ONLY, SWITCH = LengthSwitch(((16_384, LONG),)), LengthSwitch(((256, SHORT), (16_384, LONG)))
+BASE = BaseModel(
+    name="walker: the 'first'", path="models/walker", weights_sha256="ab" * 32, original_length=256, rotary_dim=6,
+    rope_theta=1e4, parameters=2_900_000, vocab_size=1024,
+)  # fmt: skip
 PERPLEXITY: list[dict[str, Any]] = [
     {"model": model, "method": method, "variant": "s=1", "length": length, "perplexity": value, "documents": 8,
      "tokens": 8 * length, "document_set": "long", "protocol": "one pass over the first tokens"}
@@ -37,14 +44,14 @@ def card(switch: LengthSwitch) -> str:
 
 
 def test_front_matter_is_yaml_whatever_the_name() -> None:
-    values = yaml.safe_load(card(((16_384, LONG),)).split("---")[1])
+    values = yaml.safe_load(card(LONG_ONLY).split("---")[1])
     assert values["library_name"] == "transformers"
-    assert values["base_model"] == BASE["name"]
+    assert values["base_model"] == BASE.name
     assert "longrope" in values["tags"]
 
 
 def test_figures_come_with_protocol_and_only_for_the_model_and_its_base() -> None:
-    text = card(((256, SHORT), (16_384, LONG)))
+    text = card(SWITCH)
     assert "one pass over the first tokens" in text
     assert "| this model | 16,384 | 6.25 | s=1 | 8 (long) | 131,072 |" in text
     assert "9.10" not in text
@@ -52,13 +59,26 @@ def test_figures_come_with_protocol_and_only_for_the_model_and_its_base() -> Non
     assert "- Search: 212 trials\n- finetune:\n  - first:\n    - steps: 80\n\n" in text
 
 
+def test_a_model_that_was_not_trained_is_said_to_be_the_base_model_under_other_factors() -> None:
+    untrained = [row | {"model": "base"} for row in PERPLEXITY]
+    text = model_card(
+        base=BASE, switch=SWITCH, perplexity_rows=untrained, passkey_rows=[row | {"model": "base"} for row in PASSKEY],
+        how_made={}, extended="base",
+    )  # fmt: skip
+    assert "No weight was changed and nothing was trained" in text
+    assert "No weight was changed" not in card(SWITCH)
+    assert "| this model | 16,384 | 6.25 |" in text
+    assert "| base model, plain RoPE | 256 | 7.50 |" in text
+    assert "9.10" not in text
+    assert "| 2,048 | 95 % | 20 |" in text
+
+
 def test_the_searches_are_told_with_their_budget_and_nothing_empty_is() -> None:
     origin = {"method": "hybrid", "trials": 12, "gradient_steps": 24, "model_hash": "ab" * 32, "commit": "abc1234"}
-    factors = {"switch": [{"up_to_length": 2048, "provenance": origin}, {"up_to_length": 4096, "provenance": None}]}
-    made = searches(factors)
+    made = searches(FactorsByLength((FactorsEntry(2048, SHORT, origin), FactorsEntry(4096, LONG))))
     assert list(made) == ["factors for up to 2,048 tokens"]
     text = model_card(
-        base=BASE, switch=((16_384, LONG),), perplexity_rows=[], passkey_rows=[],
+        base=BASE, switch=LONG_ONLY, perplexity_rows=[], passkey_rows=[],
         how_made={**made, "corpus": {"name": "text", "quality": {}, "path": None}},
     )  # fmt: skip
     lines = ["- factors for up to 2,048 tokens:", "  - method: hybrid", "  - gradient steps: 24", "  - trials: 12"]
@@ -66,27 +86,26 @@ def test_the_searches_are_told_with_their_budget_and_nothing_empty_is() -> None:
 
 
 def test_what_plain_transformers_leaves_out_is_said() -> None:
-    switching = card(((256, SHORT), (16_384, LONG)))
+    switching = card(SWITCH)
     assert "ignores n_hat = 4" in switching
     assert "applies the factors for the longest inputs at every length" in switching
-    same = card(((16_384, RopeScaling((1.0, 4.0, 9.0), 256, 16_384)),))
+    same = card(LengthSwitch(((16_384, RopeScaling((1.0, 4.0, 9.0), 256, 16_384)),)))
     assert "n_hat = " not in same
     assert "Both give the same outputs" in same
 
 
 def test_a_card_without_figures_leaves_their_tables_out() -> None:
-    text = model_card(base={"name": "x"}, switch=((16_384, LONG),), perplexity_rows=[], passkey_rows=[], how_made={})
+    text = model_card(base=BASE, switch=LONG_ONLY, perplexity_rows=[], passkey_rows=[], how_made={})
     assert "Perplexity" not in text
     assert "Passkey" not in text
 
 
 def test_two_sets_of_factors_come_with_a_warning() -> None:
     made: dict[str, Any] = {"base": BASE, "perplexity_rows": [], "passkey_rows": [], "how_made": {}}
-    switch = ((256, SHORT), (16_384, LONG))
-    warned = model_card(**made, switch=switch, short_factor="recovered")
+    warned = model_card(**made, switch=SWITCH, short_factor="recovered")
     assert "**Warning.**" in warned
     assert "cross 256 tokens" in warned
-    assert "Warning" not in model_card(**made, switch=switch)
+    assert "Warning" not in model_card(**made, switch=SWITCH)
 
 
 def test_licence_pictures_and_what_other_software_loses_are_in_it() -> None:
@@ -95,7 +114,7 @@ def test_licence_pictures_and_what_other_software_loses_are_in_it() -> None:
         for way, value in (("with ropewalk", 7.6), ("without n_hat", 7.7), ("same", 8.8), ("recovered", 8.1))
     ]
     text = model_card(
-        base={**BASE, "license": "apache-2.0"}, switch=((16_384, LONG),), perplexity_rows=[], passkey_rows=[],
+        base=BASE, license_name="apache-2.0", switch=LONG_ONLY, perplexity_rows=[], passkey_rows=[],
         how_made={}, cost_rows=cost, pictures={"perplexity.png": "Perplexity"},
     )  # fmt: skip
     assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
@@ -104,8 +123,8 @@ def test_licence_pictures_and_what_other_software_loses_are_in_it() -> None:
 
 
 def test_a_base_model_that_came_with_a_scaling_is_not_called_plain() -> None:
-    base = {**BASE, "window": 1024, "start": {"switch": []}}
-    text = model_card(base=base, switch=((16_384, LONG),), perplexity_rows=PERPLEXITY, passkey_rows=[], how_made={})
+    base = replace(BASE, start_switch=LengthSwitch(((1024, replace(LONG, target_length=1024)),)))
+    text = model_card(base=base, switch=LONG_ONLY, perplexity_rows=PERPLEXITY, passkey_rows=[], how_made={})
     assert "context extended from 1,024 to 16,384 tokens" in text
     assert "came with a scaling from 256 to 1,024 tokens, which the factors include" in text
     assert "| base model as it came | 256 | 7.50 |" in text

@@ -13,10 +13,13 @@ from ropewalk.export import export_checkpoint
 from ropewalk.export.cost import exported_scalings
 from ropewalk.models.base import load_model
 from ropewalk.models.published import published_scaling
-from ropewalk.rope import RopeScaling, extend, rotary_shape
-from tiny_models import WINDOW, tiny_llama, token_rows
+from ropewalk.rope import LengthSwitch, RopeScaling, extend, rotary_shape
+from tiny_models import WINDOW, tiny_llama, tiny_rounding, token_rows
+from tolerances import relative_error
 
 from .conftest import long_switch_for, switch_for
+
+pytestmark = pytest.mark.numeric
 
 SMALL_DISK = "64k"
 
@@ -35,11 +38,10 @@ def test_plain_transformers_gives_our_logits_below_and_beyond_the_window(
     ids = token_rows(length, rows=2)
     with torch.no_grad():
         plain = model(ids).logits
-        ours = extend(model, switch[-1][1])(ids).logits
+        ours = extend(model, switch.longest)(ids).logits
         theirs = loaded(ids).logits
-    # Of the logits' size: the two round the frequencies differently, by some 1e-7 of an angle of hundreds of radians.
-    torch.testing.assert_close(theirs, ours, atol=1e-5 * float(ours.abs().max()), rtol=0)
-    assert not torch.allclose(plain, ours, atol=1e-2)
+    assert relative_error(theirs, ours) < tiny_rounding(length)
+    assert relative_error(plain, ours) > 100 * tiny_rounding(length)
 
 
 def test_generation_across_the_window_uses_one_scaling_in_plain_transformers(
@@ -51,7 +53,7 @@ def test_generation_across_the_window_uses_one_scaling_in_plain_transformers(
     ids = token_rows(WINDOW - 6, rows=1)
     options = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False}
     theirs = loaded.generate(ids, **options)
-    ours = extend(model, switch[-1][1]).generate(ids, use_cache=False, **options)
+    ours = extend(model, switch.longest).generate(ids, use_cache=False, **options)
     assert theirs.tolist() == ours.tolist()
 
 
@@ -61,7 +63,7 @@ def test_config_tokenizer_and_files_say_the_extended_window(model: Any, tokenize
     export_checkpoint(model, tokenizer, switch, folder, card="# card\n")
     config = json.loads((folder / "config.json").read_text())
     rope = config["rope_parameters"]
-    last = switch[-1][1]
+    last = switch.longest
     assert rope["rope_type"] == "longrope"
     assert rope["short_factor"] == rope["long_factor"] == list(last.factors)
     assert rope["attention_factor"] == last.attention_factor
@@ -78,7 +80,7 @@ def test_config_tokenizer_and_files_say_the_extended_window(model: Any, tokenize
 def test_the_model_in_memory_is_left_as_it_was(model: Any, tokenizer: Any, tmp_path: Path, extended: bool) -> None:
     switch = switch_for(model, n_hat=4)
     if extended:
-        extend(model, switch[0][1])
+        extend(model, switch.scalings[0])
     ids = token_rows(20)
     length_before = tokenizer.model_max_length
     config, inner = model.config, model.model.config
@@ -120,7 +122,7 @@ def test_a_failure_inside_leaves_no_half_written_folder(
     if fails == "tokenizer":
         monkeypatch.setattr(type(tokenizer), "save_pretrained", fail)
     else:
-        monkeypatch.setattr("ropewalk.export.checkpoint._check_config", fail)
+        monkeypatch.setattr("ropewalk.export.checkpoint._check_logits", fail)
     with pytest.raises(OSError, match="no space left"):
         export_checkpoint(llama, tokenizer, switch, folder, card="new")
     assert llama.config is config
@@ -135,7 +137,7 @@ def test_factors_for_another_rotary_dimension_are_refused_before_anything_is_wri
     pairs = rotary_shape(llama).rotary_dim // 2
     wrong = RopeScaling((2.0,) * (pairs + 1), WINDOW, 2 * WINDOW)
     with pytest.raises(ValueError, match="rescale factors"):
-        export_checkpoint(llama, tokenizer, ((2 * WINDOW, wrong),), tmp_path / "model", card="")
+        export_checkpoint(llama, tokenizer, LengthSwitch(((2 * WINDOW, wrong),)), tmp_path / "model", card="")
     assert not file_names(tmp_path)
 
 
@@ -152,8 +154,8 @@ def test_recovered_factors_are_what_plain_transformers_applies_up_to_the_window(
         theirs = loaded(ids).logits
         ours = extend(model, short if length <= WINDOW else long)(ids).logits
         other = extend(model, long if length <= WINDOW else short)(ids).logits
-    torch.testing.assert_close(theirs, ours, atol=1e-5 * float(ours.abs().max()), rtol=0)
-    assert not torch.allclose(theirs, other, atol=1e-2)
+    assert relative_error(theirs, ours) < tiny_rounding(length)
+    assert relative_error(theirs, other) > 100 * tiny_rounding(length)
 
 
 def test_a_folder_that_holds_something_else_is_left_as_it_is(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -187,15 +189,15 @@ def test_tied_and_untied_embeddings_and_shards_come_through(tokenizer: Any, tmp_
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
     ids = token_rows(2 * WINDOW)
     with torch.no_grad():
-        ours = extend(model, switch[-1][1])(ids).logits
-        torch.testing.assert_close(loaded(ids).logits, ours, atol=1e-5 * float(ours.abs().max()), rtol=0)
+        ours = extend(model, switch.longest)(ids).logits
+        assert relative_error(loaded(ids).logits, ours) < tiny_rounding(2 * WINDOW)
 
 
 def test_generation_that_ended_at_the_old_window_ends_at_the_new_one(
     llama: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     switch = switch_for(llama, n_hat=0)
-    for stated, expected in ((WINDOW, switch[-1][1].target_length), (WINDOW // 2, WINDOW // 2)):
+    for stated, expected in ((WINDOW, switch.longest.target_length), (WINDOW // 2, WINDOW // 2)):
         llama.generation_config.max_length = stated
         export_checkpoint(llama, tokenizer, switch, tmp_path / "model", card="")
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config.max_length == expected
@@ -217,4 +219,4 @@ def test_more_files_lie_beside_the_card(llama: Any, tokenizer: Any, tmp_path: Pa
 def test_an_export_of_ours_is_read_back(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
     switch = switch_for(llama, n_hat=0)
     export_checkpoint(llama, tokenizer, switch, tmp_path / "model", card="")
-    assert published_scaling(tmp_path / "model").switch == (switch[-1],)
+    assert published_scaling(tmp_path / "model").switch == LengthSwitch((switch.entries[-1],))

@@ -8,7 +8,7 @@ import torch
 
 from ropewalk.evaluate.compare import measure
 from ropewalk.evaluate.perplexity import DocumentSet
-from ropewalk.export.cost import cost_metrics, cost_readings, costs, exported_scalings
+from ropewalk.export.cost import cost_metrics, cost_tasks, costs, exported_scalings
 from tiny_models import WINDOW, token_rows
 
 from .conftest import long_switch_for
@@ -16,13 +16,13 @@ from .conftest import long_switch_for
 
 def test_an_export_applies_the_last_factors_or_the_two_of_the_window_and_never_n_hat(llama: Any) -> None:
     switch = long_switch_for(llama)
-    last = switch[-1][1]
+    last = switch.longest
     assert last.n_hat > 0
     short, long = exported_scalings(switch, "same")
     assert short == long == replace(last, n_hat=0)
     short, long = exported_scalings(switch, "recovered")
     assert long == replace(last, n_hat=0)
-    assert short.factors == switch[1][1].factors
+    assert short.factors == switch.scalings[1].factors
     assert (short.n_hat, short.attention_factor) == (0, last.attention_factor)
 
 
@@ -33,7 +33,8 @@ def test_costs_are_perplexities_of_the_same_documents_in_every_way(llama: Any) -
         DocumentSet(name, token_rows(length)) for name, length in (("all", lengths[1]), ("long", lengths[2]))
     )
     with torch.no_grad():
-        rows = measure({"finetuned": llama}, cost_readings(switch, lengths, target=lengths[1], short=short, long=long))
+        tasks = cost_tasks("finetuned", switch, lengths, target=lengths[1], short=short, long=long)
+        rows = [result.row for result in measure({"finetuned": llama}, tasks)]
     found = costs(rows)
     assert list(found) == list(lengths)
     assert all(set(by_way) == {"with ropewalk", "without n_hat", "same", "recovered"} for by_way in found.values())

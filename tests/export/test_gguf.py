@@ -1,7 +1,6 @@
 """A GGUF export holds the weights, factors and tokenizer as llama.cpp reads them."""
 
-import subprocess
-import sys
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import llama_build
 from ropewalk.export import export_checkpoint
-from ropewalk.export.cost import exported_scalings
 from ropewalk.export.gguf import export_gguf
-from ropewalk.models.base import load_model, load_tokenizer
-from ropewalk.models.loss import token_losses
-from ropewalk.rope import RopeScaling, extend, rotary_shape
-from tiny_models import WINDOW, tiny_llama, tiny_qwen3
-from workspace import ROOT
+from ropewalk.rope import LengthSwitch, methods, rotary_shape
+from tiny_models import WINDOW, tiny_gemma, tiny_gpt_neox, tiny_llama, tiny_mistral, tiny_qwen2, tiny_qwen3
+from tolerances import relative_error, rounding
 
 from .conftest import long_switch_for, switch_for
 
@@ -44,11 +39,11 @@ def test_factors_lengths_and_attention_factor_are_where_llama_cpp_looks(exported
     assert values["llama.rope.scaling.type"] == "longrope"
     assert values["llama.rope.scaling.original_context_length"] == WINDOW
     assert values["llama.context_length"] == 8 * WINDOW
-    assert values["llama.rope.scaling.attn_factor"] == pytest.approx(switch[-1][1].attention_factor)
+    assert values["llama.rope.scaling.attn_factor"] == pytest.approx(switch.longest.attention_factor)
     assert values["llama.rope.freq_base"] == 10_000.0
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
-    assert tensors["rope_factors_long.weight"].tolist() == pytest.approx(switch[-1][1].factors)
-    assert tensors["rope_factors_short.weight"].tolist() == pytest.approx(switch[1][1].factors)
+    assert tensors["rope_factors_long.weight"].tolist() == pytest.approx(switch.longest.factors)
+    assert tensors["rope_factors_short.weight"].tolist() == pytest.approx(switch.scalings[1].factors)
 
 
 def test_one_set_of_factors_is_for_every_length(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -57,7 +52,7 @@ def test_one_set_of_factors_is_for_every_length(llama: Any, tokenizer: Any, tmp_
     export_gguf(tmp_path / "model", tmp_path / "model.gguf")
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
-    assert tensors["rope_freqs.weight"].tolist() == pytest.approx(switch[-1][1].factors)
+    assert tensors["rope_freqs.weight"].tolist() == pytest.approx(switch.longest.factors)
     assert fields(reader)["llama.rope.scaling.type"] == "none"
     assert not [name for name in tensors if name.startswith("rope_factors")]
 
@@ -96,79 +91,55 @@ def test_the_tokenizer_goes_with_it(exported: Path, tokenizer: Any) -> None:
     assert len(values["tokenizer.ggml.tokens"]) == 300
 
 
-def test_what_is_not_llama_shaped_is_refused_before_anything_is_written(tokenizer: Any, tmp_path: Path) -> None:
-    model = tiny_qwen3()
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (tiny_gpt_neox, "it is of type gpt_neox; a GGUF export is for llama, mistral, phi3, qwen2, qwen3, gemma"),
+        (tiny_qwen3, "llama.cpp applies no rescale factors in qwen3 models, only linear scaling, another base or YaRN"),
+        (
+            lambda **sizes: tiny_mistral(sliding_window=32, **sizes),
+            "it has sliding-window attention, which GGUF's llama",
+        ),
+        (lambda **sizes: tiny_llama(hidden_act="gelu", **sizes), "its activation is gelu, that of GGUF's llama silu"),
+    ],
+    ids=["model type", "factors", "sliding window", "activation"],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused_before_anything_is_written(
+    build: Any, reason: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    model = build(vocab_size=300)
     export_checkpoint(model, tokenizer, switch_for(model, n_hat=0), tmp_path / "model", card="")
-    with pytest.raises(ValueError, match="of type qwen3; a GGUF export is for llama and mistral"):
+    with pytest.raises(ValueError, match=f"model cannot be written as GGUF: {reason}"):
         export_gguf(tmp_path / "model", tmp_path / "model.gguf")
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
+@pytest.mark.parametrize("build", [tiny_qwen2, tiny_qwen3, tiny_gemma])
+@pytest.mark.parametrize("method", [methods.pi, methods.ntk, methods.yarn])
+def test_where_llama_cpp_applies_no_factors_its_own_formulas_give_our_frequencies(
+    build: Any, method: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    model = build(vocab_size=300)
+    shape = rotary_shape(model)
+    scaling = method(**vars(shape), target_length=8 * WINDOW)
+    export_checkpoint(model, tokenizer, LengthSwitch(((8 * WINDOW, scaling),)), tmp_path / "model", card="")
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    values = fields(gguf.GGUFReader(tmp_path / "model.gguf"))
+    rope = {key.split(".rope.")[1]: value for key, value in values.items() if ".rope." in key}
+    kind, factor = rope["scaling.type"], rope["scaling.factor"]
+    assert kind == ("yarn" if method is methods.yarn else "linear")
+    plain = torch.tensor(methods.inverse_frequencies(shape.rotary_dim, rope["freq_base"]), dtype=torch.float64)
+    factors = methods.yarn(**vars(shape), target_length=8 * WINDOW).factors if kind == "yarn" else (factor,)
+    ours = torch.tensor(methods.inverse_frequencies(shape.rotary_dim, shape.base)) / torch.tensor(scaling.factors)
+    assert relative_error(plain / torch.tensor(factors), ours) < rounding(4)
+    with_yarns = 1 + 0.1 * math.log(factor) if kind == "yarn" else 1.0
+    assert rope["scaling.attn_factor"] * with_yarns == pytest.approx(scaling.attention_factor, rel=rounding(4))
+
+
 SMALL_DISK = "64k"
-READ_BY_LLAMA_CPP = """
-import json, sys
-import numpy as np
-from llama_cpp import Llama
-path, context, ids = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-llama = Llama(path, n_ctx=context, n_batch=len(ids), logits_all=True, verbose=False, n_threads=1)
-llama.eval(ids)
-logits = np.asarray(llama.scores[: len(ids) - 1], dtype=np.float64)
-top = logits.max(-1, keepdims=True)
-losses = (np.log(np.exp(logits - top).sum(-1)) + top[:, 0]) - logits[np.arange(len(ids) - 1), ids[1:]]
-print(float(np.exp(losses.mean())))
-"""
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(exported: Path, small_disk: Path) -> None:
     with pytest.raises(OSError, match=r"model\.gguf needs 1\.\d MiB and its disk has"):
         export_gguf(exported, small_disk / "model.gguf", dtype="float32")
     assert not list(small_disk.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("short_factor", ["same", "recovered"])
-def test_llama_cpp_reads_the_export_with_our_perplexity(tmp_path: Path, short_factor: str) -> None:
-    """Below, at, right above and beyond the original window; with two sets of factors by the context asked for."""
-    environment = llama_build.environment()
-    if environment is None:
-        pytest.skip(f"llama.cpp is not built in {llama_build.PLACE}; `make llama` builds it")
-    walker = str(ROOT / "models" / "walker")
-    model, tokenizer = load_model(walker), load_tokenizer(walker)
-    window = rotary_shape(model).original_length
-    pairs = rotary_shape(model).rotary_dim // 2
-
-    def rising(highest: float, length: int) -> RopeScaling:
-        factors = tuple(highest ** (pair / (pairs - 1)) for pair in range(pairs))
-        return RopeScaling(factors, window, length, attention_factor=1.1)
-
-    switch = ((window, rising(2.5, window)), (4 * window, rising(16.0, 4 * window)))
-    export_checkpoint(model, tokenizer, switch, tmp_path / "model", card="", short_factor=short_factor)
-    export_gguf(tmp_path / "model", tmp_path / "model.gguf", dtype="float32")
-    text = Path(subprocess.__file__).read_text(encoding="utf-8")
-    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-    short, long = exported_scalings(switch, short_factor)
-
-    def perplexity(scaling: RopeScaling, length: int) -> float:
-        with torch.no_grad():
-            return float(token_losses(extend(model, scaling), torch.tensor([ids[:length]])).mean().exp())
-
-    for length in (window // 2, window, window + 1, 4 * window):
-        # llama.cpp chooses by its context, which it rounds up to a multiple of 256: the walker's window is one.
-        context = window if length <= window else 4 * window
-        done = subprocess.run(
-            (sys.executable, "-c", READ_BY_LLAMA_CPP, str(tmp_path / "model.gguf"), str(context), str(ids[:length])),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=300,
-        )
-        theirs = float(done.stdout.split()[-1])
-        ours, other = (short, long) if length <= window else (long, short)
-        assert theirs == pytest.approx(perplexity(ours, length), rel=0.01), length
-        # Neither plain RoPE nor the other set would do.
-        wrong = [RopeScaling((1.0,) * pairs, window, 4 * window), *([other] if other != ours else [])]
-        for scaling in wrong:
-            if length > window // 2:
-                assert abs(perplexity(scaling, length) / theirs - 1) > 0.01, (length, scaling)

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 
 from ropewalk.finetune.train import save_checkpoint
-from ropewalk.models.base import check_same_model, describe, load_model, load_tokenizer, window_of
+from ropewalk.models.base import check_same_model, describe, load_model, load_tokenizer, window_before
 from ropewalk.rope import RopeScaling, current_scaling, extend, rotary_shape
 from tiny_models import (
     ROPE_MODELS,
     WINDOW,
     byte_tokenizer,
+    loss_rounding,
     tiny_llama,
     tiny_mistral,
     tiny_qwen2,
@@ -23,9 +25,12 @@ from tiny_models import (
     token_rows,
 )
 from tiny_runs import STEP, train
+from tolerances import relative_error
 
 TARGET = 4 * WINDOW
-SHORT = replace(STEP, length=2 * WINDOW, steps=1, rows=2)
+SHORT = replace(STEP, length=2 * WINDOW, steps=1, batch_size=2)
+
+plain_window = partial(window_before, start="plain", original_length=None)
 
 
 def logits(model: Any, length: int = TARGET) -> torch.Tensor:
@@ -57,8 +62,8 @@ def test_training_saving_and_loading_keep_the_scaling(tmp_path: Path, kind: str)
 
 SLIDING: dict[str, Any] = {
     "mistral": lambda: tiny_mistral(sliding_window=16),
-    "qwen2": lambda: tiny_qwen2(sliding_window=16, use_sliding_window=True, max_window_layers=1),
-    "qwen3": lambda: tiny_qwen3(sliding_window=16, use_sliding_window=True, max_window_layers=1),
+    "qwen2": lambda: tiny_qwen2(sliding_window=16, use_sliding_window=True, max_window_layers=0),
+    "qwen3": lambda: tiny_qwen3(sliding_window=16, use_sliding_window=True, max_window_layers=0),
 }
 
 
@@ -69,18 +74,32 @@ def test_a_sliding_window_is_turned_off_with_a_word(
     model = SLIDING[kind]()
     whole = ROPE_MODELS[kind]()
     whole.load_state_dict(model.state_dict())
-    assert not torch.allclose(logits(model), logits(whole), atol=1e-3)
+    assert relative_error(logits(model), logits(whole)) > 0.01
     model.save_pretrained(tmp_path / "base")
     with caplog.at_level(logging.WARNING):
         loaded = load_model(str(tmp_path / "base"))
     assert "attends to the last 16 tokens only; this is turned off" in caplog.text
     assert torch.equal(logits(loaded), logits(whole))
     # As before where the sliding window never cut anything off.
-    torch.testing.assert_close(logits(loaded, 16), logits(model, 16), atol=1e-5, rtol=0)
+    assert relative_error(logits(loaded, 16), logits(model, 16)) < loss_rounding(model, 16)
     loaded.save_pretrained(tmp_path / "again")
     caplog.clear()
     assert torch.equal(logits(load_model(str(tmp_path / "again"))), logits(whole))
     assert not caplog.text
+
+
+def test_a_sliding_window_of_some_layers_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_qwen2(sliding_window=16, use_sliding_window=True, max_window_layers=1)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_model(str(tmp_path))), logits(model))
+    assert not caplog.text
+    assert plain_window(str(tmp_path)) == WINDOW
+
+
+def test_a_model_whose_layers_all_slide_was_trained_within_their_window(tmp_path: Path) -> None:
+    SLIDING["mistral"]().save_pretrained(tmp_path)
+    assert plain_window(str(tmp_path)) == 16
+    assert window_before(str(tmp_path), start="plain", original_length=WINDOW) == WINDOW
 
 
 def test_a_sliding_window_is_kept_where_wanted(tmp_path: Path) -> None:
@@ -116,7 +135,7 @@ def with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("load", [load_model, window_of])
+@pytest.mark.parametrize("load", [load_model, plain_window])
 def test_code_of_a_checkpoint_is_not_run_unasked(with_code: Path, load: Any) -> None:
     with pytest.raises(ValueError, match=r"set model\.trust_remote_code=true if you trust it") as raised:
         load(str(with_code))
@@ -125,7 +144,7 @@ def test_code_of_a_checkpoint_is_not_run_unasked(with_code: Path, load: Any) -> 
 
 
 def test_code_of_a_checkpoint_runs_where_the_user_trusts_it(with_code: Path, tmp_path: Path) -> None:
-    assert window_of(str(with_code), trust_remote_code=True) == WINDOW
+    assert plain_window(str(with_code), trust_remote_code=True) == WINDOW
     model = load_model(str(with_code), trust_remote_code=True)
     assert type(model).__name__ == "OwnModel"
     assert list(with_code.parent.rglob("ran"))
@@ -137,8 +156,9 @@ def test_code_of_a_checkpoint_runs_where_the_user_trusts_it(with_code: Path, tmp
     assert torch.equal(logits(again), logits(model))
 
 
-def test_a_checkpoint_of_another_architecture_is_refused() -> None:
-    base = describe(tiny_llama(), name="own", path="base", original_length=None, start="plain").to_dict()
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    base = describe(tiny_llama(), name="own", path=str(tmp_path), original_length=None, start="plain")
     check_same_model(tiny_llama(), base, path="x")
-    with pytest.raises(ValueError, match=r"^x is a checkpoint of another architecture than base: parameters \d+ where"):
+    with pytest.raises(ValueError, match=r"^x is a checkpoint of another architecture than .*: parameters \d+ where"):
         check_same_model(ROPE_MODELS["qwen3"](), base, path="x")

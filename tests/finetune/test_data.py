@@ -8,30 +8,29 @@ import torch
 
 from ropewalk.finetune.data import SegmentData
 from tiny_models import VOCABULARY, byte_tokenizer
-from tiny_runs import BOS, EOS, STEP, token_store
+from tiny_runs import BOS, EOS, FINETUNE, STEP, token_store
 
 
 def data(
-    folder: Path, *, rows_at_once: int = 2, recall_share: float = 0.0, first_step: int = 0, across: bool = False
+    folder: Path, *, micro_batch_size: int = 2, recall_share: float = 0.0, first_step: int = 0, across: bool = False
 ) -> SegmentData:
     return SegmentData(
         token_store(folder / "store"),
         byte_tokenizer(),
         replace(STEP, length=256),
-        recall_share=recall_share,
-        rows_at_once=rows_at_once,
+        replace(FINETUNE, recall_share=recall_share, across_documents=across),
+        micro_batch_size=micro_batch_size,
         seed=3,
         first_step=first_step,
-        across_documents=across,
     )
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 2, 4, 100])
-def test_microbatches_of_a_step_are_its_rows_in_order(tmp_path: Path, rows_at_once: int) -> None:
-    own = data(tmp_path, rows_at_once=rows_at_once)
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 100])
+def test_microbatches_of_a_step_are_its_rows_in_order(tmp_path: Path, micro_batch_size: int) -> None:
+    own = data(tmp_path, micro_batch_size=micro_batch_size)
     found = list(own.train_dataloader())
-    assert {len(batch.ids) for batch in found} == {min(rows_at_once, STEP.rows)}
-    assert own.accumulate * len(found[0].ids) == STEP.rows
+    assert {len(batch.ids) for batch in found} == {min(micro_batch_size, STEP.batch_size)}
+    assert own.accumulate * len(found[0].ids) == STEP.batch_size
     assert len(own.train_dataloader()) == len(found) == STEP.steps * own.accumulate
     for part in (0, 1):
         assert torch.equal(torch.cat([rows[part] for rows in found]), torch.cat([rows[part] for rows in own.segments]))

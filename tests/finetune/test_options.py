@@ -13,12 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
 from ropewalk.config import LoraConfig, ParallelConfig
+from ropewalk.costs.activations import ActivationTable
+from ropewalk.costs.advice import savings
+from ropewalk.costs.shape import shape_of
 from ropewalk.finetune.adapters import adapters
-from ropewalk.finetune.memory import explained, savings, training_work
+from ropewalk.finetune.memory import training_work, within_memory_of
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
 from ropewalk.rope import LearnedScaling, RopeScaling, RotaryEmbedding, current_scaling, extend, find_rotary
-from tiny_models import ROPE_MODELS, WINDOW, tiny_llama, token_rows
+from tiny_models import ROPE_MODELS, WINDOW, loss_rounding, tiny_llama, token_rows
 from tiny_runs import FINETUNE, SCALING, STEP, train
+from tolerances import relative_error, rounding
 from workspace import ROOT, environment
 
 Run = tuple[Any, list[dict[str, float]]]
@@ -33,20 +37,32 @@ def losses(run: Run) -> list[float]:
     return [row["loss"] for row in run[1]]
 
 
-@pytest.mark.parametrize("activations", ["recompute", "offload"])
-def test_recomputed_activations_give_the_same_training(plain: Run, tmp_path: Path, activations: str) -> None:
-    found = train(tmp_path, config=replace(FINETUNE, activations=activations))
+@pytest.mark.parametrize("activation_checkpointing", ["full", "offload"])
+def test_recomputed_activations_give_the_same_training(
+    plain: Run, tmp_path: Path, activation_checkpointing: str
+) -> None:
+    found = train(tmp_path, config=replace(FINETUNE, activation_checkpointing=activation_checkpointing))
     assert losses(found) == losses(plain)
     assert all(torch.equal(a, b) for a, b in zip(found[0].parameters(), plain[0].parameters(), strict=True))
     assert not found[0].is_gradient_checkpointing
 
 
-@pytest.mark.parametrize(("optimizer", "close"), [("adamw_fused", 1e-4), ("adamw_8bit", 0.02)])
-def test_another_optimizer_gives_nearly_the_same_training(
-    plain: Run, tmp_path: Path, optimizer: str, close: float
-) -> None:
-    found = train(tmp_path, config=replace(FINETUNE, optimizer=optimizer))
-    assert losses(found) == pytest.approx(losses(plain), abs=close)
+def test_the_fused_optimizer_takes_the_same_step(tmp_path: Path) -> None:
+    step = replace(STEP, steps=1)
+    plain, fused = (
+        train(tmp_path / name, step=step, config=replace(FINETUNE, optimizer=name))[0]
+        for name in ("adamw", "adamw_fused")
+    )
+    for (name, weight), expected in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        # The two moments, their corrections, a root, a division and a difference.
+        assert relative_error(weight, expected) < rounding(8), name
+
+
+def test_states_of_8_bits_give_nearly_the_same_training(plain: Run, tmp_path: Path) -> None:
+    steps_of_8_bits = train(tmp_path, config=replace(FINETUNE, optimizer="adamw_8bit"))
+    fall = losses(plain)[0] - min(losses(plain))
+    # A moment is kept to one part in 128.
+    assert losses(steps_of_8_bits) == pytest.approx(losses(plain), abs=fall / 128)
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -58,7 +74,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors(inner)
 
 
-def test_8_bit_states_go_on_after_a_kill(tmp_path: Path) -> None:
+def test_8_bit_states_continue_after_a_kill(tmp_path: Path) -> None:
     # Wide enough for 8 bits: smaller tensors keep 32.
     config, model = replace(FINETUNE, optimizer="adamw_8bit"), {"hidden_size": 64, "intermediate_size": 96}
     whole = train(tmp_path / "whole", config=config, model=tiny_llama(**model))
@@ -108,15 +124,16 @@ def test_adapters_are_merged_into_a_plain_model(kind: str) -> None:
         adapted = model(token_rows(WINDOW)).logits
     assert set(model.state_dict()) == names
     assert all(parameter.requires_grad for parameter in model.parameters())
-    torch.testing.assert_close(model(token_rows(WINDOW)).logits, adapted, atol=1e-3, rtol=1e-3)
-    assert not torch.allclose(before, adapted, atol=1e-2)
+    # One model multiplies by the two matrices of an adapter in turn, the other by their product.
+    assert relative_error(model(token_rows(WINDOW)).logits, adapted) < loss_rounding(model, WINDOW)
+    assert relative_error(before, adapted) > 0.1
 
 
 @pytest.mark.parametrize("more", [False, True])
 def test_adapters_train_alone_or_with_embeddings_and_norms(tmp_path: Path, more: bool) -> None:
     before = tiny_llama()
     lora = replace(LORA, embeddings=more, norms=more)
-    config = replace(FINETUNE, lora=lora, activations="recompute")
+    config = replace(FINETUNE, lora=lora, activation_checkpointing="full")
     step = replace(STEP, learning_rate=1e-2)
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, step=step, config=config, before_step=lambda step: 1 // 0 if step == 5 else None)
@@ -142,8 +159,9 @@ def test_adapters_for_layers_that_are_not_there_are_refused() -> None:
 
 def test_learned_factors_start_where_they_should_and_stay_monotone() -> None:
     learned = LearnedScaling(SCALING)
-    assert learned.scaling().factors == pytest.approx(SCALING.factors)
-    assert learned.scaling().attention_factor == pytest.approx(SCALING.attention_factor)
+    # A logarithm and its exponential.
+    assert relative_error(learned.scaling().factors, SCALING.factors) < rounding(2)
+    assert relative_error(learned.scaling().attention_factor, SCALING.attention_factor) < rounding(2)
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.05)
     for seed in range(20):
         optimizer.zero_grad()
@@ -220,12 +238,13 @@ def test_the_peak_is_what_the_user_says_or_measured() -> None:
 def test_every_step_is_logged_and_the_loss_by_position_now_and_then(plain: Run) -> None:
     for row in plain[1]:
         assert row["gradient_norm"] > 0
-        assert row["samples"] == row["step"] * STEP.rows
+        assert row["samples"] == row["step"] * STEP.batch_size
         assert 0 < row["utilisation"] < 2
     assert [row["step"] for row in plain[1] if "loss_to_1" in row] == [1]
     first = plain[1][0]
     weights = {"loss_to_0.125": 5, "loss_to_0.25": 6, "loss_to_0.5": 12, "loss_to_1": 23}
-    assert sum(first[name] * n for name, n in weights.items()) / 46 == pytest.approx(first["loss"], abs=1e-4)
+    mean = sum(first[name] * count for name, count in weights.items()) / 46
+    assert relative_error(mean, first["loss"]) < loss_rounding(tiny_llama(), STEP.batch_size * STEP.length)
 
 
 class Faulty:
@@ -273,23 +292,24 @@ def fail() -> None:
 
 
 def test_what_would_help_against_too_little_memory_is_named_with_numbers() -> None:
-    config, one = tiny_llama().config, ParallelConfig(name="one")
+    config, one = tiny_llama().config, ParallelConfig(name="single_device")
     step = replace(STEP, length=1024)
-    work = training_work(step, replace(FINETUNE, rows_at_once=4), one, mixed=False, dtype="float32", gpu=False)
+    work = training_work(step, replace(FINETUNE, micro_batch_size=4), one, mixed=False, dtype="float32", gpu=False)
     with (
         pytest.raises(
             MemoryError,
-            match=r"^4 rows of 1024 tokens do not fit into memory; what would help: "
-            r"finetune\.activations=recompute \(\d+ MiB less\); finetune\.rows_at_once=2 \(\d+ MiB less\); "
+            match=r"^out of memory; 4 rows of 1024 tokens do not fit; what would help: "
+            r"finetune\.activation_checkpointing=full \(\d+ MiB less\); finetune\.micro_batch_size=2 \(\d+ MiB less\); "
             r"finetune\.optimizer=adamw_8bit \(\d+ MiB less\)$",
         ),
-        explained(work, config),
+        within_memory_of(work, config),
     ):
         fail()
-    least = replace(FINETUNE, activations="offload", optimizer="adamw_8bit", lora=LORA, rows_at_once=1)
-    found = list(savings(training_work(step, least, one, mixed=False, dtype="float32", gpu=False), config))
-    assert [setting for setting, _ in found] == ["a length of 512", "model.dtype=bfloat16"]
-    with pytest.raises(ZeroDivisionError), explained(work, config):
+    least = replace(FINETUNE, activation_checkpointing="offload", optimizer="adamw_8bit", lora=LORA, micro_batch_size=1)
+    smallest = training_work(step, least, one, mixed=False, dtype="float32", gpu=False)
+    settings = [setting for setting, _ in savings(smallest, shape_of(config, name=""), ActivationTable(config))]
+    assert settings == ["a length of 512", "model.dtype=bfloat16"]
+    with pytest.raises(ZeroDivisionError), within_memory_of(work, config):
         1 // 0  # noqa: B018
 
 
@@ -297,12 +317,13 @@ def test_a_model_that_its_config_alone_does_not_make_gets_the_settings_without_n
     class Own(PreTrainedConfig):
         model_type = "own"
 
-    work = training_work(STEP, FINETUNE, ParallelConfig(name="one"), mixed=False, dtype="float32", gpu=False)
+    work = training_work(STEP, FINETUNE, ParallelConfig(name="single_device"), mixed=False, dtype="float32", gpu=False)
     with (
         pytest.raises(
-            MemoryError, match=r"what would help: finetune\.activations=recompute; finetune\.rows_at_once=1;"
+            MemoryError,
+            match=r"what would help: finetune\.activation_checkpointing=full; finetune\.micro_batch_size=1;",
         ),
-        explained(work, Own(num_hidden_layers=2)),
+        within_memory_of(work, Own(num_hidden_layers=2)),
     ):
         fail()
 
@@ -315,11 +336,11 @@ from tiny_models import tiny_llama
 from tiny_runs import STEP, train, token_store
 folder = Path(sys.argv[1])
 token_store(folder / "store", tokens=40_000)
-train(folder, step=replace(STEP, steps=1, rows=1))
+train(folder, step=replace(STEP, steps=1, batch_size=1))
 size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20,) * 2)
 try:
-    train(folder / "large", step=replace(STEP, length=16384, rows=4), model=tiny_llama(intermediate_size=4096))
+    train(folder / "large", step=replace(STEP, length=16384, batch_size=4), model=tiny_llama(intermediate_size=4096))
 except MemoryError as error:
     print("told:", error)
 """
@@ -334,5 +355,5 @@ def test_too_little_memory_is_one_line_with_three_settings(tmp_path: Path) -> No
         [sys.executable, "-c", FULL, str(tmp_path)], env=names, capture_output=True, text=True, timeout=300, check=False
     )
     (line,) = [line for line in found.stdout.splitlines() if line.startswith("told:")]
-    assert "rows of 16384 tokens do not fit into memory; what would help: finetune.activations=recompute" in line
-    assert line.count(";") == 3
+    assert "rows of 16384 tokens do not fit; what would help: finetune.activation_checkpointing=full" in line
+    assert len(line.partition("what would help: ")[2].split("; ")) == 3

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ropewalk.models import precision
-from ropewalk.models.base import describe, load_model, load_tokenizer, window_of
+from ropewalk.models.base import describe, load_model, load_tokenizer, window_before
 from ropewalk.models.precision import resolve_precision
-from tiny_models import ROPE_MODELS, WINDOW, byte_tokenizer, tiny_gpt2, tiny_llama
+from tiny_models import ROPE_MODELS, WINDOW, byte_tokenizer, tiny_gpt2, tiny_llama, tiny_of, tiny_rounding, token_rows
+from tolerances import relative_error
+
+plain_window = partial(window_before, start="plain", original_length=None)
 
 
 @pytest.fixture
@@ -61,12 +65,23 @@ def test_every_kind_of_rope_model_is_loaded(tmp_path: Path, kind: str) -> None:
     assert describe(model, name="own", path=str(tmp_path), original_length=32).original_length == 32
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer, window_of])
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_type_of_a_checkpoints_weights_is_told_whatever_they_are_computed_in(tmp_path: Path, key: str) -> None:
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: "bfloat16"}))
+    model = load_model(str(tmp_path), dtype="float32")
+    assert model.dtype == torch.float32
+    assert describe(model, name="own", path=str(tmp_path), original_length=None).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, plain_window])
 def test_a_folder_that_is_not_there(tmp_path: Path, load: Callable[[str], Any]) -> None:
     refusal(FileNotFoundError, load, tmp_path / "nowhere", "is not there; give a folder with a transformers checkpoint")
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer, window_of])
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, plain_window])
 def test_no_config(checkpoint: Path, load: Callable[[str], Any]) -> None:
     (checkpoint / "config.json").unlink()
     refusal(FileNotFoundError, load, checkpoint, "holds no config.json")
@@ -88,13 +103,41 @@ def test_a_damaged_weight_file(checkpoint: Path, part: str) -> None:
     path = checkpoint / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes({"cut": data[: len(data) // 2], "header": b"\xff" * 100 + data[100:], "empty": b""}[part])
-    refusal(ValueError, load_model, checkpoint, "cannot be loaded")
+    refusal(ValueError, load_model, checkpoint, "is not a whole file of weights", "get the checkpoint again")
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "taken"),
+    [
+        ("llama", "auto", "sdpa"),
+        ("llama", "eager", "eager"),
+        ("gemma2", "auto", "eager"),
+        pytest.param("gemma2", "flex_attention", "flex_attention", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is another one on a GPU")
+@torch.no_grad()
+def test_attention_is_one_that_the_class_supports(tmp_path: Path, kind: str, attention: str, taken: str) -> None:
+    model, rows = tiny_of(kind), token_rows(40)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), attention=attention, keep_sliding_window=True)
+    assert loaded.config._attn_implementation == taken
+    assert relative_error(loaded(rows).logits, model(rows).logits) < tiny_rounding(40)
+
+
+@pytest.mark.parametrize(("attention", "why"), [("sdpa", "does not support"), ("flash_attention_2", "FlashAttention2")])
+def test_attention_that_is_not_supported(tmp_path: Path, attention: str, why: str) -> None:
+    tiny_of("gemma2").save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"^model\.attention={attention}: [^\n]*{why}[^\n]*; take model.attention=auto$"
+    ):
+        load_model(str(tmp_path), attention=attention)
 
 
 def test_weights_of_another_shape(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, "hidden_size": 128, "head_dim": 16}))
-    refusal(ValueError, load_model, checkpoint, "cannot be loaded")
+    (checkpoint / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 1}))
+    refusal(ValueError, load_model, checkpoint, "layers.0.self_attn.k_proj.weight is (32, 64), not (16, 64); get both")
 
 
 def test_weights_that_are_missing_are_not_made_up(checkpoint: Path) -> None:
@@ -108,13 +151,13 @@ def test_weights_that_are_missing_are_not_made_up(checkpoint: Path) -> None:
 def test_a_config_that_is_no_json(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text("{half")
     refusal(ValueError, load_model, checkpoint, "cannot be loaded")
-    refusal(ValueError, window_of, checkpoint, "config.json")
+    refusal(ValueError, plain_window, checkpoint, "config.json")
 
 
 def test_an_unknown_architecture(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps({"model_type": "perpetuum"}))
     refusal(ValueError, load_model, checkpoint, "perpetuum")
-    refusal(ValueError, window_of, checkpoint, "perpetuum")
+    refusal(ValueError, plain_window, checkpoint, "perpetuum")
 
 
 def test_no_tokenizer(checkpoint: Path) -> None:
@@ -136,18 +179,18 @@ def test_a_model_without_rope(tmp_path: Path) -> None:
 
 def test_the_window_is_that_before_any_scaling(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "plain")
-    assert window_of(str(tmp_path / "plain")) == WINDOW
+    assert plain_window(str(tmp_path / "plain")) == WINDOW
     scaled = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     tiny_llama(rope_parameters=scaled, max_position_embeddings=256).save_pretrained(tmp_path / "scaled")
-    assert window_of(str(tmp_path / "scaled")) == 64
+    assert plain_window(str(tmp_path / "scaled")) == 64
 
 
 def test_babyllama_is_loaded(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "babyllama"
     shutil.copytree(shared / "data" / "models" / "babyllama-105-hf", folder)
     found = describe(load_model(str(folder)), name="babyllama", path=str(folder), original_length=None)
-    assert (found.original_length, found.rotary_dim, found.base) == (256, 16, 10_000.0)
-    assert window_of(str(folder)) == 256
+    assert (found.original_length, found.rotary_dim, found.rope_theta) == (256, 16, 10_000.0)
+    assert plain_window(str(folder)) == 256
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -159,3 +202,17 @@ def test_auto_precision_is_bf16_only_where_it_is_native(monkeypatch: pytest.Monk
 
 def test_native_bf16_is_a_yes_or_no() -> None:
     assert precision.native_bf16() in (True, False)
+
+
+def test_weights_that_a_broken_download_left_are_refused_from_their_headers(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    weights, path = tmp_path / "model.safetensors", str(tmp_path)
+    assert window_before(path, start="checkpoint", original_length=None) == WINDOW
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"its index names model-2\.safetensors, which is missing"):
+        window_before(path, start="checkpoint", original_length=None)
+    for broken in (b"version https://git-lfs.github.com/spec/v1\n", weights.read_bytes()[:-1]):
+        weights.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a whole file of weights \(.*\); get the chec"):
+            window_before(path, start="checkpoint", original_length=None)

@@ -17,7 +17,7 @@ from ropewalk.config import Config, CorpusConfig, WalkerConfig
 from ropewalk.corpus.segments import Rows, Segments
 from ropewalk.files import read_json
 from ropewalk.models import walker as walker_module
-from ropewalk.models.base import describe, load_model, load_tokenizer, window_of
+from ropewalk.models.base import describe, load_model, load_tokenizer, window_before
 from ropewalk.models.walker import VOCABULARY, WINDOW, make_walker, new_walker, train_tokenizer
 
 KILLED = """
@@ -55,13 +55,14 @@ def walker(folder: Path, *, steps: int = 10, before_step: Callable[[int], None] 
         if not path.exists():
             path.write_text(text)
     corpus = CorpusConfig(
-        name="text", path=str(folder / "texts"), search_share=0.3, test_share=0.3, least_long_documents=0
-    )
+        name="text", path=str(folder / "texts"), search_share=0.3, test_share=0.3, salt=None,
+        min_long_documents=0, long_tokens=1000,
+    )  # fmt: skip
     config = Config(
         seed=1,
         output=str(folder / "results"),
         corpus=corpus,
-        walker=WalkerConfig(cycles=[steps], learning_rates=[1e-3], rows=1, precision="32-true"),
+        walker=WalkerConfig(cycles=[steps], learning_rates=[1e-3], batch_size=1, precision="32-true"),
     )
     original = Segments.step
 
@@ -116,7 +117,7 @@ def test_the_walker_has_at_most_3_million_parameters_and_16_rotary_pairs(tokeniz
 def test_a_walker_is_made_from_text_to_a_checkpoint(tmp_path: Path) -> None:
     record = walker(tmp_path, steps=3)
     folder = tmp_path / "walker"
-    assert window_of(str(folder)) == WINDOW
+    assert window_before(str(folder), start="checkpoint", original_length=None) == WINDOW
     weights = folder / "model.safetensors"
     assert weights.stat().st_size <= 8 * 2**20
     stored = load_model(str(folder))
@@ -141,7 +142,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_goes_on_to_the_same_walker(folder: Path, undisturbed: Path) -> None:
+def assert_resumes_to_the_same_walker(folder: Path, undisturbed: Path) -> None:
     """From the checkpoint after four steps."""
     assert (folder / "state" / "last.ckpt").is_file()
     assert not (folder / "walker").exists()
@@ -154,9 +155,9 @@ def assert_goes_on_to_the_same_walker(folder: Path, undisturbed: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_walker_killed_in_training_goes_on_to_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_walker_killed_in_training_resumes_to_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
     run_until_killed(KILLED, tmp_path)
-    assert_goes_on_to_the_same_walker(tmp_path, undisturbed)
+    assert_resumes_to_the_same_walker(tmp_path, undisturbed)
 
 
 def test_ctrl_c_stops_with_the_state_kept(undisturbed: Path, tmp_path: Path) -> None:
@@ -168,4 +169,4 @@ def test_ctrl_c_stops_with_the_state_kept(undisturbed: Path, tmp_path: Path) -> 
     out, error = process.communicate(timeout=60)
     assert out.splitlines()[-1] == "interrupted", error
     assert process.returncode == 0
-    assert_goes_on_to_the_same_walker(tmp_path, undisturbed)
+    assert_resumes_to_the_same_walker(tmp_path, undisturbed)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ropewalk.evaluate.drawing import INDEX, Draw
+from ropewalk.evaluate.prompt_sets import INDEX, Draw
 from ropewalk.evaluate.prompts import Prompts
 from ropewalk.files import read_json, read_table
-from tiny_roads import FIRST, OVERRIDES, evaluate_inputs
+from tiny_pipeline import FIRST, OVERRIDES, evaluate_inputs
 from workspace import run_script
 
 # One length at which a prompt of byte tokens has room.

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ropewalk.files import read_table
-from ropewalk.rope import RopeScaling, rotary_shape, switch_from_json
+from ropewalk.rope import LengthSwitch, RopeScaling, rotary_shape
 from ropewalk.rope.profile import profile
-from tiny_models import WINDOW, tiny_llama
+from tiny_models import WINDOW, tiny_gpt2, tiny_llama
 from workspace import run_script
 
 
@@ -25,15 +25,25 @@ def test_a_yarn_checkpoint_is_shown(scratch: Path, capsys: pytest.CaptureFixture
     assert rows[0]["factor"] == 1.0
     assert rows[-1]["factor"] == pytest.approx(4.0)
     assert (scratch / "out" / "profile.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    ((up_to, scaling),) = switch_from_json((scratch / "out" / "switch.json").read_text())
+    ((up_to, scaling),) = LengthSwitch.read(scratch / "out" / "switch.json")
     assert (up_to, scaling.original_length) == (4 * WINDOW, WINDOW)
 
 
 def test_the_walker_is_shown_as_plain_rope(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_script("show", "model.path=models/walker")
     printed = capsys.readouterr().out
+    assert "can be extended: yes\ncan be trained: yes\ncan be exported: yes\ncan be written as GGUF: yes\n" in printed
     assert "inputs up to 256 tokens: attention factor 1, n_hat 0" in printed
     assert "At 256 tokens no pair meets an angle that it did not meet in training." in printed
+
+
+def test_a_model_that_cannot_be_extended_is_shown_with_the_reason(
+    scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_gpt2().save_pretrained(scratch / "base")
+    with pytest.raises(SystemExit, match="GPT2LMHeadModel has no rotary position embedding"):
+        run_script("show", "model.path=base", f"output={scratch}/out")
+    assert "can be trained: no, GPT2LMHeadModel has no rotary position embedding" in capsys.readouterr().out
 
 
 def test_a_published_table_is_shown(scratch: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:

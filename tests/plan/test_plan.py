@@ -14,11 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ropewalk.composition import checked, register
 from ropewalk.config import Config
 from ropewalk.costs.activations import ActivationTable, needed, traced_bytes
+from ropewalk.costs.advice import savings
 from ropewalk.costs.shape import read_config, shape_of
 from ropewalk.costs.work import Rate, Work, flops_of, forward_flops, memory_of, seconds
-from ropewalk.finetune.memory import savings, training_work
+from ropewalk.finetune.memory import training_work
 from ropewalk.models.loss import hidden_states, mean_loss
-from ropewalk.plan.road import road_works
+from ropewalk.plan.costs import Planner
+from ropewalk.plan.remedies import changed
 from ropewalk.plan.table import plan, plan_rows, plan_text
 from tiny_models import ROPE_MODELS, token_rows
 from workspace import ROOT, run_script
@@ -96,6 +98,24 @@ def test_a_ring_holds_two_devices_keys_where_gathering_holds_all() -> None:
     assert alone / ring == 3 / (2 * 2 / 4)
 
 
+def test_adapters_are_trained_in_float32_beside_weights_that_are_only_read() -> None:
+    shape = shape_of(ROPE_MODELS["llama"]().config, name="llama")
+    adapted = replace(TRAIN, kind="adapt", rank=16, dtype="bfloat16")
+    memory, adapters = memory_of(adapted, shape, 0.0), 16 * shape.map_sizes
+    assert (memory.weights, memory.gradients) == (2 * shape.parameters + 4 * adapters, 4 * adapters)
+    assert memory.optimizer == 2 * memory.gradients
+    beside = memory_of(replace(adapted, embeddings=True), shape, 0.0)
+    assert beside.gradients - memory.gradients == 2 * shape.hidden * shape.vocab
+
+
+def test_every_model_and_process_takes_its_memory() -> None:
+    shape = shape_of(ROPE_MODELS["llama"]().config, name="llama")
+    read = Work("evaluate", "", "read", 64, 8, 2, 2)
+    alone, several = memory_of(read, shape, 1000.0), memory_of(replace(read, models=3), shape, 1000.0)
+    assert (several.weights, several.activations) == (3 * alone.weights, 1000.0)
+    assert memory_of(replace(read, processes=2), shape, 1000.0).total == 2 * alone.total
+
+
 def test_states_of_8_bits_are_a_quarter_and_offloaded_inputs_are_one_layers() -> None:
     config = ROPE_MODELS["llama"](num_hidden_layers=5).config
     shape, table = shape_of(config, name="llama"), ActivationTable(config)
@@ -116,8 +136,7 @@ def test_memory_grows_with_layers_and_tokens_as_traced() -> None:
 
 def test_the_works_read_as_many_tokens_as_the_stages_do() -> None:
     config = composed("experiment=smoke")
-    shape = shape_of(read_config(str(ROOT / "models" / "walker")), name="walker").rotary
-    works = road_works(config, shape, mixed=False)
+    works = Planner(config).works(config)
     tokens = {work.what: work.tokens for work in works if work.kind == "train"}
     assert tokens == {
         "training, 1,024 tokens": 3 * 2 * 1024,
@@ -128,8 +147,68 @@ def test_the_works_read_as_many_tokens_as_the_stages_do() -> None:
     # The published methods, the gradient's start and end, and two trials of six, of two documents each.
     assert search.tokens == (3 + 2 + 2) * 2 * 2048
     assert {work.stage for work in works} == {
-        "search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate",
+        "search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate", "export",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("way", "stages", "models"),
+    [
+        ("untrained", {"search_first", "evaluate", "export"}, 1),
+        ("trained", {"search_first", "finetune_first", "finetune_second", "recover", "evaluate", "export"}, 3),
+        (
+            "long",
+            {"search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate", "export"},
+            3,
+        ),
+    ],
+)
+def test_only_the_stages_that_work_are_planned(tmp_path: Path, way: str, stages: set[str], models: int) -> None:
+    """And evaluate holds base model, fine-tuned model and control where there are such."""
+    ROPE_MODELS["llama"]().config.save_pretrained(tmp_path)
+    config = composed(f"model.path={tmp_path}", "model.original_length=64", f"extension={way}", "finetune.control=true")
+    works = Planner(config).works(config)
+    assert {work.stage for work in works} == stages
+    assert {work.models for work in works if work.stage == "evaluate"} == {models}
+
+
+def test_trained_baselines_are_planned_and_held() -> None:
+    config = composed("experiment=smoke", "baselines.methods=[yarn,pi]")
+    works = Planner(config).works(config)
+    assert [work.what for work in works if work.stage == "finetune_baselines"] == [
+        "yarn, 1,024 tokens", "yarn, 2,048 tokens", "pi, 1,024 tokens", "pi, 2,048 tokens",
+    ]  # fmt: skip
+    assert {work.models for work in works if work.stage == "evaluate"} == {5}
+
+
+def test_searches_and_evaluation_compute_in_the_models_dtype_and_training_in_its_precision(tmp_path: Path) -> None:
+    ROPE_MODELS["llama"]().config.save_pretrained(tmp_path)
+    whole = (f"model.path={tmp_path}", "model.original_length=64", "extension=trained", "plan=h100")
+
+    def computed(*overrides: str) -> set[tuple[bool, str, str]]:
+        config = composed(*whole, *overrides)
+        return {(work.kind == "train", work.dtype, work.computes_in) for work in Planner(config).works(config)}
+
+    assert computed("model.dtype=float32") == {(False, "float32", "float32"), (True, "float32", "bfloat16")}
+    assert computed("model.dtype=bfloat16") == {(False, "bfloat16", "bfloat16"), (True, "float32", "bfloat16")}
+    assert computed("model.dtype=bfloat16", "finetune.precision=32-true") == {
+        (False, "bfloat16", "bfloat16"),
+        (True, "float32", "float32"),
+    }
+    assert computed("model.dtype=float32", "finetune.precision=bf16-true") == {
+        (False, "float32", "float32"),
+        (True, "bfloat16", "bfloat16"),
+    }
+
+
+def test_float32_takes_as_long_as_its_published_peak_says(tmp_path: Path) -> None:
+    ROPE_MODELS["llama"]().config.save_pretrained(tmp_path)
+    whole = (f"model.path={tmp_path}", "model.original_length=64", "extension=untrained", "plan=h100")
+    half, single = (plan(composed(*whole, f"model.dtype={dtype}")) for dtype in ("bfloat16", "float32"))
+    for fast, slow in zip(half.costs, single.costs, strict=True):
+        assert slow.seconds / fast.seconds == pytest.approx(989.4 / 66.9)
+    with pytest.raises(ValueError, match=r"plan\.float32_tflops must be given .* search_first computes in float32"):
+        plan(composed(*whole, "model.dtype=float32", "plan.float32_tflops=null"))
 
 
 MORE_LAYERS = {"num_hidden_layers": 5, "intermediate_size": 256}
@@ -139,7 +218,7 @@ MORE_LAYERS = {"num_hidden_layers": 5, "intermediate_size": 256}
     "start",
     [
         (),
-        ("finetune.activations=recompute", "finetune.optimizer=adamw_8bit"),
+        ("finetune.activation_checkpointing=full", "finetune.optimizer=adamw_8bit"),
         ("parallel=ddp", "parallel.context=2"),
         ("parallel=ddp", "parallel.context=2", "parallel.attention=gathered"),
     ],
@@ -147,19 +226,20 @@ MORE_LAYERS = {"num_hidden_layers": 5, "intermediate_size": 256}
 def test_what_a_training_says_would_help_is_what_the_plan_says(tmp_path: Path, start: tuple[str, ...]) -> None:
     ROPE_MODELS["llama"](**MORE_LAYERS).config.save_pretrained(tmp_path)
     model = ("model=hf", f"model.path={tmp_path}", "model.original_length=64", "plan=h100", "experiment=smoke")
-    overrides = (*model, "finetune.rows_at_once=2", *start)
+    overrides = (*model, "finetune.micro_batch_size=2", "model.dtype=float32", *start)
+    config = composed(*overrides)
+    planner = Planner(config)
 
     def planned(*more: str) -> float:
-        found = plan(composed(*overrides, *more))
-        (memory,) = [cost.memory for cost in found.costs if cost.work.what == "training, 2,048 tokens"]
-        return memory.total
+        (work,) = [work for work in planner.works(composed(*overrides, *more)) if work.what == "training, 2,048 tokens"]
+        return planner.memory(work).total
 
-    config = composed(*overrides)
     # mixed: as the planned device computes.
     work = training_work(
         config.finetune.second, config.finetune, config.parallel, mixed=True, dtype="float32", gpu=True
     )
-    named = dict(islice(savings(work, read_config(str(tmp_path))), 3))
+    model_config = read_config(str(tmp_path))
+    named = dict(islice(savings(work, shape_of(model_config, name=""), ActivationTable(model_config)), 3))
     assert len(named) == 3
     before = planned()
     assert named == {setting: before - planned(setting) for setting in named}
@@ -169,20 +249,34 @@ LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 1024, "num
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_comes_with_a_setting_that_makes_it_fit(tmp_path: Path) -> None:
+def test_settings_that_are_named_make_everything_fit(tmp_path: Path) -> None:
     ROPE_MODELS["llama"](**LLAMA).config.save_pretrained(tmp_path)
-    whole = ("model=hf", f"model.path={tmp_path}", "model.original_length=64", "plan=h100", "experiment=smoke")
-    small = plan(composed(*whole, "plan.memory_gib=0.3"))
-    line = next(line for line in small.advice if line.startswith("finetune_second, training"))
-    assert "of 0.3 GiB; " in line
-    assert " with " in line
-    settings = line.rpartition(" with ")[2].split()
-    again = plan(
-        composed(*whole, "plan.memory_gib=0.3", "finetune.first.rows=16", "finetune.second.rows=16", *settings)
-    )
-    (fits,) = [row["fits"] for row in plan_rows(again) if row["work"] == "training, 2,048 tokens"]
-    assert fits
-    assert "does not fit:" in plan_text(small)
+    config = composed(
+        f"model.path={tmp_path}", "model.original_length=64", "plan=h100", "plan.memory_gib=0.3", "plan.reserve=0",
+        "extension.target=4096", "extension=trained", "finetune.micro_batch_size=2", "finetune.first.batch_size=16",
+        "finetune.second.batch_size=16", "finetune.activation_checkpointing=none",
+    )  # fmt: skip
+    small = plan(config)
+    assert any(cost.memory.total > 0.3 * 2**30 for cost in small.costs)
+    assert small.remedies
+    assert small.verdict.startswith(f"does not fit: set {small.remedies[0]}; then ")
+    for remedy in small.remedies:
+        again = plan(changed(config, remedy.values))
+        assert again.verdict.startswith("fits: ")
+        assert all(row["fits"] for row in plan_rows(again))
+    text = plan_text(small)
+    assert text.splitlines()[0] == small.verdict
+    assert "\ndoes not fit:\n  " in text
+    assert "GiB gradients" in text
+
+
+@pytest.mark.slow
+def test_a_plan_that_nothing_helps_says_what_would(tmp_path: Path) -> None:
+    ROPE_MODELS["llama"](**LLAMA).config.save_pretrained(tmp_path)
+    whole = (f"model.path={tmp_path}", "model.original_length=64", "plan=h100", "extension=untrained")
+    verdict = plan(composed(*whole, "plan.memory_gib=0.01")).verdict
+    assert verdict.startswith("does not fit: no setting makes it fit into the 0.0 GiB of h100, since ")
+    assert "take plan=rtx4090 or plan=" in verdict
 
 
 def test_the_script_prints_a_line_for_every_stage_and_needs_no_weights(
@@ -191,8 +285,9 @@ def test_the_script_prints_a_line_for_every_stage_and_needs_no_weights(
     ROPE_MODELS["llama"]().config.save_pretrained(scratch / "config-only")
     run_script("plan", "model=hf", "model.path=config-only", "experiment=smoke", "plan=h100", "output=out")
     printed = capsys.readouterr().out
+    assert printed.startswith("fits: ")
     for stage in ("search_first", "finetune_first", "finetune_second", "search_second", "recover", "evaluate", "all"):
         assert f"\n{stage} " in printed
     assert (scratch / "out" / "plan.csv").is_file()
-    with pytest.raises(SystemExit, match=r"plan: model\.path gone: its config\.json cannot be read"):
+    with pytest.raises(SystemExit, match=r"plan: .*gone is not there"):
         run_script("plan", "model=hf", "model.path=gone", "output=out")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ropewalk.files import write_table
-from ropewalk.rope import RopeScaling, methods, switch_to_json
+from ropewalk.rope import LengthSwitch, RopeScaling, methods
 
 PAIRS, WINDOW, FIRST, SECOND = 32, 256, 2048, 16_384
 BASE_LENGTHS = (256, 512, 1024, 2048)
@@ -22,8 +22,9 @@ CONFIG: dict[str, Any] = {
     "seed": 3,
     "corpus": {"name": "stdlib", "path": None, "url": None, "search_share": 0.15, "test_share": 0.15},
     "model": {"name": "walker", "path": "models/walker", "original_length": None},
-    "road": {
-        "first_target": FIRST,
+    "extension": {
+        "way": "long",
+        "target": FIRST,
         "second_target": SECOND,
         "search_first": {"lengths": [FIRST], "trials": None, "gradient_steps": None},
         "search_second": {"lengths": [4096, 8192, SECOND], "trials": [0, 0, 0], "gradient_steps": [12, 12, 6]},
@@ -33,8 +34,8 @@ CONFIG: dict[str, Any] = {
     "finetune": {
         "name": "demo",
         "recall_share": 0.2,
-        "first": {"length": 1024, "steps": 80, "rows": 8, "learning_rate": 1e-3, "warmup_steps": 20},
-        "second": {"length": 2048, "steps": 80, "rows": 4, "learning_rate": 1e-3, "warmup_steps": 20},
+        "first": {"length": 1024, "steps": 80, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 20},
+        "second": {"length": 2048, "steps": 80, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 20},
     },
     "walker": {"recall_share": 0.25},
 }
@@ -58,7 +59,7 @@ def perplexity_rows() -> Rows:
     for method, values in base.items():
         add("base", method, "s of length", "all", dict(zip(BASE_LENGTHS, values, strict=True)))
     add("base", "ntk", "s=16", "all", dict(zip(BASE_LENGTHS, (9.5, 9.9, 11.0, 13.3), strict=True)))
-    add("base", "seed", "gradient alone", "all", {FIRST: 8.86})
+    add("base", "gradient", "gradient alone", "all", {FIRST: 8.86})
     add("base", "none", "plain", "long", {8192: 200.0, SECOND: 450.0})
     tuned = {
         "none": (4.7, 9.0, 20.0, 41.0, 160.0, 420.0), "pi": (4.6, 4.5, 4.45, 4.39, 14.7, 26.9),
@@ -164,10 +165,10 @@ def whole_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     (folder / "factors").mkdir()
-    switch = tuple((length, values[f"ours, up to {length:,}"]) for length in (WINDOW, FIRST, SECOND))
-    (folder / "factors/recovered.json").write_text(switch_to_json(switch))
+    switch = LengthSwitch(tuple((length, values[f"ours, up to {length:,}"]) for length in (WINDOW, FIRST, SECOND)))
+    (folder / "factors/recovered.json").write_text(switch.to_json())
     base = {"name": "walker", "path": "models/walker", "weights_sha256": "ab", "original_length": WINDOW,
-            "rotary_dim": 64, "base": 1e4, "parameters": 2_900_000, "vocab_size": 1024}  # fmt: skip
+            "rotary_dim": 64, "rope_theta": 1e4, "parameters": 2_900_000, "vocab_size": 1024}  # fmt: skip
     (folder / "base.json").write_text(json.dumps(base))
     checks = [
         {
@@ -188,7 +189,7 @@ def whole_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "metrics").mkdir()
     searched = {
         "at_2048": {
-            "search_perplexity": 8.64, "seed_search_perplexity": 8.8, "gradient_steps": 40, "trials": 128,
+            "search_perplexity": 8.64, "gradient_search_perplexity": 8.8, "gradient_steps": 40, "trials": 128,
             "forward_tokens": 2_300_000,
         }
     }  # fmt: skip

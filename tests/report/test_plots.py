@@ -9,8 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.files import read_table
 from ropewalk.report import heatmaps, plots, style
+from ropewalk.rope import methods
 from ropewalk.rope.methods import inverse_frequencies
 
 from .conftest import PAIRS, WINDOW
@@ -23,11 +25,11 @@ def search_of(folder: Path) -> Figure:
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
-    "perplexity": lambda folder: plots.perplexity(read_table(folder / "perplexity.csv"), original_length=WINDOW),
+    "perplexity": lambda folder: plots.perplexity(ResultTable.read(folder / "perplexity.csv"), original_length=WINDOW),
     "factors": lambda folder: plots.factors(read_table(folder / "factors.csv")),
     "search": search_of,
     "training": lambda folder: plots.training({"first": read_table(folder / "finetune_first.csv")}),
-    "passkey": lambda folder: heatmaps.passkey(read_table(folder / "passkey.csv")),
+    "passkey": lambda folder: heatmaps.passkey(ResultTable.read(folder / "passkey.csv")),
 }
 
 
@@ -56,11 +58,11 @@ def narrow(folder: Path) -> list[Figure]:
         plots.search({"Recovery": recover}, width=style.THIRD),
         plots.training({"first part": training}, width=style.THIRD),
         *(
-            plots.perplexity(rows, original_length=WINDOW, width=style.HALF)
-            for rows in style.groups(read_table(folder / "perplexity.csv"), lambda row: row["model"]).values()
+            plots.perplexity(table, original_length=WINDOW, width=style.HALF)
+            for _, table in ResultTable.read(folder / "perplexity.csv").groups("model")
         ),
         plots.factors(read_table(folder / "factors.csv"), width=style.HALF),
-        heatmaps.passkey(read_table(folder / "passkey.csv"), only=("finetuned", "ours"), width=style.THIRD),
+        heatmaps.passkey(ResultTable.read(folder / "passkey.csv"), only=("finetuned", "ours"), width=style.THIRD),
     ]
 
 
@@ -86,9 +88,9 @@ def test_perplexity_has_a_panel_per_model_a_line_per_method_and_the_window(whole
     assert tuned.get_title(loc="left").startswith("after fine-tuning")
     assert {"plain RoPE", "PI", "NTK-aware", "dynamic NTK", "YaRN", "ours"} < set(labels_of(figure))
     assert any("training window" in text.get_text() for text in base.texts)
-    (ntk,) = (line for line in base.lines if line.get_color() == style.STYLES["ntk"][1])
+    (ntk,) = (line for line in base.lines if line.get_color() == style.style("ntk")[1])
     assert list(ntk.get_ydata()) == [7.9, 8.6, 11.0, 13.3]
-    filled, opened = (line for line in tuned.lines if line.get_color() == style.STYLES["ours"][1])
+    filled, opened = (line for line in tuned.lines if line.get_color() == style.style("ours")[1])
     assert list(filled.get_xdata()) == [256, 512, 1024, 2048]
     assert list(opened.get_xdata()) == [2048, 8192, 16_384]
     assert opened.get_markerfacecolor() == style.PAPER
@@ -97,8 +99,8 @@ def test_perplexity_has_a_panel_per_model_a_line_per_method_and_the_window(whole
 def test_rows_with_an_interval_have_a_band_and_those_without_none(whole_results: Path) -> None:
     rows = [row for row in read_table(whole_results / "plots/perplexity.csv") if row["method"] == "ours"]
     banded = [row | {"low": row["perplexity"] * 0.9, "high": row["perplexity"] * 1.1} for row in rows]
-    assert not plots.perplexity(rows, original_length=WINDOW).axes[0].collections
-    base, _ = plots.perplexity(banded, original_length=WINDOW).axes
+    assert not plots.perplexity(ResultTable.from_rows(rows), original_length=WINDOW).axes[0].collections
+    base, _ = plots.perplexity(ResultTable.from_rows(banded), original_length=WINDOW).axes
     (band,) = base.collections
     heights = band.get_paths()[0].vertices[:, 1]
     values = [row["perplexity"] for row in rows if row["model"] == "base"]
@@ -119,18 +121,17 @@ def test_factors_stand_against_frequency_with_the_critical_dimension_marked(whol
 def test_passkey_panels_are_base_base_with_our_factors_and_fine_tuned_in_that_order(whole_results: Path) -> None:
     rows = read_table(whole_results / "plots/passkey.csv")
     rows += [row | {"method": "ours"} for row in rows if row["model"] == "base"]
-    figure = heatmaps.passkey(rows)
+    figure = heatmaps.passkey(ResultTable.from_rows(rows))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["base model, plain RoPE", "base model, ours", "fine-tuned, ours"]
     assert len({tuple(axes.get_position().bounds[1::2]) for axes in figure.axes}) == 1, "side by side"
-    (one,) = heatmaps.passkey(rows, only=("base", "ours"), width=style.THIRD).axes
+    (one,) = heatmaps.passkey(ResultTable.from_rows(rows), only=("base", "ours"), width=style.THIRD).axes
     assert [label.get_text() for label in one.get_yticklabels()] == [f"{100 * d / 9:.0f} %" for d in range(10)]
 
 
 def test_a_method_has_one_colour_in_every_figure_and_no_two_share_one() -> None:
-    colours = [colour for _, colour, _, _ in style.STYLES.values()]
-    assert style.style("yarn")[1] == style.STYLES["yarn"][1]
-    assert len({style.STYLES[name][1] for name in ("none", "pi", "ntk", "dynamic_ntk", "abf", "yarn", "ours")}) == 7
+    colours = [style.style(name)[1] for name in methods.METHODS]
+    assert len({style.style(name)[1] for name in (*methods.baselines(), "ours")}) == 7
     assert all(colour.startswith("#") for colour in colours)
     assert style.style("my_method")[0] == "my method"
 
@@ -140,7 +141,7 @@ def test_passkey_cells_print_the_accuracy_and_cells_without_trials_a_dash() -> N
         {"model": "finetuned", "method": "ours", "length": 256, "depth": 0.0, "trials": 4, "correct": 3},
         {"model": "finetuned", "method": "ours", "length": 512, "depth": 1.0, "trials": 4, "correct": 4},
     ]
-    texts = [text.get_text() for text in heatmaps.passkey(rows).axes[0].texts]
+    texts = [text.get_text() for text in heatmaps.passkey(ResultTable.from_rows(rows)).axes[0].texts]
     assert sorted(texts) == ["100", "75", "–", "–"]
 
 
@@ -166,6 +167,7 @@ def test_a_file_with_one_length_or_one_trial_still_makes_a_figure(tmp_path: Path
         "documents": 1,
         "tokens": 63,
     }
-    style.save(plots.perplexity([one | {"document_set": "all"}], original_length=64), tmp_path / "perplexity.png")
+    table = ResultTable.from_rows([one | {"document_set": "all"}])
+    style.save(plots.perplexity(table, original_length=64), tmp_path / "perplexity.png")
     step = {"step": 1, "loss": 3.0, "learning_rate": 0.1, "tokens_per_second": 10.0, "peak_mib": 3.0}
     style.save(plots.training({"first": [step]}), tmp_path / "training.png")

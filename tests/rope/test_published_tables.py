@@ -9,6 +9,8 @@ import pytest
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary, rotary_shape
 from tiny_models import tiny_llama
 
+pytestmark = pytest.mark.numeric
+
 NAMES = [
     *(f"{length}_la2_128k" for length in ("ft", "4k", "8k", "16k", "32k", "256k", "512k", "1024k", "2048k")),
     *(f"{length}_mis_128k" for length in ("ft", "4k", "8k", "512k", "1024k", "2048k")),

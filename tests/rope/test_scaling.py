@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ropewalk.rope import RopeScaling, methods, scaling_for_length, switch_from_json, switch_to_json
+from ropewalk.rope import LengthSwitch, RopeScaling, methods
 
 
 @st.composite
@@ -29,7 +29,8 @@ def scalings(draw: st.DrawFn, pairs: int | None = None) -> RopeScaling:
 @given(scalings())
 def test_json_gives_the_same_value_back(scaling: RopeScaling) -> None:
     back = RopeScaling.from_json(scaling.to_json())
-    assert back == scaling
+    assert back == scaling == RopeScaling.from_dict(scaling.to_dict())
+    assert json.loads(scaling.to_json()) == scaling.to_dict()
     assert back.method == scaling.method
     assert hash(back) == hash(scaling)
 
@@ -123,39 +124,51 @@ def test_other_json_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_file_that_holds_no_scaling_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"factors": [1.0]}')
+    with pytest.raises(ValueError, match=r"mine\.json: not a RopeScaling in JSON"):
+        RopeScaling.read(tmp_path / "mine.json")
+
+
 def test_unknown_keys_are_ignored() -> None:
     scaling = RopeScaling((1.0, 2.0), 256, 512)
     text = json.dumps({**json.loads(scaling.to_json()), "comment": "later versions may add keys"})
     assert RopeScaling.from_json(text) == scaling
 
 
-SWITCH = (
-    (256, RopeScaling((1.0, 1.0), 256, 256)),
-    (2048, RopeScaling((1.0, 8.0), 256, 2048, 2, 1.2)),
-    (16_384, RopeScaling((1.0, 64.0), 256, 16_384)),
+SWITCH = LengthSwitch(
+    (
+        (256, RopeScaling((1.0, 1.0), 256, 256)),
+        (2048, RopeScaling((1.0, 8.0), 256, 2048, 2, 1.2)),
+        (16_384, RopeScaling((1.0, 64.0), 256, 16_384)),
+    )
 )
 
 
 def test_a_switch_gives_the_same_value_back_from_json() -> None:
-    assert switch_from_json(switch_to_json(SWITCH)) == SWITCH
+    assert LengthSwitch.from_json(SWITCH.to_json()) == SWITCH
+    assert LengthSwitch.from_dict(SWITCH.to_dict()) == SWITCH
 
 
 @pytest.mark.parametrize(
     ("length", "chosen"), [(1, 0), (256, 0), (257, 1), (2048, 1), (2049, 2), (16_384, 2), (99_999, 2)]
 )
 def test_the_first_scaling_made_for_the_length_is_chosen(length: int, chosen: int) -> None:
-    assert scaling_for_length(SWITCH, length) is SWITCH[chosen][1]
+    assert SWITCH.for_length(length) is SWITCH.scalings[chosen]
+    assert SWITCH.entry_for(length) is SWITCH.entries[chosen]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"switch": []}', '{"switch": [{}]}', '{"switch": 3}'])
 def test_other_json_is_no_switch(text: str) -> None:
-    with pytest.raises(ValueError, match="switch"):
-        switch_from_json(text)
+    with pytest.raises(ValueError, match=r"not a LengthSwitch|lengths of a switch"):
+        LengthSwitch.from_json(text)
 
 
 def test_a_switch_whose_lengths_do_not_rise_is_refused() -> None:
     with pytest.raises(ValueError, match="must rise"):
-        switch_from_json(switch_to_json(SWITCH[::-1]))
+        LengthSwitch(SWITCH.entries[::-1])
+    with pytest.raises(ValueError, match="must rise"):
+        LengthSwitch(())
 
 
 def test_one_row_of_csv_is_read(tmp_path: Path) -> None:

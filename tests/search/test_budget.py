@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
-from ropewalk.search.budget import TOKENS, Budget
+from ropewalk.search.stopping import TOKENS, Budget
 
 TRIALS = st.lists(st.tuples(st.floats(1.0, 3.0) | st.none(), st.integers(0, 100)), max_size=30)
 LIMIT = st.integers(1, 12) | st.none()

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from ropewalk.composition import checked, register
+from ropewalk.composition import checked, register, with_demo
 from ropewalk.config import SearchTargetConfig
+from ropewalk.models.factors import SearchedFactors
 from ropewalk.rope import RopeScaling, methods
-from ropewalk.search.factors import factors_entry, factors_json, provenance
-from ropewalk.search.history import search_metrics, table
+from ropewalk.search.history import provenance, search_metrics, table
 from ropewalk.search.targets import TargetSearch
 from tiny_models import WINDOW, byte_tokenizer, tiny_llama
 from tiny_runs import token_store
@@ -23,8 +23,8 @@ FITNESSES = sorted(path.stem for path in (ROOT / "conf" / "search" / "fitness").
 def search(folder: Path, *overrides: str) -> TargetSearch:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = checked(compose("config", [f"output={folder}", *overrides])).search
-    config.trials, config.initial, config.children, config.parents = 7, 4, 2, 2
+        config = checked(compose("config", with_demo([f"output={folder}", *overrides]))).search
+    config.trials, config.initial_population, config.population_size, config.num_parents = 7, 4, 2, 2
     config.gradient_steps, config.documents = min(config.gradient_steps, 2), 2
     config.fitness.needles = min(config.fitness.needles, 1)
     config.race.blocks *= 2
@@ -58,9 +58,9 @@ def test_a_choice_gives_factors_with_their_provenance(tmp_path: Path, choice: st
         assert {round(row["attention_factor"], 6) for row in rows} == {round(su.attention_factor, 6)}
     if choice == "longrope2":
         assert all(4.0 <= row["lambda_07"] <= 8.0 for row in rows)
-    text = factors_json(result.best, provenance(result, search=choice, commit="0" * 40))
+    text = SearchedFactors(result.best, provenance(result, search=choice, commit="0" * 40)).to_json()
     assert RopeScaling.from_json(text) == result.best
-    _, _, origin = factors_entry(text)
+    origin = SearchedFactors.from_json(text).provenance
     assert origin is not None
     assert (origin["method"], origin["seed"], origin["trials"], origin["gradient_steps"]) == (choice, 0, 7, steps)
     assert origin["forward_tokens"] == result.forward_tokens

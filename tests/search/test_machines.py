@@ -11,18 +11,19 @@ from typing import Any
 
 import optuna
 import pytest
+from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from postgresql import Cluster
 from processes import fork, fork_until_killed
 from ropewalk.config import SearchConfig, SearchTargetConfig
-from ropewalk.search.factors import factors_json, provenance
-from ropewalk.search.publication import publish
-from ropewalk.search.storage import open_storage
+from ropewalk.models.factors import SearchedFactors
+from ropewalk.search.distributed import open_storage, publish
+from ropewalk.search.history import provenance
 from ropewalk.search.targets import TargetSearch
 from tiny_models import WINDOW, tiny_llama
 from tiny_runs import SEARCH, search, token_store
 
-CONFIG = replace(SEARCH, gradient_steps=3, trials=12, initial=6, heartbeat_seconds=1, storage_timeout=60)
+CONFIG = replace(SEARCH, gradient_steps=3, trials=12, initial_population=6, heartbeat_seconds=1, storage_timeout=60)
 
 
 def machine(folder: Path, config: SearchConfig, **more: Any) -> Callable[[], None]:
@@ -60,7 +61,8 @@ def test_one_machine_dies_one_comes_late_and_all_say_the_same(tmp_path: Path, ad
     config = replace(CONFIG, storage=address)
     dying = fork(machine(tmp_path / "dying", config, kill_at="read 5", pause=0.3))
     wait_for(lambda: reads(tmp_path / "dying") >= 4)
-    steady = fork(machine(tmp_path / "steady", config, pause=0.5))
+    # However slow the others are, something is left for the one that comes late.
+    steady = fork(machine(tmp_path / "steady", config, pause=0.5, waits_for=tmp_path / "late" / "reads"))
     dying.join(240)
     assert dying.exitcode == -9
     late = fork(machine(tmp_path / "late", config, pause=0.1))
@@ -115,6 +117,29 @@ def test_a_database_that_is_away_for_some_seconds_is_waited_for(tmp_path: Path, 
     assert running.exitcode == 0
     assert result(tmp_path / "machine") == [undisturbed.best.to_json(), undisturbed.loss, undisturbed.rows]
     assert reads(tmp_path / "machine") <= reads(tmp_path / "undisturbed") + 1
+
+
+@pytest.mark.parametrize("table", ["trials", "trial_params", "trial_values"])
+def test_a_connection_lost_amid_a_trial(tmp_path: Path, address: str, table: str) -> None:
+    undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
+    count = 0
+
+    def cut(connection: Connection, cursor: Any, sql: str, *_: Any) -> None:
+        nonlocal count
+        count += sql.startswith(f"INSERT INTO {table} ") and connection.dialect.name == "postgresql"
+        if count in (8, 30):
+            count += 1
+            backend = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+            with create_engine(address).connect() as other:
+                other.execute(text("SELECT pg_terminate_backend(:backend, 5000)"), {"backend": backend})
+
+    event.listen(Engine, "before_cursor_execute", cut)
+    try:
+        cut_off, _ = search(tmp_path / "machine", config=replace(CONFIG, storage=address))
+    finally:
+        event.remove(Engine, "before_cursor_execute", cut)
+    assert count > 8
+    assert [cut_off.best, cut_off.loss, cut_off.rows] == [undisturbed.best, undisturbed.loss, undisturbed.rows]
 
 
 def test_a_database_that_never_comes_back_gives_one_line_and_nothing_is_lost(
@@ -172,7 +197,7 @@ def test_ctrl_c_while_the_database_is_away_is_not_kept_waiting(tmp_path: Path, a
     assert [resumed.best, resumed.loss, resumed.rows] == [undisturbed.best, undisturbed.loss, undisturbed.rows]
 
 
-def test_one_machine_alone_is_killed_and_goes_on_to_the_bit(tmp_path: Path, address: str) -> None:
+def test_one_machine_alone_is_killed_and_resumes_to_the_bit(tmp_path: Path, address: str) -> None:
     undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
     # With a heartbeat that nobody waits for.
     config = replace(CONFIG, storage=address, heartbeat_seconds=600)
@@ -209,17 +234,22 @@ def published(folder: Path, address: str, *, kill: bool = False, trials: int = 6
     )
     best = target.first()[4 * WINDOW]
 
-    def write() -> None:
+    def log_search(stage: str, rows: list[dict[str, Any]], table: Path) -> None:
         if kill:
             kill_self()
-        (folder / "first.json").write_text(text)
-
-    def track() -> None:
         with (folder.parent / "tracked").open("a") as out:
             out.write(folder.name + "\n")
 
-    text = factors_json(best.best, provenance(best, search="tiny", commit=""))
-    publish(target, {4 * WINDOW: best}, write, track, {folder / "first.json": text})
+    factors = SearchedFactors(best.best, provenance(best, search="tiny", commit="")).to_json()
+    publish(
+        target,
+        {4 * WINDOW: best},
+        {"first.json": factors},
+        stage="search_first",
+        output=folder,
+        log_search=log_search,
+        log_file=lambda path: None,
+    )
 
 
 def test_a_result_is_published_once_and_lies_on_every_machine(tmp_path: Path, address: str) -> None:
@@ -230,15 +260,15 @@ def test_a_result_is_published_once_and_lies_on_every_machine(tmp_path: Path, ad
         process.join(240)
         assert process.exitcode == 0
     assert len((tmp_path / "tracked").read_text().splitlines()) == 1
-    assert len({(folder / "first.json").read_text() for folder in folders}) == 1
+    assert len({(folder / "factors" / "first.json").read_text() for folder in folders}) == 1
 
 
 def test_a_search_that_goes_further_is_published_anew(tmp_path: Path, address: str) -> None:
     folder = tmp_path / "a"
     for trials, tracked in ((6, 1), (6, 1), (9, 2)):
         published(folder, address, trials=trials)
-        assert json.loads((folder / "first.json").read_text())["provenance"]["trials"] == trials
+        assert json.loads((folder / "factors" / "first.json").read_text())["provenance"]["trials"] == trials
         assert len((tmp_path / "tracked").read_text().splitlines()) == tracked
     published(tmp_path / "b", address, trials=9)
-    assert (tmp_path / "b" / "first.json").read_text() == (folder / "first.json").read_text()
+    assert (tmp_path / "b" / "factors" / "first.json").read_text() == (folder / "factors" / "first.json").read_text()
     assert len((tmp_path / "tracked").read_text().splitlines()) == 2

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.pruners import BasePruner, WilcoxonPruner
 
-from ropewalk.search.race import RacePruner, estimated_loss
+from ropewalk.search.stopping import RacePruner, estimated_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:WilcoxonPruner is experimental")
 EASY_FIRST = np.repeat([1.0, 3.0], [8, 24])
@@ -34,7 +34,7 @@ def test_a_candidate_is_given_up_at_its_first_document_though_that_is_an_easy_on
 
 
 @pytest.mark.parametrize("ahead", [-0.1, 0.0])
-def test_one_that_is_as_good_or_better_goes_on(ahead: float) -> None:
+def test_one_that_is_as_good_or_better_continues(ahead: float) -> None:
     assert not stopped(RacePruner(p_value=0.3), EASY_FIRST, EASY_FIRST[:16] + ahead)
 
 

@@ -20,10 +20,9 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState
 
 from ropewalk.rope import RopeScaling
-from ropewalk.search.coding import FactorCoding
-from ropewalk.search.sampler import ESTIMATE, EvolutionSampler, PaperSampler, StartTokenSampler
-from ropewalk.search.schedule import give_back
-from ropewalk.search.space import SearchSpace
+from ropewalk.search.distributed.trials import requeue
+from ropewalk.search.evolution import ESTIMATE, EvolutionSampler, PaperSampler, StartTokenSampler
+from ropewalk.search.space import FactorEncoding, SearchSpace
 from search.test_space import is_feasible, spaces
 from tiny_runs import SPACE
 
@@ -43,7 +42,7 @@ def _quiet() -> Iterator[None]:
 class TestOptunaSuites(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture(params=[EvolutionSampler, PaperSampler, StartTokenSampler])
     def sampler(self, request: pytest.FixtureRequest) -> Callable[[], optuna.samplers.BaseSampler]:
-        return lambda: request.param(SPACE, seed=0, population_size=4, initial=4, parents=4)
+        return lambda: request.param(SPACE, seed=0, population_size=4, initial_population=4, num_parents=4)
 
 
 def evolve(
@@ -54,12 +53,12 @@ def evolve(
     **more: object,
 ) -> tuple[optuna.Study, list[RopeScaling]]:
     """(study, points in order) of ``trials`` trials with the losses that ``loss`` (number, point) gives."""
-    sizes = {"population_size": 8, "initial": 16, "parents": 8, "seed": 0, **more}
+    sizes = {"population_size": 8, "initial_population": 16, "num_parents": 8, "seed": 0, **more}
     study = optuna.create_study(sampler=kind(space, **sizes))  # type: ignore[arg-type]
     points = []
     for number in range(trials):
-        trial = study.ask(dict(FactorCoding(space).distributions()))
-        points.append(FactorCoding(space).point(trial.params))
+        trial = study.ask(dict(FactorEncoding(space).distributions()))
+        points.append(FactorEncoding(space).point(trial.params))
         study.tell(trial, loss(number, points[-1]))
     return study, points
 
@@ -77,10 +76,10 @@ def test_every_point_is_feasible_and_none_is_drawn_twice(space: SearchSpace, see
     assert len(set(points)) == 40
 
 
-def test_the_first_population_begins_with_the_seeds_then_pi_ntk_and_yarn() -> None:
-    seeds = (replace(SPACE.published()[0], attention_factor=1.3), replace(SPACE.published()[1], n_hat=2))
-    _, points = evolve(SPACE, 16, far_from_rising, seeds=seeds)
-    assert points[:5] == [*seeds, *SPACE.published()]
+def test_the_first_population_begins_with_the_first_points_then_pi_ntk_and_yarn() -> None:
+    first_points = (replace(SPACE.published()[0], attention_factor=1.3), replace(SPACE.published()[1], n_hat=2))
+    _, points = evolve(SPACE, 16, far_from_rising, first_points=first_points)
+    assert points[:5] == [*first_points, *SPACE.published()]
 
 
 def test_generations_are_counted_by_position() -> None:
@@ -102,21 +101,23 @@ def test_parents_are_the_best_so_far_and_the_papers_those_of_earlier_generations
 
 @pytest.mark.parametrize(("estimate", "parents"), [(None, 0), (0.0, 8), (100.0, 0)])
 def test_a_trial_that_was_stopped_early_is_a_parent_by_its_estimate(estimate: float | None, parents: int) -> None:
-    study = optuna.create_study(sampler=EvolutionSampler(SPACE, seed=0, population_size=8, initial=16, parents=8))
+    study = optuna.create_study(
+        sampler=EvolutionSampler(SPACE, seed=0, population_size=8, initial_population=16, num_parents=8)
+    )
     for number in range(40):
-        trial = study.ask(dict(FactorCoding(SPACE).distributions()))
+        trial = study.ask(dict(FactorEncoding(SPACE).distributions()))
         if number % 2:
             trial.report(0.0, 0)
             if estimate is not None:
                 trial.set_user_attr(ESTIMATE, estimate)
             study.tell(trial, state=TrialState.PRUNED)
         else:
-            study.tell(trial, far_from_rising(0, FactorCoding(SPACE).point(trial.params)))
+            study.tell(trial, far_from_rising(0, FactorEncoding(SPACE).point(trial.params)))
     assert isinstance(study.sampler, EvolutionSampler)
     found = study.sampler.select_parent(study, 9)
     assert sum(trial.state == TrialState.PRUNED for trial in found) == parents
     assert len(found) == 8
-    assert len({FactorCoding(SPACE).point(trial.params) for trial in study.trials}) == 40
+    assert len({FactorEncoding(SPACE).point(trial.params) for trial in study.trials}) == 40
 
 
 def test_only_n_hat_is_tried_after_the_first_points() -> None:
@@ -141,9 +142,9 @@ def test_mutation_is_local(kind: int) -> None:
         160,
         lambda _, point: float(point != parent),
         population_size=8,
-        initial=8,
-        parents=1,
-        seeds=(parent,),
+        initial_population=8,
+        num_parents=1,
+        first_points=(parent,),
     )
     moves = np.array([np.abs(np.log(point.factors) - np.log(parent.factors)) for point in points[8:]])
     # Where a pair has room between its neighbours, as NTK's and YaRN's have, many children move one alone.
@@ -156,7 +157,13 @@ def test_crossover_takes_low_pairs_of_one_and_high_pairs_of_the_other_or_blends_
     low, high = SPACE.point(np.linspace(1, 2, 8), 0, 1.0), SPACE.point(np.geomspace(1, 4.5, 8), 4, 1.4)
     losses = {low: 0.0, high: 0.1}
     _, points = evolve(
-        SPACE, 80, lambda _, point: losses.get(point, 1.0), population_size=8, initial=8, parents=2, seeds=(low, high)
+        SPACE,
+        80,
+        lambda _, point: losses.get(point, 1.0),
+        population_size=8,
+        initial_population=8,
+        num_parents=2,
+        first_points=(low, high),
     )
     assert all(is_feasible(point, SPACE) for point in points)
     a, b = np.log(low.factors), np.log(high.factors)
@@ -190,14 +197,14 @@ def test_the_same_seed_draws_the_same_points_and_another_seed_others() -> None:
 @pytest.mark.parametrize("kind", [EvolutionSampler, PaperSampler])
 def test_a_trial_given_back_keeps_its_place_and_point(kind: type[EvolutionSampler]) -> None:
     _, undisturbed = evolve(SPACE, 30, far_from_rising, kind=kind)
-    study = optuna.create_study(sampler=kind(SPACE, seed=0, population_size=8, initial=16, parents=8))
+    study = optuna.create_study(sampler=kind(SPACE, seed=0, population_size=8, initial_population=16, num_parents=8))
     points: list[RopeScaling] = []
     for number in itertools.count():
-        trial = study.ask(dict(FactorCoding(SPACE).distributions()))
+        trial = study.ask(dict(FactorEncoding(SPACE).distributions()))
         if number in (5, 7, 20):
-            give_back(study, study.trials[-1])
+            requeue(study, study.trials[-1])
             continue
-        points.append(FactorCoding(SPACE).point(trial.params))
+        points.append(FactorEncoding(SPACE).point(trial.params))
         study.tell(trial, far_from_rising(0, points[-1]))
         if len(points) == 30:
             break
@@ -206,15 +213,15 @@ def test_a_trial_given_back_keeps_its_place_and_point(kind: type[EvolutionSample
 
 def test_a_trial_that_fails_by_itself_takes_its_place() -> None:
     study, _ = evolve(SPACE, 3, far_from_rising)
-    study.tell(study.ask(dict(FactorCoding(SPACE).distributions())), state=TrialState.FAIL)
+    study.tell(study.ask(dict(FactorEncoding(SPACE).distributions())), state=TrialState.FAIL)
     _, undisturbed = evolve(SPACE, 5, far_from_rising)
-    trial = study.ask(dict(FactorCoding(SPACE).distributions()))
-    assert FactorCoding(SPACE).point(trial.params) == undisturbed[4]
+    trial = study.ask(dict(FactorEncoding(SPACE).distributions()))
+    assert FactorEncoding(SPACE).point(trial.params) == undisturbed[4]
 
 
 def test_parameters_and_points_are_one_to_one() -> None:
     for point in SPACE.published():
-        assert FactorCoding(SPACE).point(FactorCoding(SPACE).params(point)) == point
+        assert FactorEncoding(SPACE).point(FactorEncoding(SPACE).params(point)) == point
 
 
 def test_a_factor_with_another_range_than_the_spaces_is_refused() -> None:

@@ -6,9 +6,8 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,18 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.orm import loading
 
 from processes import fork, fork_until_killed, kill_self
-from ropewalk.search.schedule import REASON, FailedTrial, done_by_position, register, work_off
-from ropewalk.search.storage import SharedStorage, open_storage
-from ropewalk.search.workers import WorkerProcess
+from ropewalk.search.distributed import REASON, FailedTrial, done_by_position, open_storage, run_schedule
+from ropewalk.search.distributed.locks import in_turn, locked
+from ropewalk.search.distributed.storage import SharedStorage
 
-ELSEWHERE = WorkerProcess(machine="elsewhere", pid=1, started=0.0)
+
+@contextmanager
+def another_worker(folder: Path) -> Iterator[None]:
+    """As long as the body runs, somebody else is at the study."""
+    storage, study = open_at(folder)
+    with locked(storage, study.study_name, shared=True):
+        yield
+    storage.engine.dispose()
 
 
 def open_at(folder: Path) -> tuple[SharedStorage, optuna.Study]:
@@ -38,7 +44,6 @@ def worker(
     pause: float = 0.0,
     kill_at: int = -1,
     stop_at: int = -1,
-    alone: bool = False,
 ) -> list[float]:
     """Values of a schedule whose position p is worth p; each one read is a line in ``folder``/reads."""
 
@@ -53,8 +58,8 @@ def worker(
             time.sleep(1)  # for a test that wakes it for a moment
         return float(position)
 
-    _, study = open_at(folder)
-    return [trial.values[0] for trial in work_off(study, read, length=length, alone=alone, poll=0.05)]
+    storage, study = open_at(folder)
+    return [trial.values[0] for trial in run_schedule(study, storage, read, length=length, poll=0.05)]
 
 
 def is_locked(database: Path) -> bool:
@@ -82,15 +87,15 @@ def test_two_workers_do_each_position_once(tmp_path: Path) -> None:
 
 
 def test_the_trial_of_a_dead_worker_is_done_by_another(tmp_path: Path) -> None:
-    storage, study = open_at(tmp_path)
-    register(study, ELSEWHERE)
-    storage.engine.dispose()
-    fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
-    assert worker(tmp_path, length=6) == list(map(float, range(6)))
-    assert reads(tmp_path) == [0, 1, 2, 3, 4, 5, 3]
+    with another_worker(tmp_path):
+        fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
+        assert worker(tmp_path, length=6) == list(map(float, range(6)))
+    # When the dead worker's turn comes depends on how fast the others are.
+    assert reads(tmp_path)[:4] == [0, 1, 2, 3]
+    assert sorted(reads(tmp_path)[4:]) == [3, 4, 5]
 
 
-def test_where_all_others_have_ended_here_a_left_trial_is_done_first(tmp_path: Path) -> None:
+def test_where_all_others_have_ended_a_left_trial_is_done_first(tmp_path: Path) -> None:
     fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
     assert worker(tmp_path, length=6) == list(map(float, range(6)))
     assert reads(tmp_path) == [0, 1, 2, 3, 3, 4, 5]
@@ -107,20 +112,34 @@ def test_the_trial_of_a_worker_that_lives_here_is_left_to_it(tmp_path: Path) -> 
     assert sorted(reads(tmp_path)) == [0, 1]
 
 
-def test_a_process_has_ended_when_it_is_gone_or_its_number_is_anothers() -> None:
-    own = WorkerProcess.own()
-    assert not own.has_ended
-    assert replace(own, started=own.started - 3600).has_ended
-    assert not replace(own, started=own.started - 3600, machine="elsewhere").has_ended
-    ended = fork(lambda: None)
-    assert ended.pid is not None
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    assert replace(own, pid=ended.pid, started=time.time()).has_ended  # waits for its parent to take note
-    ended.join()
-    assert replace(own, pid=ended.pid, started=time.time()).has_ended
+def test_what_is_done_in_turn_is_done_by_one_at_a_time_and_kept_when_that_one_is_killed(tmp_path: Path) -> None:
+    def turn(*, until: int) -> list[int]:
+        storage, study = open_at(tmp_path)
+
+        def work(kept: dict[str, Any], keep: Callable[[str, Any], None]) -> list[int]:
+            for number in range(len(kept), 6):
+                with (tmp_path / "reads").open("a") as out:
+                    out.write(f"{number} {os.getpid()}\n")
+                if number == until:
+                    kill_self()
+                time.sleep(0.1)
+                keep(str(number), number)
+            return [*kept.values(), *range(len(kept), 6)]
+
+        return in_turn(study, storage, "numbers", work)
+
+    open_at(tmp_path)[0].engine.dispose()
+    killed, other = fork(lambda: turn(until=3)), fork(lambda: turn(until=6))
+    killed.join(60)
+    other.join(60)
+    assert (killed.exitcode, other.exitcode) in ((-9, 0), (0, 0))  # where the other came first
+    assert turn(until=0) == list(range(6))
+    lines = (tmp_path / "reads").read_text().splitlines()
+    assert len({line.split()[1] for line in lines}) == (2 if killed.exitcode else 1)
+    assert reads(tmp_path) == ([0, 1, 2, 3, 3, 4, 5] if killed.exitcode else list(range(6)))
 
 
-def test_a_worker_that_slept_for_long_finds_its_trial_done_and_goes_on(tmp_path: Path) -> None:
+def test_a_worker_that_slept_for_long_finds_its_trial_done_and_resumes(tmp_path: Path) -> None:
     def sleeper() -> None:
         found = worker(tmp_path, length=6, stop_at=3)
         (tmp_path / "found").write_text(repr(found))
@@ -141,22 +160,13 @@ def test_a_worker_that_slept_for_long_finds_its_trial_done_and_goes_on(tmp_path:
     assert (tmp_path / "found").read_text() == repr(list(map(float, range(6))))
 
 
-def test_alone_a_left_trial_is_done_first(tmp_path: Path) -> None:
-    storage, study = open_at(tmp_path)
-    register(study, ELSEWHERE)
-    storage.engine.dispose()
-    fork_until_killed(lambda: worker(tmp_path, length=6, kill_at=3))
-    assert worker(tmp_path, length=6, alone=True) == list(map(float, range(6)))
-    assert reads(tmp_path) == [0, 1, 2, 3, 3, 4, 5]
-
-
 def test_a_worker_that_died_before_its_first_heartbeat_is_missed_too(tmp_path: Path) -> None:
     storage, study = open_at(tmp_path)
-    register(study, ELSEWHERE)
     study.ask()
     storage.engine.dispose()
     begun = time.monotonic()
-    assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
+    with another_worker(tmp_path):
+        assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
     assert time.monotonic() - begun > 3
     assert reads(tmp_path) == [1, 2, 0]
 
@@ -165,7 +175,7 @@ def test_a_position_whose_trial_failed_when_nobody_queued_it_again_is_done(tmp_p
     storage, study = open_at(tmp_path)
     study.tell(study.ask(), state=TrialState.FAIL)
     storage.engine.dispose()
-    assert worker(tmp_path, length=2, alone=True) == [0.0, 1.0]
+    assert worker(tmp_path, length=2) == [0.0, 1.0]
     assert reads(tmp_path) == [0, 1]
 
 
@@ -176,7 +186,7 @@ def test_a_candidate_that_cannot_be_read_is_done_with_its_reason(tmp_path: Path)
         return 0.0
 
     storage, study = open_at(tmp_path)
-    found = work_off(study, read, length=3)
+    found = run_schedule(study, storage, read, length=3)
     assert [trial.state for trial in found] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert found[1].user_attrs[REASON] == "no loss"
     assert len(study.trials) == 3
@@ -191,7 +201,7 @@ def test_a_trial_that_is_interrupted_goes_back_to_the_queue(tmp_path: Path) -> N
 
     storage, study = open_at(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        work_off(study, read, length=3)
+        run_schedule(study, storage, read, length=3)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
     storage.engine.dispose()
     assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
@@ -221,8 +231,8 @@ def test_ctrl_c_amid_the_storages_own_work_is_neither_lost_nor_masked(tmp_path: 
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            work_off(study, read, length=5, alone=True, poll=0.05)
-    assert [trial.values[0] for trial in work_off(study, read, length=5, alone=True, poll=0.05)] == [0, 1, 2, 3, 4]
+            run_schedule(study, storage, read, length=5, poll=0.05)
+    assert [trial.values[0] for trial in run_schedule(study, storage, read, length=5, poll=0.05)] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("within_trial", [False, True])
@@ -241,7 +251,7 @@ def test_ctrl_c_amid_a_read_of_the_storage_leaves_no_lock(
         return make_reader(*args, **more)
 
     def written(trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        if state == TrialState.FAIL:
+        if state.is_finished():
             locked.append(is_locked(tmp_path / "study.db"))
         return write(trial_id, state, values)
 
@@ -254,8 +264,9 @@ def test_ctrl_c_amid_a_read_of_the_storage_leaves_no_lock(
 
     storage.set_trial_state_values = written  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        work_off(study, read, length=3)
-    assert locked == [False]
+        run_schedule(study, storage, read, length=3)
+    assert locked == [False, False]
+    assert not is_locked(tmp_path / "study.db")
     storage.engine.dispose()
     assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
 
@@ -279,7 +290,7 @@ def test_ctrl_c_amid_a_heartbeats_start_or_end_leaves_no_thread(
     monkeypatch.setattr(HeartbeatThread, method, interrupted)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        work_off(study, lambda trial, position: float(position), length=3)
+        run_schedule(study, storage, lambda trial, position: float(position), length=3)
     assert threading.active_count() == before
     assert [trial.values[0] for trial in study.trials if trial.values] == found
     assert study.trials[-1].state == (TrialState.WAITING if method == "start" else TrialState.COMPLETE)
@@ -304,7 +315,7 @@ def test_ctrl_c_in_a_callback_that_drops_errors_is_not_lost(tmp_path: Path) -> N
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        work_off(study, read, length=3, alone=True)
+        run_schedule(study, storage, read, length=3)
     assert signal.getsignal(signal.SIGINT) is before
     assert [trial.values for trial in study.trials] == [[0.0], [1.0]]
     storage.engine.dispose()
@@ -325,7 +336,6 @@ def end_at_sum(limit: float) -> object:
 
 def test_the_end_is_the_same_whatever_others_did_beyond_it(tmp_path: Path) -> None:
     storage, study = open_at(tmp_path)
-    register(study, ELSEWHERE)
     for value in (1.0, 1.0):
         study.tell(study.ask(), value)
     slow = study.ask()  # position 2, by a worker that takes its time
@@ -342,14 +352,15 @@ def test_the_end_is_the_same_whatever_others_did_beyond_it(tmp_path: Path) -> No
         if 2 not in done:
             study.tell(slow, 1.0)
 
-    found = work_off(study, read, length=20, end=end_at_sum(4.0), on_done=finish, poll=0.01)  # type: ignore[arg-type]
+    with another_worker(tmp_path):
+        found = run_schedule(study, storage, read, length=20, end=end_at_sum(4.0), on_done=finish, poll=0.01)  # type: ignore[arg-type]
     assert not asked
     assert [trial.number for trial in found] == [0, 1, 2, 3]
     assert list(done_by_position(study.trials)) == [0, 1, 2, 3, 4, 5]
     storage.engine.dispose()
 
 
-@pytest.mark.parametrize("address", ["not an address", "nosuch://host/name"])
+@pytest.mark.parametrize("address", ["not an address", "nosuch://host/name", "mysql+pymysql://user@host/name"])
 def test_a_storage_that_is_no_database_address_gives_one_line(tmp_path: Path, address: str) -> None:
     with pytest.raises(ValueError, match=r"search\.storage must be a database address such as postgresql") as raised:
         open_storage(address, folder=tmp_path, heartbeat_seconds=1)

@@ -1,4 +1,4 @@
-"""The road's three searches on a tiny model: what each starts from, is bounded by and gives."""
+"""The extension's three searches on a tiny model: what each starts from, is bounded by and gives."""
 
 import math
 from dataclasses import replace
@@ -18,7 +18,14 @@ from tiny_models import WINDOW, tiny_llama
 from tiny_runs import token_store
 
 CONFIG = SearchConfig(
-    name="tiny", gradient_steps=2, gradient_rows=1, trials=8, initial=6, children=4, parents=4, documents=2
+    name="tiny",
+    gradient_steps=2,
+    gradient_batch_size=1,
+    trials=8,
+    initial_population=6,
+    population_size=4,
+    num_parents=4,
+    documents=2,
 )
 FIRST = RopeScaling((1.0, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 4.3), WINDOW, 4 * WINDOW, attention_factor=1.1)
 
@@ -78,7 +85,7 @@ def test_the_second_search_is_composed_on_top_of_the_first(tmp_path: Path) -> No
         assert (result.best.original_length, result.best.target_length) == (WINDOW, length)
         assert all(a >= b for a, b in zip(result.best.factors, FIRST.factors, strict=True))
         assert max(relative.factors) <= 1.25 * length / FIRST.target_length
-        assert result.seed is not None
+        assert result.gradient is not None
 
 
 def test_the_first_search_on_a_checkpoints_own_scaling_is_composed_with_it(tmp_path: Path) -> None:
@@ -118,7 +125,7 @@ def test_trials_and_steps_can_be_given_for_each_length(tmp_path: Path) -> None:
     results = replace(search, target=per_length).first()
     metrics = search_metrics(results)
     assert [(at["trials"], at["gradient_steps"]) for at in metrics.values()] == [(0, 3), (7, 0)]
-    assert "seed_search_perplexity" not in metrics[f"at_{4 * WINDOW}"]
+    assert "gradient_search_perplexity" not in metrics[f"at_{4 * WINDOW}"]
     assert len(table(results)) == sum(len(result.rows) for result in results.values())
     for length, result in results.items():
         assert metrics[f"at_{length}"]["search_perplexity"] == math.exp(result.loss)
@@ -135,8 +142,8 @@ def test_what_is_judged_by_answers_is_compared_by_perplexity(tmp_path: Path) -> 
     own = Fitness(tiny_llama(), (Part(rows),))
     assert metrics["search_loss"] == result.loss
     assert metrics["search_perplexity"] == math.exp(own(result.best)) != math.exp(result.loss)
-    assert result.seed is not None
-    assert metrics["seed_search_perplexity"] == math.exp(own(result.seed))
+    assert result.gradient is not None
+    assert metrics["gradient_search_perplexity"] == math.exp(own(result.gradient))
 
 
 def test_seconds_and_failures_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

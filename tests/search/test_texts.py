@@ -9,7 +9,7 @@ from ropewalk.rope import methods
 from ropewalk.search.texts import search_factors
 from tiny_models import WINDOW, byte_tokenizer, tiny_llama
 
-CONFIG = SearchConfig(name="short", gradient_steps=1, gradient_rows=1, trials=0, documents=1)
+CONFIG = SearchConfig(name="short", gradient_steps=1, gradient_batch_size=1, trials=0, documents=1)
 TEXT = "The quick brown fox jumps over the lazy dog. " * 8
 
 
@@ -26,7 +26,7 @@ def test_what_is_found_holds_the_scaling_that_the_model_came_with() -> None:
 
 def test_race_needles_and_longrope2s_space_are_those_of_the_pipeline() -> None:
     texts = [TEXT * 3, TEXT[::-1] * 3]
-    config = replace(CONFIG, trials=12, initial=6, parents=6, documents=2)
+    config = replace(CONFIG, trials=12, initial_population=6, num_parents=6, documents=2)
     found = {
         name: search_factors(
             tiny_llama(vocab_size=300),

@@ -18,13 +18,20 @@ import torch
 
 from processes import fork, kill_self
 from ropewalk.config import SearchConfig, SearchTargetConfig
-from ropewalk.search.memory import within_memory
+from ropewalk.models.memory import within_memory
 from ropewalk.search.targets import TargetSearch
 from tiny_models import WINDOW, tiny_llama
 from tiny_runs import token_store
 
 CONFIG = SearchConfig(
-    name="tiny", trials=12, initial=6, children=3, parents=3, documents=2, workers=2, heartbeat_seconds=1
+    name="tiny",
+    trials=12,
+    initial_population=6,
+    population_size=3,
+    num_parents=3,
+    documents=2,
+    workers=2,
+    heartbeat_seconds=1,
 )
 
 
@@ -118,14 +125,14 @@ def test_the_trial_of_a_killed_worker_is_done_by_the_other(tmp_path: Path, capsy
     assert "worker 1: ended by signal 9; the others did its part" in capsys.readouterr().err.splitlines()
 
 
-def test_out_of_memory_gives_one_line_and_the_other_worker_goes_on(
+def test_out_of_memory_gives_one_line_and_the_other_worker_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(search(tmp_path, partial(fill_memory_if_first, tmp_path / "passes")), tmp_path)
     told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert told == [
         "worker 0: out of memory; lower search.batch_tokens, found 16384 (a pass holds one document at least), or "
-        "search.workers, found 2, or take model.dtype=bfloat16; the others go on"
+        "search.workers, found 2, or take model.dtype=bfloat16; the others continue"
     ]
 
 
@@ -170,7 +177,7 @@ def living(group: int) -> list[int]:
     return found
 
 
-def test_ctrl_c_leaves_no_worker_and_the_same_call_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_leaves_no_worker_and_the_same_call_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main = fork(lambda: interrupted(tmp_path))
     begun = time.monotonic()
     while not (tmp_path / "passes").exists() or len(set((tmp_path / "passes").read_text().split())) < 2:

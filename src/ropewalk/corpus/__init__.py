@@ -1,1 +1,1 @@
-"""Text: where it comes from, splits, and token stores."""
+"""Text: sources, splits into training, search and test documents, and token stores."""

@@ -1,7 +1,7 @@
-"""Fetching published files over HTTP: in parallel, resumable, checked, and whole or absent.
+"""Download of published files over HTTP: parallel, resumable and checked; a file is whole or absent.
 
-requests sends and urllib3 retries: 429 and 503 after the time that the server names, other faults of servers and
-connections after rising waits. A connection that breaks inside a file is taken up at the byte where it broke.
+requests sends, and urllib3 retries: after 429 and 503 once the time that the server names has passed, after other
+faults of servers and connections with growing waits. A download that breaks off resumes at the byte where it broke.
 """
 
 import errno
@@ -32,43 +32,45 @@ _LONGEST_WAIT = 600
 
 @dataclass(frozen=True)
 class Remote:
-    """A published file and where it goes."""
+    """A published file and the path that it is downloaded to."""
 
     url: str
     target: Path
     sha256: str | None = None
     withdrawn: bool = False
-    """Whether its absence is known, so that 403 and 404 are reported and passed over."""
+    """Whether the file is known to be withdrawn, so that 403 and 404 are reported and the file is skipped."""
 
 
 @dataclass(frozen=True)
 class Fetcher:
-    """How files are fetched."""
+    """How files are downloaded."""
 
     parallel: int = 8
+    """Number of files downloaded at the same time."""
     timeout: float = 60.0
     """Seconds without a byte after which a connection counts as broken."""
     attempts: int = 5
-    """Tries of each request, and of each place that a file breaks off at."""
+    """Number of tries of each request, and at each byte where a file breaks off."""
     wait: float = 1.0
-    """Seconds before the second try, doubled for each further one, where the server names no time."""
-    largest_bytes: int | None = None
-    """Of all files together; those that would go beyond are left out."""
+    """Seconds before the second try, doubled for each further try, unless the server names a time."""
+    max_bytes: int | None = None
+    """Limit on the size of all files together; the files beyond it are left out."""
 
     def text(self, url: str) -> str:
-        """A small file, such as a listing; raises OSError where it cannot be fetched."""
+        """Content of a small file such as a listing; raises OSError if it cannot be fetched."""
         with self._session() as session, _named(url):
             answer = session.get(url, timeout=self.timeout)
             answer.raise_for_status()
             return answer.content.decode("utf-8", errors="replace")
 
     def fetch_all(self, files: Sequence[Remote]) -> list[Path]:
-        """Fetch files to their targets and return the targets of those that are there, in order.
+        """Download files to their targets and return the targets that exist afterwards, in order.
 
-        A file that is there is whole and not fetched again; a part left by an earlier call is gone on from.
+        A target that exists already is whole and is not downloaded again; a part that an earlier call left is resumed.
 
         Raises:
-            OSError: a file cannot be fetched, is not what was published, or cannot be written; names it.
+            OSError: a file cannot be fetched, is not what was published, or cannot be written; the error names it.
+            ValueError: the first file alone is larger than ``max_bytes``.
         """
         files = self._within_cap(files)
         stop = threading.Event()
@@ -78,17 +80,17 @@ class Fetcher:
         ):
             pending = [pool.submit(self._fetch, remote, bar, stop) for remote in files]
             try:
-                found = [future.result() for future in pending]
+                codes = [future.result() for future in pending]
             except BaseException:
-                # Those under way keep what they have and end soon.
+                # Downloads under way keep what they have and end soon.
                 stop.set()
                 for future in pending:
                     future.cancel()
                 raise
-        for remote, code in zip(files, found, strict=True):
+        for remote, code in zip(files, codes, strict=True):
             if code:
                 warnings.warn(f"{remote.url} is no longer published (HTTP {code}); passed over", stacklevel=2)
-        return [remote.target for remote, code in zip(files, found, strict=True) if not code]
+        return [remote.target for remote, code in zip(files, codes, strict=True) if not code]
 
     def _session(self) -> requests.Session:
         retry = Retry(
@@ -105,30 +107,30 @@ class Fetcher:
         session.max_redirects = 10
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
-        # What is counted and resumed are bytes as they are stored.
+        # Bytes are counted and resumed as they are stored.
         session.headers["Accept-Encoding"] = "identity"
         return session
 
     def _within_cap(self, files: Sequence[Remote]) -> Sequence[Remote]:
-        if self.largest_bytes is None:
+        if self.max_bytes is None:
             return files
         with self._session() as session, ThreadPoolExecutor(self.parallel) as pool:
             sizes = list(pool.map(lambda remote: self._size(session, remote), files))
         kept, total = [], 0
         for remote, size in zip(files, sizes, strict=True):
-            if total + size > self.largest_bytes:
+            if total + size > self.max_bytes:
                 break
             kept.append(remote)
             total += size
         if len(kept) < len(files):
             warnings.warn(
                 f"{len(kept)} of {len(files)} files are fetched ({total:,} bytes), the others are beyond the cap of "
-                f"{self.largest_bytes:,} bytes",
+                f"{self.max_bytes:,} bytes",
                 stacklevel=3,
             )
         if not kept:
             raise ValueError(
-                f"{files[0].url} alone has {sizes[0]:,} bytes, more than corpus.largest_download_mib; raise that"
+                f"{files[0].url} alone has {sizes[0]:,} bytes, more than corpus.max_download_mib; raise that"
             )
         return kept
 
@@ -145,7 +147,8 @@ class Fetcher:
     def _fetch(self, remote: Remote, bar: Progress, stop: threading.Event) -> int:
         """Download to a part beside the target, then rename it; a second process waits for the first.
 
-        Returns 0, or the code that a withdrawn file was refused with.
+        Returns:
+            0, or the HTTP status with which a withdrawn file was refused.
         """
         target = remote.target
         if target.is_file():
@@ -173,25 +176,25 @@ class Fetcher:
     def _whole(
         self, session: requests.Session, remote: Remote, out: BinaryIO, bar: Progress, stop: threading.Event
     ) -> None:
-        """All bytes of a file, as published; a part of other bytes is thrown away once."""
+        """Complete a file and check it against its published hash; wrong content is fetched again once."""
         for again in (True, False):
             self._complete(session, remote.url, out, bar, stop)
             if remote.sha256 is None:
                 break
             out.seek(0)
-            found = hashlib.file_digest(out, "sha256").hexdigest()  # type: ignore[arg-type]
-            if found == remote.sha256:
+            digest = hashlib.file_digest(out, "sha256").hexdigest()  # type: ignore[arg-type]
+            if digest == remote.sha256:
                 break
             out.truncate(0)
             if not again:
-                raise OSError(f"its sha256 is {found}, published is {remote.sha256}")
+                raise OSError(f"its sha256 is {digest}, published is {remote.sha256}")
         out.flush()
         os.fsync(out.fileno())
 
     def _complete(
         self, session: requests.Session, url: str, out: BinaryIO, bar: Progress, stop: threading.Event
     ) -> None:
-        """Append what is missing, trying again from where it broke as long as each try brings bytes."""
+        """Append the missing bytes, resuming where the connection broke as long as each try brings some."""
         left = self.attempts
         while True:
             have = out.seek(0, os.SEEK_END)
@@ -210,7 +213,7 @@ class Fetcher:
         headers = {"Range": f"bytes={have}-"} if have else {}
         with session.get(url, headers=headers, stream=True, timeout=self.timeout) as answer:
             if answer.status_code == 416 and have:
-                # Nothing lies beyond the part: it is whole if it has the size that the server tells.
+                # Nothing lies beyond the part: it is whole if it has the size that the server states.
                 if answer.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
                     out.truncate(0)
                     raise _Broken("the part was longer than the file")
@@ -224,7 +227,7 @@ class Fetcher:
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else None
             try:
-                # What has come so far, where requests' iter_content loses what lies before a break.
+                # read1 returns the bytes that have arrived; requests' iter_content loses those before a break.
                 while chunk := answer.raw.read1(_CHUNK_BYTES, decode_content=False):
                     out.write(chunk)
                     have += len(chunk)
@@ -240,7 +243,7 @@ class Fetcher:
 
 
 class _Broken(OSError):
-    """Worth another try."""
+    """A failure that may not happen again at the next try."""
 
 
 def _start(content_range: str) -> int | None:
@@ -251,26 +254,26 @@ def _start(content_range: str) -> int | None:
 
 @contextmanager
 def _named(url: str, folder: Path | None = None) -> Iterator[None]:
-    """Errors in one line that says which file, why, and what to do."""
+    """Turn errors into one line that says which file failed, why, and what to do."""
     try:
         yield
     except requests.HTTPError as error:
         answer = error.response
-        told = str(error) if answer is None else f"{answer.status_code} {answer.reason}"
-        raise OSError(f"{url} cannot be fetched: HTTP {told}") from None
+        status = str(error) if answer is None else f"{answer.status_code} {answer.reason}"
+        raise OSError(f"{url} cannot be fetched: HTTP {status}") from None
     except requests.TooManyRedirects:
         raise OSError(f"{url} cannot be fetched: it is redirected in a circle or more than 10 times") from None
-    except OSError as error:  # requests' own are OSErrors too
+    except OSError as error:  # errors of requests are OSErrors too
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"no space left on the disk of {folder}; free some and run the same command again"
             raise OSError(message) from None
         if error.errno is not None and not isinstance(error, requests.RequestException):
             raise
-        raise OSError(f"{url} cannot be fetched: {_reason(error)}; run the same command again to go on") from None
+        raise OSError(f"{url} cannot be fetched: {_reason(error)}; run the same command again to resume") from None
 
 
 def _reason(error: Exception) -> str:
-    """urllib3's innermost reason, without the address in memory of the connection."""
+    """The innermost reason of an error of urllib3, without the memory address of the connection."""
     inner: BaseException | str = error
     while isinstance(inner, Exception):
         following = getattr(inner, "reason", None) or next((arg for arg in inner.args if arg), None)

@@ -1,10 +1,10 @@
-"""Mixtures: how many training tokens each subset gives, exactly, by weights over sources and subsets."""
+"""Mixtures: the number of training tokens taken from each subset, by weights over sources and subsets."""
 
 from collections.abc import Mapping
 
 
 def pool_of(subset: str, weights: Mapping[str, float]) -> str | None:
-    """The key of ``weights`` that a subset counts to: its own name, or else that of its source (``SOURCE/SUBSET``)."""
+    """The key of ``weights`` for a subset: its name, or the source's in ``SOURCE/SUBSET``; None if there is neither."""
     if subset in weights:
         return subset
     source = subset.partition("/")[0]
@@ -12,20 +12,21 @@ def pool_of(subset: str, weights: Mapping[str, float]) -> str | None:
 
 
 def quotas(available: Mapping[str, int], weights: Mapping[str, float], *, tokens: int | None) -> dict[str, int]:
-    """Tokens of each key of ``weights``: as many as the scarcest allows, or ``tokens`` in all.
+    """Number of tokens to take for each key of ``weights``.
 
-    Shares are exact to the token: what rounding down leaves goes to the largest remainders.
+    Shares are exact to the token: they are rounded down, and the tokens that are left go to the largest remainders.
 
     Args:
-        available: tokens by subset.
+        available: number of tokens of each subset.
+        tokens: total number of tokens; None for as many as the scarcest key allows.
 
     Raises:
-        ValueError: a key has no documents, or too few for ``tokens``; names it.
+        ValueError: a key has no documents, or too few for ``tokens``; the error names it.
     """
     pools = dict.fromkeys(weights, 0)
-    for subset, own in available.items():
+    for subset, count in available.items():
         if (pool := pool_of(subset, weights)) is not None:
-            pools[pool] += own
+            pools[pool] += count
     whole = sum(weights.values())
     shares = {pool: weight / whole for pool, weight in weights.items() if weight}
     if empty := sorted(pool for pool in shares if not pools[pool]):
@@ -42,9 +43,9 @@ def quotas(available: Mapping[str, int], weights: Mapping[str, float], *, tokens
         )
     total = most if tokens is None else tokens
     exact = {pool: total * share for pool, share in shares.items()}
-    given = {pool: int(own) for pool, own in exact.items()}
-    for pool in sorted(exact, key=lambda pool: given[pool] - exact[pool])[: total - sum(given.values())]:
-        given[pool] += 1
-    return {pool: min(own, pools[pool]) for pool, own in given.items()} | {
+    rounded = {pool: int(share) for pool, share in exact.items()}
+    for pool in sorted(exact, key=lambda pool: rounded[pool] - exact[pool])[: total - sum(rounded.values())]:
+        rounded[pool] += 1
+    return {pool: min(count, pools[pool]) for pool, count in rounded.items()} | {
         pool: 0 for pool, weight in weights.items() if not weight
     }

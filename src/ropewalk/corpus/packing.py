@@ -1,4 +1,4 @@
-"""Packed rows: short documents one after another in one row, for training in the original window."""
+"""Packed rows: several short documents in one row, for training within the original window."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,29 +11,31 @@ from ropewalk.corpus.recall import recall_row
 from ropewalk.corpus.store import TokenStore
 
 _SHORTEST = 8
-"""Tokens of the shortest piece, BOS and EOS included."""
+"""Number of tokens of the shortest piece, BOS and EOS included."""
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """(length) tokens of documents, each BOS, text, EOS, and the position of each token in its document."""
+    """Tokens of documents as BOS, text, EOS, and the position of each token in its document; both are (length,)."""
 
     tokens: Tensor
     positions: Tensor
 
 
 class Packing:
-    """Rows of pieces of documents, none longer than ``window`` and none across a multiple of it.
+    """Rows of documents, none of which is longer than ``window`` or crosses a multiple of it.
 
-    So a row can be read as length / window rows of the window, whose attention never costs more than in it. A document
-    that fits is taken whole, of a longer one a piece.
+    A row can thus be read as length / window rows of one window each, so that attention never costs more than within
+    the window. A document that fits is taken whole; of a longer one, a random piece is taken.
 
     Args:
-        window: the model's original window, in tokens; ``length`` must be a multiple.
-        recall_share: expected share of windows that are one recall document.
+        length: number of tokens in a row, a multiple of ``window``.
+        window: the model's original window in tokens.
+        recall_share: expected share of windows that hold one recall document.
+        subsets: subsets whose documents are used; all if empty.
 
     Raises:
-        ValueError: length is no multiple of window, or there is no document.
+        ValueError: ``length`` is no multiple of ``window``, or there is no document.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Packing:
         self._cumulative = np.cumsum(store.lengths_of(self._documents))
 
     def row(self, rng: np.random.Generator) -> PackedRow:
+        """Draw a row."""
         tokens, positions = np.empty(self.length, np.int64), np.empty(self.length, np.int64)
         place = 0
         while place < self.length:
@@ -66,7 +69,7 @@ class Packing:
         return PackedRow(torch.from_numpy(tokens), torch.from_numpy(positions))
 
     def _piece(self, rng: np.random.Generator, room: int) -> np.ndarray:
-        """BOS, text, EOS: ``room`` tokens, or fewer by no less than the shortest piece."""
+        """BOS, text, EOS: ``room`` tokens, or so many fewer that the shortest piece fits into the rest."""
         token = int(rng.integers(self._cumulative[-1]))
         which = int(np.searchsorted(self._cumulative, token, side="right"))
         document = self.store.document(int(self._documents[which]))

@@ -1,16 +1,18 @@
-"""Parts: what was read, in pieces of some MiB on disk, each whole or absent, so that a killed run goes on.
+"""Parts: the documents that were read, on disk in pieces of some MiB, so that a killed run resumes.
 
-A part is a folder of ``text.bin`` (UTF-8), ``ends.npy`` (each document's end in bytes), ``keys.npy`` (hashes of
-name and text), ``splits.npy``, ``documents.jsonl`` (name and subset), ``signatures.npy`` where near-duplicates
-are looked for, ``rejected.jsonl``, and ``part.json`` (counts, and the row that the next part begins with).
+A part is whole or absent. It is a folder of ``text.bin`` (UTF-8), ``ends.npy`` (the end of each document in bytes),
+``keys.npy`` (hashes of name and text), ``documents.jsonl`` (name and subset), ``groups.jsonl``, ``overlaps.npy`` if
+there are evaluation sets, ``signatures.npy`` if near-duplicates are searched for, ``rejected.jsonl``, and ``part.json``
+(counts, and the row that the next part begins with). ``splits.npy`` and ``verdicts.npy`` come when all parts are read.
 
-datatrove marks a task as complete when its whole file is done, so a killed run reads that file again from its
-start and, as the pipeline has no state between its blocks, all later blocks too; here the unit is a part.
+datatrove marks a task as complete when its whole file is done, so a killed run repeats that file and, because the
+pipeline keeps no state between its blocks, all later blocks; here the unit is a part.
 """
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,61 +25,60 @@ from ropewalk.corpus import minhash
 from ropewalk.corpus.documents import Document, Refused
 from ropewalk.corpus.overlap import Overlap
 from ropewalk.corpus.shards import Shard
-from ropewalk.corpus.split import SPLITS, split_of
 from ropewalk.corpus.words import BLOCK_BYTES
 from ropewalk.files import read_json, write_json, writing
 
 PART_BYTES = 1 << 26
-"""Text after which a part ends."""
+"""Bytes of text after which a part ends."""
 PART_ROWS = 100_000
+"""Number of rows after which a part ends."""
 KEYS = np.dtype([("name", np.uint64, 2), ("text", np.uint64, 2)])
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What happens to every row before documents are compared with each other."""
+class ReadSettings:
+    """What is done with every row before documents are compared with each other."""
 
-    search_share: float
-    test_share: float
-    salt: str
-    least_tokens: int = 0
-    least_tokens_by_subset: dict[str, int] = field(default_factory=dict)
+    min_tokens: int = 0
+    min_tokens_by_subset: dict[str, int] = field(default_factory=dict)
     near: bool = False
-    """Whether signatures for near-duplicates are made."""
+    """Whether signatures for finding near-duplicates are computed."""
     evaluation: str | None = None
-    """File with the n-grams of evaluation sets (`ropewalk.corpus.overlap`)."""
+    """File with the n-grams of the evaluation sets (`ropewalk.corpus.overlap`)."""
     evaluation_words: int = 13
     evaluation_overlap: int = 1
 
-    def split(self, group: str) -> int:
-        own = split_of(group, search_share=self.search_share, test_share=self.test_share, salt=self.salt)
-        return SPLITS.index(own)
-
-    def least(self, subset: str) -> int:
-        return self.least_tokens_by_subset.get(subset, self.least_tokens)
+    def min_bytes(self, subset: str) -> int:
+        """Number of bytes below which a document has too few tokens, as no token is shorter than a byte."""
+        return self.min_tokens_by_subset.get(subset, self.min_tokens)
 
 
 @dataclass(frozen=True)
 class ReadTask:
+    """One shard to be read by one worker."""
+
     shard: Shard
     number: int
-    """Of the shard in its source; parts are ordered by it."""
+    """Number of the shard in its source, by which parts are ordered."""
     folder: str
-    reading: Reading
+    """Folder of all parts."""
+    settings: ReadSettings
 
     def part(self, number: int) -> Path:
         return Path(self.folder) / f"{self.number:06}-{number:06}"
 
 
 def key_of(data: bytes) -> bytes:
+    """128-bit hash by which names or texts are compared."""
     return hashlib.sha256(data).digest()[:16]
 
 
 def read_shard(task: ReadTask, report: Report) -> None:
-    """Write a shard's parts, from where an earlier call stopped; report each one's counts.
+    """Write the parts of a shard, resuming where an earlier call stopped, and report the counts of each part.
 
-    Raises what `ropewalk.corpus.documents.read_rows` does.
+    Raises:
+        FileNotFoundError, ValueError: as in `ropewalk.corpus.documents.read_rows`.
     """
     number, first, before = 0, 1, 0
     while (mark := task.part(number) / "part.json").is_file():
@@ -92,12 +93,12 @@ def read_shard(task: ReadTask, report: Report) -> None:
     while not last:
         with writing(task.part(number)) as aside:
             aside.mkdir()
-            part = _Part(aside, task.reading, task.shard.path)
+            part = _Part(aside, task.settings, task.shard.path)
             last = True
-            for row, found in rows:
-                part.take(row, found)
+            for row_number, row in rows:
+                part.take(row_number, row)
                 if part.bytes >= PART_BYTES or part.rows >= PART_ROWS:
-                    last, first = False, row + 1
+                    last, first = False, row_number + 1
                     break
             about = part.close(
                 shard=task.shard.path,
@@ -111,65 +112,48 @@ def read_shard(task: ReadTask, report: Report) -> None:
         report(about)
 
 
-def write_parts(documents: Iterable[Document], folder: Path, reading: Reading, report: Report) -> None:
-    """Documents that are no shard's, as parts that no later call goes on from."""
-    rows = iter(documents)
-    number, more = 0, True
-    while more:
-        with writing(folder / f"{0:06}-{number:06}") as aside:
-            aside.mkdir(parents=True)
-            part = _Part(aside, reading, "")
-            more = False
-            for document in rows:
-                part.take(0, document)
-                if part.bytes >= PART_BYTES or part.rows >= PART_ROWS:
-                    more = True
-                    break
-            about = part.close(shard="", read=part.bytes)
-        number += 1
-        report(about)
-
-
 class _Part:
-    """One part while it is written; documents wait until there are enough to be hashed together."""
+    """A part that is being written. Documents wait until there are enough of them to be hashed together."""
 
-    def __init__(self, folder: Path, reading: Reading, source: str) -> None:
-        self.folder, self.reading, self.source = folder, reading, source
+    def __init__(self, folder: Path, settings: ReadSettings, source: str) -> None:
+        self.folder, self.settings, self.source = folder, settings, source
         self.rows = self.bytes = self.documents = 0
         self.rejected: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
-        self._overlap = Overlap.load(reading.evaluation, reading.evaluation_words) if reading.evaluation else None
+        self._overlap = Overlap.load(settings.evaluation, settings.evaluation_words) if settings.evaluation else None
         self._text: BinaryIO = (folder / "text.bin").open("wb")
         self._index: BinaryIO = (folder / "documents.jsonl").open("wb")
         self._refused: BinaryIO = (folder / "rejected.jsonl").open("wb")
-        self._waiting: list[tuple[Document, bytes, int]] = []
+        self._groups = (folder / "groups.jsonl").open("w", encoding="ascii")
+        self._waiting: list[tuple[Document, bytes]] = []
         self._waiting_bytes = 0
         self._ends: list[int] = []
-        self._splits: list[int] = []
+        self._overlaps: list[bool] = []
         self._keys: list[bytes] = []
         self._signatures: list[minhash.Signatures] = []
 
-    def take(self, row: int, found: Document | Refused) -> None:
+    def take(self, number: int, row: Document | Refused) -> None:
+        """Add a document, or count the row if it was refused."""
         self.rows += 1
-        if isinstance(found, Refused):
-            (self.rejected if found.damaged else self.dropped)[found.reason] += 1
-            if found.damaged:
-                about = {"file": self.source, "row": row, "reason": found.reason, "bytes": found.size}
-                self._refused.write(orjson.dumps({**about, "start": found.start}) + b"\n")
-        elif found.long_text is not None:
+        if isinstance(row, Refused):
+            (self.rejected if row.damaged else self.dropped)[row.reason] += 1
+            if row.damaged:
+                about = {"file": self.source, "row": number, "reason": row.reason, "bytes": row.size}
+                self._refused.write(orjson.dumps({**about, "start": row.start}) + b"\n")
+        elif row.long_text is not None:
             self._flush()
-            self._take_long(found)
+            self._take_long(row)
         else:
-            data = found.text.encode()
-            if len(data) < self.reading.least(found.subset):
+            data = row.text.encode()
+            if len(data) < self.settings.min_bytes(row.subset):
                 self.dropped["too short"] += 1
             elif len(data) >= BLOCK_BYTES // 2:
                 self._flush()
-                self._take_long(found)
+                self._take_long(row)
             else:
                 if self._waiting_bytes + len(data) + 1 > BLOCK_BYTES:
                     self._flush()
-                self._waiting.append((found, data, self.reading.split(found.group)))
+                self._waiting.append((row, data))
                 self._waiting_bytes += len(data) + 1
                 self.bytes += len(data)
 
@@ -179,67 +163,54 @@ class _Part:
             data = piece.encode()
             digest.update(data)
             self._text.write(data)
-        end, split = self._text.tell(), self.reading.split(document.group)
-        pieces = (piece.encode() for piece in document.pieces())
-        if end - start < self.reading.least(document.subset):
-            reason = "too short"
-        elif (
-            self._overlap
-            and SPLITS[split] == "train"
-            and (self._overlap.count_long(pieces) >= self.reading.evaluation_overlap)
-        ):
-            reason = "overlaps an evaluation set"
-        else:
-            reason = ""
-        if reason:
+        end = self._text.tell()
+        if end - start < self.settings.min_bytes(document.subset):
             self._text.seek(start)
             self._text.truncate()
-            self.dropped[reason] += 1
+            self.dropped["too short"] += 1
             return
-        if self.reading.near:
+        if self._overlap is not None:
+            count = self._overlap.count_long(piece.encode() for piece in document.pieces())
+            self._overlaps.append(count >= self.settings.evaluation_overlap)
+        if self.settings.near:
             pieces = (piece.encode() for piece in document.pieces())
             self._signatures.append(minhash.long_signature(pieces)[None])
-        self._add(document, split, end, digest.digest()[:16])
+        self._add(document, end, digest.digest()[:16])
         self.bytes += end - start
 
     def _flush(self) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        texts = [data for _, data in waiting]
         if self._overlap is not None:
-            counts = self._overlap.count([data for _, data, _ in waiting])
-            kept = [
-                item
-                for item, count in zip(waiting, counts, strict=True)
-                if count < self.reading.evaluation_overlap or SPLITS[item[2]] != "train"
-            ]
-            if len(waiting) > len(kept):
-                self.dropped["overlaps an evaluation set"] += len(waiting) - len(kept)
-            waiting = kept
-        if self.reading.near and waiting:
-            self._signatures.append(minhash.signatures([data for _, data, _ in waiting]))
+            self._overlaps.extend(self._overlap.count(texts) >= self.settings.evaluation_overlap)
+        if self.settings.near and waiting:
+            self._signatures.append(minhash.signatures(texts))
         end = self._text.tell()
-        for document, data, split in waiting:
+        for document, data in waiting:
             end += len(data)
-            self._add(document, split, end, key_of(data))
-        self._text.write(b"".join(data for _, data, _ in waiting))
+            self._add(document, end, key_of(data))
+        self._text.write(b"".join(texts))
 
-    def _add(self, document: Document, split: int, end: int, text_key: bytes) -> None:
+    def _add(self, document: Document, end: int, text_key: bytes) -> None:
         self._ends.append(end)
-        self._splits.append(split)
         name = document.name.encode(errors="surrogatepass")
         self._keys.append(key_of(name) + text_key)
-        # As text that JSON can hold, whatever the name.
-        self._index.write(orjson.dumps([name.decode(errors="backslashreplace"), document.subset]) + b"\n")
+        # orjson writes no lone surrogates, which a name or subset may contain.
+        shown = name.decode(errors="backslashreplace"), document.subset.encode(errors="backslashreplace").decode()
+        self._index.write(orjson.dumps(shown) + b"\n")
+        self._groups.write(json.dumps(document.group) + "\n")
         self.documents += 1
 
-    def close(self, **more: Any) -> dict[str, Any]:
-        """Finish the part and return its counts."""
+    def close(self, **facts: Any) -> dict[str, Any]:
+        """Finish the part and return its counts and ``facts``, which are written to part.json."""
         self._flush()
-        for out in (self._text, self._index, self._refused):
+        for out in (self._text, self._index, self._groups, self._refused):
             out.close()
         np.save(self.folder / "ends.npy", np.asarray(self._ends, np.int64))
-        np.save(self.folder / "splits.npy", np.asarray(self._splits, np.uint8))
         np.save(self.folder / "keys.npy", np.frombuffer(b"".join(self._keys), KEYS))
-        if self.reading.near:
+        if self._overlap is not None:
+            np.save(self.folder / "overlaps.npy", np.asarray(self._overlaps, bool))
+        if self.settings.near:
             empty = np.zeros((0, minhash.BINS), np.uint16)
             np.save(self.folder / "signatures.npy", np.concatenate([empty, *self._signatures]))
         about = {
@@ -247,7 +218,7 @@ class _Part:
             "text_bytes": self.bytes,
             "rejected": dict(self.rejected),
             "dropped": dict(self.dropped),
-            **more,
+            **facts,
         }
         write_json(self.folder / "part.json", about)
         return about
@@ -255,15 +226,17 @@ class _Part:
 
 @dataclass(frozen=True)
 class Part:
-    """A part that is whole."""
+    """A part that was written completely; ``len()`` is its number of documents."""
 
     path: Path
     about: dict[str, Any]
+    """Content of part.json."""
 
     def __len__(self) -> int:
         return int(self.about["documents"])
 
     def array(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
+        """The array in ``name``.npy, memory-mapped on request; an empty one cannot be mapped."""
         return np.asarray(np.load(self.path / f"{name}.npy", mmap_mode="r" if mapped and len(self) else None))
 
     def documents(self) -> list[tuple[str, str]]:
@@ -271,8 +244,20 @@ class Part:
         with (self.path / "documents.jsonl").open("rb") as lines:
             return [tuple(orjson.loads(line)) for line in lines]
 
+    def groups(self) -> list[str]:
+        """Group of every document."""
+        with (self.path / "groups.jsonl").open(encoding="ascii") as lines:
+            return [json.loads(line) for line in lines]
+
+    def keep(self, name: str, values: NDArray[Any]) -> None:
+        """Write an array with a value for every document to ``name``.npy, unless that is there."""
+        path = self.path / f"{name}.npy"
+        if not path.is_file():
+            with writing(path) as aside, aside.open("wb") as out:
+                np.save(out, values)
+
 
 def whole_parts(folder: Path) -> list[Part]:
-    """The parts of a folder in the order of the corpus."""
+    """All complete parts in a folder, in the order of the corpus."""
     marks = sorted(folder.glob("[0-9]*/part.json"))
     return [Part(mark.parent, read_json(mark)) for mark in marks]

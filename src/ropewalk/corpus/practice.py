@@ -1,7 +1,8 @@
-"""Practice rows: what a model trained from nothing learns to look back from, long before text alone teaches it.
+"""Practice rows: synthetic rows from which a model learns to look back, long before text alone teaches it.
 
-First short stretches of digits over and over, then long ones, then lists of named values. Each lesson builds
-on the last: on a whole vocabulary, or from recall documents alone, nothing was learned in ten times as long.
+They are short sequences of digits repeated many times, then long ones, then lists of named values. Each step builds on
+the one before. A model trained from scratch with sequences from the whole vocabulary, or with recall
+documents alone, learned nothing in ten times as many steps.
 """
 
 from typing import Any
@@ -16,11 +17,11 @@ _ENTRIES = ("{Thing}: {value}\n", "{name} = {value}\n", "The {thing} is {value}.
 def practice_row(
     rng: np.random.Generator, *, step: int, practice_steps: int, length: int, tokenizer: Any
 ) -> list[int] | None:
-    """A practice row of ``length`` token ids, or None where this step's lesson leaves the row to text.
+    """A practice row of ``length`` token ids, or None if the row shall hold text.
 
     Args:
-        practice_steps: steps over which copies fall from all rows to a tenth. After a third more, lists begin
-            with six rows of ten and fall by three of ten in as many steps, to a tenth.
+        practice_steps: number of steps in which the share of copies falls from 1 to 0.1. From 4/3 times this step on
+            there are lists; their share begins at 0.6 and falls by 0.3 in as many steps, down to 0.1.
     """
     time = step / practice_steps
     copies = max(0.1, 1 - time)
@@ -33,17 +34,17 @@ def practice_row(
 
 
 def copy_row(rng: np.random.Generator, *, length: int, longest: int, tokenizer: Any) -> list[int]:
-    """Blocks of four times ``longest`` tokens, each 4 to ``longest`` random pairs of digits over and over."""
+    """Blocks of four times ``longest`` tokens, each a repetition of 4 to ``longest`` random pairs of digits."""
     pairs = tokenizer([f"{pair:02d}" for pair in range(100)], add_special_tokens=False)["input_ids"]
     row: list[int] = []
     while len(row) < length:
-        stretch = [token for pair in rng.integers(0, 100, int(rng.integers(4, longest + 1))) for token in pairs[pair]]
-        row += np.resize(stretch, 4 * longest).tolist()
+        sequence = [token for pair in rng.integers(0, 100, int(rng.integers(4, longest + 1))) for token in pairs[pair]]
+        row += np.resize(sequence, 4 * longest).tolist()
     return row[:length]
 
 
 def list_row(rng: np.random.Generator, *, length: int, tokenizer: Any) -> list[int]:
-    """One to eight named values in one wording, drawn again and again until the row is full."""
+    """One to eight named values in one wording, drawn with replacement until the row is full."""
     entry = str(rng.choice(_ENTRIES))
     texts = [entry.format(**fact) for fact in draw_facts(rng, int(rng.integers(1, 9)))]
     entries = tokenizer(texts, add_special_tokens=False)["input_ids"]

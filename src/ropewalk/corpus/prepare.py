@@ -1,76 +1,49 @@
-"""From documents to token stores: read, compare, tokenise, write, each step resumable and counted.
+"""From documents to token stores in five steps, each of which can be resumed and counts what it leaves out.
 
-The steps, all but the last in parts of some MiB (`ropewalk.corpus.parts`):
+All steps but the last work on parts of some MiB (`ropewalk.corpus.parts`):
 
-1. read every shard: parse, count what is damaged, bound the length, split by hash of the name, hash for copies;
-2. compare documents with each other and drop copies (`ropewalk.corpus.duplicates`);
-3. tokenise (`ropewalk.corpus.tokenise`);
-4. write the stores of the three splits in the order of the corpus, whatever the number of workers.
+1. read every shard: parse rows, count damaged ones, bound lengths, hash for finding copies;
+2. split by hash of the name, and refuse documents that are too few or too short (`ropewalk.corpus.sufficiency`);
+3. compare documents with each other and drop copies (`ropewalk.corpus.duplicates`);
+4. tokenise (`ropewalk.corpus.tokenise`);
+5. write the stores of the three splits in the order of the corpus, whatever the number of workers.
 
-datatrove 0.10 has the same steps, more filters, and goes on to Slurm and Ray. Measured on genuine rows of RedPajama-V1
-(`benchmarks/corpus`): its JSON reader alone has half the speed of decompression and orjson, where reading, filtering
-and splitting here have two thirds; a document is a Python object with metadata from its reader to its writer. Its unit
-of resuming is a task's whole file, its token files lie in the order of tasks, rows that it cannot read are logged and
-not kept, and deduplication is four jobs with a folder each, after which one document of a cluster is left whatever its
-split. So it is not used here. A corpus that needs a cluster can be filtered by it first; its JSON lines are read with
-``corpus=jsonl``.
+datatrove 0.10 has the same steps and more filters, and runs on Slurm and Ray. On genuine rows of RedPajama-V1
+(`benchmarks/corpus`), its JSON reader alone has half the speed of decompression and orjson, where reading, filtering
+and splitting have two thirds here, because it makes a Python object with metadata of every document. It resumes by
+whole files, writes token files in the order of tasks, logs rows that it cannot read without keeping them, and
+deduplicates in four jobs, after which one document of each cluster is left whatever its split. Therefore it is not used
+here. A corpus that needs a cluster can be filtered with it first; ``corpus=jsonl`` reads the JSON lines that it writes.
 """
 
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ropewalk.config import CorpusConfig
 from ropewalk.corpus.card import describe, draw_card
-from ropewalk.corpus.documents import Document
-from ropewalk.corpus.duplicates import REASONS, SAME_ID, find_duplicates
+from ropewalk.corpus.duplicates import KEPT, REASONS, SAME_ID, find_duplicates
+from ropewalk.corpus.joining import TokenSpan, joined, read_joined
+from ropewalk.corpus.lengths import LongestDocuments, longest_documents
 from ropewalk.corpus.mixture import pool_of, quotas
 from ropewalk.corpus.overlap import write_evaluation
-from ropewalk.corpus.parts import Part, Reading, ReadTask, whole_parts, write_parts
+from ropewalk.corpus.parts import Part, ReadSettings, ReadTask, whole_parts
 from ropewalk.corpus.progress import PrepareProgress
 from ropewalk.corpus.rejected import check_rejected, write_rejected
 from ropewalk.corpus.shards import Shard
-from ropewalk.corpus.split import SPLITS, Split, split_of
+from ropewalk.corpus.split import SPLITS, Shares, Split
 from ropewalk.corpus.store import StoreWriter, TokenStore, token_type
-from ropewalk.corpus.tokenise import TokenTask, stored, tokenise_part
+from ropewalk.corpus.sufficiency import Need, check_estimate, check_stores, choose_salt
+from ropewalk.corpus.tokenise import Encode, TokenTask, encoder, load_tokenizer, stored, tokenise_part
 from ropewalk.corpus.worker import cores, work_all
 from ropewalk.files import read_json, write_json, writing
 
-_COPY_BYTES = 1 << 24
 _WORTH_A_WORKER = 1 << 25
-"""Bytes of a corpus below which starting processes takes longer than doing without."""
-
-
-def split_of_document(document: Document, config: CorpusConfig) -> Split:
-    return split_of(document.group, search_share=config.search_share, test_share=config.test_share, salt=config.salt)
-
-
-def prepare_stores(
-    documents: Iterable[Document], *, config: CorpusConfig, tokenizer: Any, rejected: Counter[str], folder: Path
-) -> dict[str, Any]:
-    """Write a token store per split to ``folder`` and return the data card; all stores or none.
-
-    Args:
-        tokenizer: a transformers tokenizer with BOS and EOS (EOS also serves as BOS where there is none).
-        rejected: filled by the reader while ``documents`` is consumed.
-
-    Raises:
-        ValueError: no documents, too large a share of rows rejected, or too few long documents.
-    """
-    state = folder.with_name(f".{folder.name}.parts")
-    shutil.rmtree(state, ignore_errors=True)
-    try:
-        made = _Preparation(config, tokenizer, state)
-        with PrepareProgress(0) as bar:
-            write_parts(documents, state / "parts", made.reading, bar.read)
-            return made.finish(whole_parts(state / "parts"), folder, bar, rejected=rejected)
-    finally:
-        shutil.rmtree(state, ignore_errors=True)
+"""Bytes of a corpus below which starting worker processes takes longer than they save."""
 
 
 def prepare_shards(
@@ -82,25 +55,33 @@ def prepare_shards(
     state: Path,
     folder: Path,
 ) -> dict[str, Any]:
-    """As `prepare_stores` from files, on all cores; a killed call goes on from what it left in ``state``.
+    """Write a token store for each split to ``folder`` and return the data card; all stores are written or none.
 
-    Raises also what `ropewalk.corpus.documents.read_rows` does.
+    Args:
+        evaluation: files whose text must not be trained on.
+        tokenizer: a transformers tokenizer with EOS, which also serves as BOS if it has none.
+        state: folder for what was done so far, from which a killed call resumes.
+
+    Raises:
+        ValueError: there are no documents or too few long ones, or too large a share of the rows was rejected; and as
+            in `ropewalk.corpus.documents.read_rows`.
+        FileNotFoundError: a file does not exist.
     """
-    made = _Preparation(config, tokenizer, state)
-    if evaluation and not made.evaluation.is_file():
-        write_evaluation(evaluation, made.evaluation, words=config.evaluation_words)
+    preparation = _Preparation(config, tokenizer, state)
+    if evaluation and not preparation.evaluation.is_file():
+        write_evaluation(evaluation, preparation.evaluation, words=config.evaluation_words)
     size = sum(shard.size for shard in shards)
-    tasks = [ReadTask(shard, number, str(state / "parts"), made.reading) for number, shard in enumerate(shards)]
+    tasks = [ReadTask(shard, number, str(state / "parts"), preparation.settings) for number, shard in enumerate(shards)]
     with PrepareProgress(size) as bar:
-        # The largest first, so that none is left over when the others are done.
+        # The largest shards come first, so that none of them is left when all other workers are done.
         tasks.sort(key=lambda task: -task.shard.size)
-        work_all(tasks, bar.read, workers=made.workers if size >= _WORTH_A_WORKER else 1)
-        return made.finish(whole_parts(state / "parts"), folder, bar, rejected=Counter())
+        work_all(tasks, bar.read, workers=preparation.workers if size >= _WORTH_A_WORKER else 1)
+        return preparation.finish(whole_parts(state / "parts"), folder, bar)
 
 
 @dataclass
 class _Preparation:
-    """One corpus on its way, with what must not change between a run and the one that goes on from it."""
+    """The steps for one corpus; a run that resumes must have the same configuration, tokenizer and folder."""
 
     config: CorpusConfig
     tokenizer: Any
@@ -121,39 +102,54 @@ class _Preparation:
         return self.config.workers or cores()
 
     @property
+    def need(self) -> Need:
+        config = self.config
+        return Need(config.min_long_documents, config.long_tokens, across=config.across_documents)
+
+    @property
+    def shares(self) -> Shares:
+        return Shares(self.config.search_share, self.config.test_share)
+
+    @property
     def evaluation(self) -> Path:
         return self.state / "evaluation.npy"
 
     @property
-    def reading(self) -> Reading:
+    def settings(self) -> ReadSettings:
         config = self.config
-        return Reading(
-            search_share=config.search_share,
-            test_share=config.test_share,
-            salt=config.salt,
-            least_tokens=config.least_tokens,
-            least_tokens_by_subset=dict(config.least_tokens_by_subset),
+        return ReadSettings(
+            min_tokens=config.min_tokens,
+            min_tokens_by_subset=dict(config.min_tokens_by_subset),
             near=config.near_duplicates > 0,
             evaluation=str(self.evaluation) if config.evaluation_sets else None,
             evaluation_words=config.evaluation_words,
             evaluation_overlap=config.evaluation_overlap,
         )
 
-    def finish(
-        self, parts: Sequence[Part], folder: Path, bar: PrepareProgress, *, rejected: Counter[str]
-    ) -> dict[str, Any]:
-        """All steps after reading."""
+    def finish(self, parts: Sequence[Part], folder: Path, bar: PrepareProgress) -> dict[str, Any]:
+        """Do all steps after reading and return the data card."""
+        rejected: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         for part in parts:
             rejected.update(part.about["rejected"])
             dropped.update(part.about["dropped"])
         rows = sum(map(len, parts)) + dropped.total() + rejected.total()
         check_rejected(rows, rejected, dropped, config=self.config, parts=self.state / "parts")
+        salted = self.state / "salt.json"
+        documents = None if salted.is_file() else self._estimated(parts)
+        salt = read_json(salted)["salt"] if documents is None else self._salt(documents)
+        for part in parts:
+            part.keep("splits", self.shares.split(part.groups(), salt))
         verdicts = self._verdicts(parts)
         for code, count in zip(*np.unique(verdicts, return_counts=True), strict=True):
             if code:
                 (rejected if code == SAME_ID else dropped)[REASONS[code]] += int(count)
         check_rejected(rows, rejected, dropped, config=self.config, parts=self.state / "parts")
+        if documents is not None:
+            kept = documents[verdicts[documents.places] == KEPT]
+            check_estimate(kept, self.shares, self.need, salt=salt, is_given=self.config.salt is not None)
+            # From here on parts lose their texts, of which samples were taken.
+            write_json(salted, {"salt": salt})
         self._tokenise(parts, bar)
         tokenised = [read_json(self.state / "tokens" / part.path.name / "part.json") for part in parts]
         if short := sum(about["too short"] for about in tokenised):
@@ -167,102 +163,130 @@ class _Preparation:
                 "rejected": dict(rejected),
                 "dropped": {},
             }
+            if self.config.salt is None:
+                card["salt"] = salt
+            if self.config.across_documents:
+                card["across_documents"] = True
             write_rejected(parts, verdicts, aside / "rejected.jsonl")
             for split in SPLITS:
                 card[split] = self._write_split(split, parts, aside, dropped)
             card["dropped"] = dict(dropped)
-            self._check_long(card)
+            self._check_stores(aside, card)
             write_json(aside / "card.json", card)
             draw_card(card, aside / "card.png")
         return card
 
-    def _check_long(self, card: dict[str, Any]) -> None:
-        config = self.config
-        for split in ("search", "test"):
-            found = card[split]["long_documents"]
-            if found < config.least_long_documents:
-                raise ValueError(
-                    f"the {split} split holds {found} documents of at least {config.long_tokens} tokens "
-                    f"(the longest has {card[split]['longest']}), {config.least_long_documents} are needed; "
-                    "add longer documents, or lower corpus.long_tokens or corpus.least_long_documents"
-                )
+    def _estimated(self, parts: Sequence[Part]) -> LongestDocuments:
+        """The longest documents with their estimated lengths; none where none are needed."""
+        wanted = parts if self.need.documents else ()
+        return longest_documents(wanted, self._encoder(), long_tokens=self.need.tokens)
+
+    def _salt(self, documents: LongestDocuments) -> str:
+        given = self.config.salt
+        return choose_salt(documents, self.shares, self.need) if given is None else given
+
+    def _check_stores(self, folder: Path, card: dict[str, Any]) -> None:
+        lengths = [TokenStore(folder / split).lengths for split in ("search", "test")]
+        check_stores(lengths, self.need, documents=sum(card[split]["documents"] for split in SPLITS))
 
     def _verdicts(self, parts: Sequence[Part]) -> np.ndarray:
-        """KEPT or why not, for every document; kept as a file, whose parts the tokenising tasks read."""
+        """KEPT or the reason for dropping it, for every document; also written to the parts for tokenising."""
         path = self.state / "verdicts.npy"
         if not path.is_file():
             config = self.config
-            found = find_duplicates(parts, exact=config.exact_duplicates, near=config.near_duplicates)
+            duplicates = find_duplicates(
+                parts,
+                exact=config.exact_duplicates,
+                near=config.near_duplicates,
+                overlaps=bool(config.evaluation_sets),
+            )
             with writing(path) as aside, aside.open("wb") as out:
-                np.save(out, found)
+                np.save(out, duplicates)
         verdicts = np.asarray(np.load(path))
         start = 0
         for part in parts:
-            own = part.path / "verdicts.npy"
-            if not own.is_file():
-                with writing(own) as aside, aside.open("wb") as out:
-                    np.save(out, verdicts[start : start + len(part)])
+            part.keep("verdicts", verdicts[start : start + len(part)])
             start += len(part)
         return verdicts
 
-    def _tokenise(self, parts: Sequence[Part], bar: PrepareProgress) -> None:
-        config, tokenizer = self.config, self.tokenizer
-        backend, path = getattr(tokenizer, "backend_tokenizer", None), self.state / "tokenizer.json"
+    def _tokenizer_file(self) -> Path | None:
+        """The tokenizer as `tokenizers` saves it; None where it is written in Python."""
+        backend, path = getattr(self.tokenizer, "backend_tokenizer", None), self.state / "tokenizer.json"
         if backend is not None and not path.is_file():
             with writing(path) as aside:
                 backend.save(str(aside))
+        return None if backend is None else path
+
+    def _encoder(self) -> Encode:
+        path = self._tokenizer_file()
+        if path is None:
+            return self._encode
+        return encoder(load_tokenizer(path, split_special_tokens=self._split_special_tokens))
+
+    @property
+    def _split_special_tokens(self) -> bool:
+        return bool(getattr(self.tokenizer, "split_special_tokens", False))
+
+    def _tokenise(self, parts: Sequence[Part], bar: PrepareProgress) -> None:
+        config, path = self.config, self._tokenizer_file()
         tasks = [
             TokenTask(
                 part=str(part.path),
                 folder=str(self.state / "tokens"),
-                tokenizer=str(path),
-                dtype=token_type(len(tokenizer)).name,
-                least_tokens=config.least_tokens,
-                least_tokens_by_subset=dict(config.least_tokens_by_subset),
-                split_special_tokens=bool(getattr(tokenizer, "split_special_tokens", False)),
+                tokenizer=str(path or ""),
+                dtype=token_type(len(self.tokenizer)).name,
+                min_tokens=config.min_tokens,
+                min_tokens_by_subset=dict(config.min_tokens_by_subset),
+                split_special_tokens=self._split_special_tokens,
                 dropped=str(part.path / "verdicts.npy"),
             )
             for part in parts
         ]
         bar.begin_tokenising(sum(part.about["text_bytes"] for part in parts))
-        if backend is None:
+        if path is None:
             for task in tasks:
                 tokenise_part(task, bar.tokenised, self._encode)
         else:
             work_all(tasks, bar.tokenised, workers=self.workers)
 
     def _encode(self, texts: list[str]) -> list[Any]:
-        """For tokenizers in Python alone."""
-        found = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return [np.asarray(ids, np.uint32) for ids in found]
+        """Encode with a tokenizer that is written in Python."""
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [np.asarray(ids, np.uint32) for ids in encoded]
 
     def _write_split(self, split: Split, parts: Sequence[Part], folder: Path, dropped: Counter[str]) -> dict[str, Any]:
         (folder / split).mkdir()
         writer = StoreWriter(folder / split, bos=self.bos, eos=self.eos, vocab_size=len(self.tokenizer))
-        left = self._quotas(parts) if split == "train" and self.config.weights else None
+        between = np.asarray(list(dict.fromkeys([self.eos, self.bos])), writer.dtype).tobytes()
+        spans = self._spans(split, parts, dropped, writer.dtype)
         try:
-            for part in parts:
-                tokens = self.state / "tokens" / part.path.name
-                with (tokens / f"{split}.bin").open("rb") as source:
-                    for name, subset, length in stored(part, tokens, split):
-                        size = length * writer.dtype.itemsize
-                        used = length
-                        if left is not None:
-                            pool = pool_of(subset, self.config.weights)
-                            used = min(length, left.get(pool, 0)) if pool is not None else 0
-                            if pool is not None:
-                                left[pool] -= used
-                            if not used:
-                                dropped["beyond its share of the mixture"] += 1
-                                source.seek(size, 1)
-                                continue
-                        own = used * writer.dtype.itemsize
-                        writer.add(name, subset, _pieces(source, own))
-                        source.seek(size - own, 1)
+            for group in joined(spans, tokens=self.config.long_tokens if self.config.across_documents else 0):
+                more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+                writer.add(group[0].name + more, group[0].subset, read_joined(group, between), joined=bool(more))
             writer.close()
         finally:
             writer.abandon()
         return describe(TokenStore(folder / split), writer, self.config.long_tokens)
+
+    def _spans(
+        self, split: Split, parts: Sequence[Part], dropped: Counter[str], dtype: "np.dtype[Any]"
+    ) -> Iterator[TokenSpan]:
+        """Yield the tokens of a split's documents in order, as many as their shares of a mixture allow."""
+        left = self._quotas(parts) if split == "train" and self.config.weights else None
+        for part in parts:
+            folder, start = self.state / "tokens" / part.path.name, 0
+            for name, subset, length in stored(part, folder, split):
+                used = length
+                if left is not None:
+                    pool = pool_of(subset, self.config.weights)
+                    used = min(length, left.get(pool, 0)) if pool is not None else 0
+                    if pool is not None:
+                        left[pool] -= used
+                if left is not None and not used:
+                    dropped["beyond its share of the mixture"] += 1
+                else:
+                    yield TokenSpan(name, subset, folder / f"{split}.bin", start, used, dtype.itemsize)
+                start += length * dtype.itemsize
 
     def _quotas(self, parts: Sequence[Part]) -> dict[str, int]:
         available: Counter[str] = Counter()
@@ -270,10 +294,3 @@ class _Preparation:
             for _, subset, length in stored(part, self.state / "tokens" / part.path.name, "train"):
                 available[subset] += length
         return quotas(available, self.config.weights, tokens=self.config.mixture_tokens)
-
-
-def _pieces(source: BinaryIO, size: int) -> Iterator[bytes]:
-    while size:
-        piece = source.read(min(size, _COPY_BYTES))
-        size -= len(piece)
-        yield piece

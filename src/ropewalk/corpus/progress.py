@@ -1,4 +1,4 @@
-"""Prepare's one bar: documents, tokens kept, MB/s, time left, rejected rows."""
+"""The progress bar of prepare: documents, tokens kept, MB/s, time left and rejected rows."""
 
 from types import TracebackType
 from typing import Any
@@ -7,11 +7,11 @@ from ropewalk.progress import Progress
 
 
 class PrepareProgress:
-    """Counts bytes: those of the files while they are read, then those of the text while it is tokenised."""
+    """A bar that counts the bytes of the files while they are read, then those of the text while it is tokenised."""
 
     def __init__(self, size: int) -> None:
         self._size, self._documents, self._rejected, self._tokens = size, 0, 0, 0
-        # As much again for tokenising, until it is known how much text there is.
+        # Tokenising is taken to be as much again until it is known how much text there is.
         self._bar = Progress(total=2 * size or None, desc="reading", unit="B", unit_scale=True)
 
     def __enter__(self) -> "PrepareProgress":
@@ -23,7 +23,7 @@ class PrepareProgress:
         self._bar.close()
 
     def read(self, about: dict[str, Any]) -> None:
-        """A part was read."""
+        """Count a part that was read."""
         self._documents += about["documents"]
         self._rejected += sum(about["rejected"].values())
         self._show(about["read"])
@@ -33,7 +33,7 @@ class PrepareProgress:
         self._bar.total = self._bar.n + text_bytes
 
     def tokenised(self, about: dict[str, Any]) -> None:
-        """A part was tokenised."""
+        """Count a part that was tokenised."""
         self._tokens += sum(about["tokens"].values())
         self._show(about["text_bytes"])
 

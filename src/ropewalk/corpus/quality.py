@@ -1,7 +1,7 @@
 """Quality rules: bounds on the signals that RedPajama-V2 publishes with its documents.
 
-The published rules lie in conf/corpus/quality/ (Gopher's as in the data set's own README and in full, C4's); a
-bound is the lowest and the highest value that a document may have, null for none.
+The published rules lie in conf/corpus/quality/ (Gopher's, in full and as in the README of the data set, and C4's). The
+bounds of a signal are the lowest and the highest value that a document may have, or null.
 """
 
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 Rules = dict[str, list[float | None]]
 
 _LINE_SHARES = "rps_lines_"
-"""Signals of one value a line: what counts is their mean over all lines of the document."""
+"""Prefix of signals that have a value for each line, which count by their mean over all lines of the document."""
 
 
 def value_of(signal: str, signals: dict[str, Any]) -> float | None:
-    """A signal's value for a whole document, None where it has none.
+    """Value of a signal for a whole document, None if it has none.
 
-    A signal is a list of ``[start, end, value]``: one for the document, or one a line for ``rps_lines_*``.
+    A signal is a list of ``[start, end, value]``: one for the document, or one for each line if it is ``rps_lines_*``.
     """
     spans = signals.get(signal)
     if not isinstance(spans, list) or not spans:
@@ -30,7 +30,7 @@ def value_of(signal: str, signals: dict[str, Any]) -> float | None:
 
 
 def broken_rule(signals: dict[str, Any], rules: Rules) -> str | None:
-    """The first rule that a document breaks, as the reason why it is dropped; a missing value breaks none."""
+    """The first rule that a document breaks, as the reason for dropping it; a missing value breaks none."""
     for signal, (lowest, highest) in rules.items():
         value = value_of(signal, signals)
         if value is None:

@@ -1,11 +1,10 @@
-"""Recall documents: text in which values are stated once and asked for later.
+"""Recall documents: text that states values and asks for them later.
 
-A small model learns to look values up only from text that asks for them. These documents are
-mixed into the walker's training and, at a declared share, into fine-tuning. Things are named by
-words of the training text and by made-up ones, so that looking up means matching names and not
-knowing them, and much of the filler is of the very form of a statement ("The hill is tall."), so
-that the last word before the value is never enough. The wordings differ from the passkey task's,
-and no five-digit value with ``value % 7 == 3`` occurs: those are the keys that the task draws from
+A small model learns to look up values only from text that asks for them. These documents are mixed into the training
+of the walker and, at a declared share, into fine-tuning. Things are named by words of the training text and by made-up
+words, so that the model has to match names instead of knowing them, and much of the filler has the form of a statement
+("The hill is tall."), so that the last word before the value is not enough. The wordings differ from those of the
+passkey task, and five-digit values with ``value % 7 == 3`` do not occur, because the task draws its keys from these
 (`is_held_out_key`).
 """
 
@@ -17,9 +16,9 @@ import numpy as np
 
 _T = TypeVar("_T")
 _Tokens = list[tuple[int, bool]]
-"""Token ids, each with whether it belongs to an answer."""
+"""Pairs of a token id and whether it belongs to an answer."""
 _Numbered = tuple[int, _Tokens]
-"""Tokens with the number of the fact that they ask for, or with their place in the filler."""
+"""The number of the fact that some tokens ask for, or their place in the filler, and the tokens."""
 
 _NOUNS = (
     "access|account|alarm|answer|apple|badge|barn|batch|bell|boat|book|bottle|box|branch|bread|bridge|buffer|cabin|"
@@ -51,7 +50,7 @@ _WORDINGS = (
     ("Our {thing} was {value}; {value} was our {thing}.", "Do you recall our {thing}? Our {thing} was {value}"),
     ("{value} is the {thing}; the {thing} is {value}.", "Now the {thing} again: the {thing} is {value}"),
 )
-"""Pairs of a statement, and a question with its answer at the end."""
+"""Pairs of a statement and a question that ends with its answer."""
 _SENTENCES = (
     *("The {noun} is {adjective}.",) * 6,
     "A {noun} is by the {other}.",
@@ -69,7 +68,7 @@ _SENTENCES = (
 
 
 def is_held_out_key(value: int) -> bool:
-    """Whether a five-digit value is kept for the passkey task, and so never occurs in a recall document."""
+    """Whether a five-digit value is reserved for the passkey task, so that no recall document contains it."""
     return value % 7 == 3
 
 
@@ -92,7 +91,7 @@ def _made_up_word(rng: np.random.Generator) -> str:
 
 
 def _thing(rng: np.random.Generator, words: Sequence[str]) -> str:
-    """What has a value: "gate code", or one to three words, made up or of ``words``."""
+    """Name of a thing that has a value: "gate code", or one to three words, made up or from ``words``."""
     kind = rng.random()
     if kind < 0.35:
         return f"{_pick(rng, _NOUNS)} {_pick(rng, _CODES)}"
@@ -101,15 +100,15 @@ def _thing(rng: np.random.Generator, words: Sequence[str]) -> str:
 
 
 def draw_facts(rng: np.random.Generator, count: int, *, words: Sequence[str] = _NOUNS) -> Iterator[dict[str, str]]:
-    """Different things with a value each, as the fields of a wording: thing, Thing, name, value.
+    """Yield ``count`` different things with a value each, as the fields of a wording: thing, Thing, name, value.
 
     Args:
-        words: words that a thing may be named by, beside known and made-up ones.
+        words: words that may occur in the name of a thing, in addition to known and made-up ones.
     """
     things: set[str] = set()
     while len(things) < count:
         thing = _thing(rng, words)
-        # Both words are common in Python; together they are what the passkey task asks for.
+        # Both words are common in Python; together they are the name that the passkey task asks for.
         if thing in things or "pass key" in thing:
             continue
         things.add(thing)
@@ -123,31 +122,34 @@ def draw_facts(rng: np.random.Generator, count: int, *, words: Sequence[str] = _
 
 
 def _sentences(rng: np.random.Generator, words: Sequence[str]) -> str:
-    """Two to seven short sentences, or sixty; the filler repeats them until it is long enough."""
+    """Two to seven or sixty short sentences; the filler repeats them until it is long enough."""
     count = int(rng.integers(2, 8)) if rng.random() < 0.7 else 60
 
     def noun() -> str:
         return _pick(rng, words if rng.random() < 0.3 else _NOUNS)
 
-    made = []
+    sentences = []
     for _ in range(count):
-        adjective, one, other = _pick(rng, _ADJECTIVES), noun(), noun()
+        adjective, first, second = _pick(rng, _ADJECTIVES), noun(), noun()
         sentence = _pick(rng, _SENTENCES)
-        made.append(sentence.format(adjective=adjective, Adjective=adjective.capitalize(), noun=one, other=other))
-    return " ".join(made) + (" " if rng.random() < 0.7 else "\n")
+        fields = {"adjective": adjective, "Adjective": adjective.capitalize(), "noun": first, "other": second}
+        sentences.append(sentence.format(**fields))
+    return " ".join(sentences) + (" " if rng.random() < 0.7 else "\n")
 
 
 def recall_row(
     rng: np.random.Generator, *, code: np.ndarray, length: int, tokenizer: Any
 ) -> tuple[list[int], list[bool]]:
-    """Filler with facts stated at random depths, and questions with their answers: ``length`` token ids, and which of
-    them are answers.
+    """Draw a row of filler, facts stated at random depths, and questions with their answers.
 
-    Half of the rows ask everything at the end, the others also in between. The longer the row, the more facts
-    it may hold, so that a long row teaches no less than several short ones.
+    Half of the rows ask all questions at the end, the others also in between. The longer the row, the more facts it may
+    hold, so that a long row teaches no less than several short ones.
+
+    Returns:
+        ``length`` token ids, and for each whether it belongs to an answer.
 
     Args:
-        code: at least ``length`` token ids of training text, the filler of a quarter of the rows.
+        code: at least ``length`` token ids of training text, which is the filler of a quarter of the rows.
         tokenizer: a transformers tokenizer.
 
     Raises:
@@ -161,20 +163,21 @@ def recall_row(
     texts = [statement.format(**fact) for fact, (statement, _) in facts]
     for which in asked:
         fact, wording = facts[which]
-        # A quarter of the questions is worded otherwise than the statement.
+        # The wording of a quarter of the questions differs from that of the statement.
         _, question = wording if rng.random() >= 0.25 else _pick(rng, _WORDINGS)
         texts.append(question.format(**fact))
     lines = [*(f"\n{text}\n" for text in texts), _sentences(rng, words)]
-    # Of a question, the value at its end is the answer, with what stands before it: some tokenizers join the two.
+    # The answer is the value at the end of a question and the character before it, which some tokenizers join to it.
     answers = [0] * count + [len(facts[which][0]["value"]) + 1 for which in asked] + [0]
     encoded = tokenizer(lines, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-    made = [
+    marked = [
         [(token, bool(size) and end > len(line) - 1 - size and start < len(line) - 1) for token, (start, end) in pairs]
         for line, size, pairs in zip(
             lines, answers, map(zip, encoded["input_ids"], encoded["offset_mapping"]), strict=True
         )
     ]
-    statements, questions, room = _fitting(made[:count], list(zip(asked, made[count:-1], strict=True)), length=length)
+    numbered = list(zip(asked, marked[count:-1], strict=True))
+    statements, questions, room = _fitting(marked[:count], numbered, length=length)
     if not statements:
         raise ValueError(f"a recall row of {length} tokens has no room for a fact and its question")
     parts = _placed(rng, statements, questions, room=room)
@@ -186,10 +189,10 @@ def recall_row(
 def _fitting(
     statements: Sequence[_Tokens], questions: Sequence[_Numbered], *, length: int
 ) -> tuple[dict[int, _Tokens], list[_Numbered], int]:
-    """The statements by fact and the questions that fit into ``length`` tokens, and how many are left for filler.
+    """The statements by fact and the questions that fit into ``length`` tokens, and the number of tokens that remain.
 
-    First come, first served. The first question about each fact takes the fact's statement with it; the later
-    ones need it there.
+    They are taken in order. The first question about a fact comes with the statement of the fact; a later one is taken
+    only if the first one was.
     """
     stated: dict[int, _Tokens] = {}
     asked: list[_Numbered] = []
@@ -207,10 +210,10 @@ def _fitting(
 def _placed(
     rng: np.random.Generator, statements: dict[int, _Tokens], questions: Sequence[_Numbered], *, room: int
 ) -> list[_Numbered]:
-    """Statements and questions with their places in ``room`` tokens of filler, no question before its statement.
+    """Draw places in ``room`` tokens of filler for statements and questions, no question before its statement.
 
-    A fifth of the statements stand at the very start or end, where a model fails first. In some rows all stand in
-    the first quarter and are asked for at the end: what is far apart is rare otherwise.
+    A fifth of the statements are placed at the very start or end, where a model fails first. In some rows all are
+    placed in the first quarter and asked for at the end, because large distances would be rare otherwise.
     """
     layout = rng.random()
     far, at_the_end = layout < 0.35, layout < 0.65
@@ -227,7 +230,7 @@ def _placed(
 
 
 def joined(filler: list[_T], parts: Sequence[tuple[int, list[_T]]]) -> list[_T]:
-    """``filler`` with the tokens of each part put in at its place; those at one place keep their order."""
+    """``filler`` with the tokens of each part inserted at its place; parts at the same place keep their order."""
     row: list[_T] = []
     start = 0
     for place, tokens in sorted(parts, key=lambda part: part[0]):

@@ -1,4 +1,4 @@
-"""RedPajama's three publications as files to fetch: V1 by its ``urls.txt``, the 1T sample, and V2 by its listings."""
+"""Files of RedPajama's three publications: V1 from its ``urls.txt``, the sample of V1, and V2 from its listings."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,28 +11,28 @@ from ropewalk.corpus.fetch import Fetcher, Remote, check_url
 _VERSION = "v1.0.0"
 _WITHDRAWN = "book"
 SAMPLE = ("arxiv book c4 cc_2019-30 cc_2020-05 cc_2021-04 cc_2022-05 cc_2023-06 github stackexchange wikipedia").split()
-"""Of the files ``<name>_sample.jsonl``."""
+"""Names in ``<name>_sample.jsonl``."""
 
 
 def download_redpajama(listing_url: str, folder: Path, *, subsets: Sequence[str], fetcher: Fetcher) -> list[Path]:
     """Fetch the listed files of ``subsets`` to ``folder/<subset>/<name>`` and return their paths in listing order.
 
-    A file that is there is whole and not fetched again; a part left by an earlier call is gone on from.
-    The withdrawn book subset is passed over with a warning where the server refuses it.
+    A file that exists is whole and not fetched again; a part that an earlier call left is resumed. The subset book was
+    withdrawn; it is skipped with a warning if the server refuses it.
 
     Args:
         listing_url: ``urls.txt`` as an http(s) URL or a local path; relative lines are resolved against the URL.
-        subsets: path components after ``v1.0.0/`` (arxiv, c4, common_crawl, ...); all where empty.
+        subsets: path components after ``v1.0.0/`` (arxiv, c4, common_crawl, ...); all if empty.
 
     Raises:
         ValueError: the listing does not name files of RedPajama-V1 or of the subsets.
-        OSError: a file cannot be fetched or written, or is not what was published; names the URL or folder.
+        OSError: a file cannot be fetched or written, or is not what was published; the error names its URL or folder.
     """
-    found = _listed(listing_url, folder, fetcher)
-    known = sorted({subset for _, subset, _ in found})
+    listed = _listed(listing_url, folder, fetcher)
+    known = sorted({subset for _, subset, _ in listed})
     if unknown := sorted(set(subsets) - set(known)):
         raise ValueError(f"{listing_url} lists no subset {', '.join(unknown)}; it has {', '.join(known)}")
-    chosen = [(url, subset, target) for url, subset, target in found if not subsets or subset in subsets]
+    chosen = [(url, subset, target) for url, subset, target in listed if not subsets or subset in subsets]
     missing = [(url, subset) for url, subset, target in chosen if not target.is_file()]
     sums = _published_sums(missing, fetcher)
     files = [Remote(url, target, sums.get(url), subset == _WITHDRAWN) for url, subset, target in chosen]
@@ -40,11 +40,11 @@ def download_redpajama(listing_url: str, folder: Path, *, subsets: Sequence[str]
 
 
 def _published_sums(files: Sequence[tuple[str, str]], fetcher: Fetcher) -> dict[str, str]:
-    """sha256 by URL, from ``v1.0.0/sha256/<subset>_SHA256SUMS.txt`` beside the files."""
+    """Published sha256 by URL, from ``v1.0.0/sha256/<subset>_SHA256SUMS.txt`` beside the files."""
     sums: dict[str, str] = {}
     for subset in dict.fromkeys(subset for _, subset in files):
-        own = [url for url, of in files if of == subset]
-        address = own[0][: own[0].index(f"{_VERSION}/")] + f"{_VERSION}/sha256/{subset}_SHA256SUMS.txt"
+        urls = [url for url, url_subset in files if url_subset == subset]
+        address = urls[0][: urls[0].index(f"{_VERSION}/")] + f"{_VERSION}/sha256/{subset}_SHA256SUMS.txt"
         try:
             text = fetcher.text(address)
         except OSError as error:
@@ -56,23 +56,23 @@ def _published_sums(files: Sequence[tuple[str, str]], fetcher: Fetcher) -> dict[
             digest, _, name = line.strip().partition(" ")
             if len(digest) == 64:
                 by_name[name.strip().lstrip("*").rpartition("/")[2]] = digest.lower()
-        for url in own:
+        for url in urls:
             name = unquote(urlsplit(url).path).rpartition("/")[2]
             if name in by_name:
                 sums[url] = by_name[name]
-        if unlisted := [url for url in own if url not in sums]:
+        if unlisted := [url for url in urls if url not in sums]:
             warnings.warn(f"{len(unlisted)} files of {subset} are not checked: {address} lacks them", stacklevel=3)
     return sums
 
 
 def _listed(listing_url: str, folder: Path, fetcher: Fetcher) -> list[tuple[str, str, Path]]:
-    """(url, subset, target) of every file of the listing, once each."""
+    """(url, subset, target) of every file of the listing, without repetitions."""
     base, text = "", ""
     if urlsplit(listing_url).scheme in ("http", "https"):
         base, text = listing_url, _listing(listing_url, fetcher)
     else:
         text = Path(listing_url).read_text(encoding="utf-8", errors="replace")
-    found: dict[Path, tuple[str, str, Path]] = {}
+    listed: dict[Path, tuple[str, str, Path]] = {}
     for line in map(str.strip, text.splitlines()):
         if line and not line.startswith("#"):
             url = urljoin(base, line)
@@ -82,10 +82,10 @@ def _listed(listing_url: str, folder: Path, fetcher: Fetcher) -> list[tuple[str,
             target = safe_target(names, folder)
             if len(names) < 2 or target is None:
                 raise ValueError(f"{listing_url} lists {url}, which is not of the form .../{_VERSION}/<subset>/<name>")
-            found.setdefault(target, (url, names[0], target))
-    if not found:
+            listed.setdefault(target, (url, names[0], target))
+    if not listed:
         raise ValueError(f"the listing {listing_url} names no files")
-    return list(found.values())
+    return list(listed.values())
 
 
 def _listing(url: str, fetcher: Fetcher) -> str:
@@ -96,8 +96,8 @@ def _listing(url: str, fetcher: Fetcher) -> str:
 
 
 def safe_target(names: Sequence[str], folder: Path) -> Path | None:
-    """``folder/<names>``, None where names from outside would lead out of it."""
-    # A leading dot covers "." and ".." as well as our own parts; separators can come out of percent escapes.
+    """``folder/<names>``, or None if the names, which come from a server, would lead out of the folder."""
+    # A leading dot covers ".", ".." and partly fetched files; percent escapes can contain separators.
     if not names or any(not name or name.startswith(".") or set(name) & set("/\\\0") for name in names):
         return None
     target = folder.joinpath(*names)
@@ -105,7 +105,14 @@ def safe_target(names: Sequence[str], folder: Path) -> Path | None:
 
 
 def download_sample(base_url: str, folder: Path, *, subsets: Sequence[str], fetcher: Fetcher) -> list[Path]:
-    """Fetch the 1T sample's files ``<subset>_sample.jsonl`` from an address that has them all."""
+    """Fetch the files ``<subset>_sample.jsonl`` of the sample of V1 and return their paths.
+
+    Args:
+        base_url: address of the folder that holds the files.
+
+    Raises:
+        OSError: a file cannot be fetched.
+    """
     names = [f"{subset}_sample.jsonl" for subset in subsets or SAMPLE]
     return fetcher.fetch_all(
         [Remote(f"{base_url.rstrip('/')}/{name}", folder / name, withdrawn=name.startswith("book")) for name in names]
@@ -124,14 +131,16 @@ def download_v2(
     duplicates: bool,
     fetcher: Fetcher,
 ) -> list[tuple[str, dict[str, Path]]]:
-    """(tag, its files by kind) for RedPajama-V2's tags of these languages, snapshots and buckets, in listing order.
+    """Fetch RedPajama-V2's tags of these languages, snapshots and buckets and return (tag, its files by kind) for each.
 
     Args:
-        files: tags to fetch at most.
+        files: maximum number of tags to fetch.
+        signals: whether to fetch the quality signals.
+        duplicates: whether to fetch the lists of duplicates.
 
     Raises:
-        ValueError: a listing names none of them, or something that is no tag.
-        OSError: a file cannot be fetched; names it.
+        ValueError: the listings name no such tag, or something that is not a tag.
+        OSError: a file cannot be fetched; the error names it.
     """
     base = base_url.rstrip("/")
     tags: list[str] = []
@@ -146,9 +155,9 @@ def download_v2(
     if not tags:
         raise ValueError(f"{base} lists no file of corpus.buckets {buckets} for {languages} in {snapshots}")
     tags = list(dict.fromkeys(tags))[:files]
-    kinds = [redpajama_v2.paths_of(tag, signals=signals, duplicates=duplicates) for tag in tags]
-    wanted = [(tag, {kind: folder / path for kind, path in own.items()}) for tag, own in zip(tags, kinds, strict=True)]
-    # File by file of a tag, so that a cap leaves whole tags.
-    remotes = [Remote(f"{base}/{path.relative_to(folder)}", path) for _, paths in wanted for path in paths.values()]
-    there = set(fetcher.fetch_all(remotes))
-    return [(tag, paths) for tag, paths in wanted if there.issuperset(paths.values())]
+    paths = {tag: redpajama_v2.paths_of(tag, signals=signals, duplicates=duplicates) for tag in tags}
+    wanted = [(tag, {kind: folder / path for kind, path in paths[tag].items()}) for tag in tags]
+    # All files of a tag follow each other, so that a cap on the size leaves whole tags.
+    remotes = [Remote(f"{base}/{path.relative_to(folder)}", path) for _, targets in wanted for path in targets.values()]
+    fetched = set(fetcher.fetch_all(remotes))
+    return [(tag, targets) for tag, targets in wanted if fetched.issuperset(targets.values())]

@@ -1,8 +1,8 @@
-"""RedPajama-V2: which files a choice of languages, snapshots and buckets means, and their rows joined.
+"""RedPajama-V2: the files of a choice of languages, snapshots and buckets, and the rows that belong together.
 
-Documents, quality signals and duplicates of one tag ``SNAPSHOT/NUMBER/LANGUAGE_BUCKET`` belong together row by
-row. Rows are joined by the number that a signal's id ends with, not by counting, so that one row more or less
-does not give every later document another one's signals.
+Documents, quality signals and duplicates of a tag ``SNAPSHOT/NUMBER/LANGUAGE_BUCKET`` are joined row by row. The row of
+a signal is the number at the end of its id, not its place in the file, so that a missing or additional row does not
+give all later documents the signals of others.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,13 @@ from typing import Any
 from ropewalk.corpus.documents import Document, Fields, Refused, load, numbered_lines, parse
 from ropewalk.corpus.lines import Lines, TooLong, open_binary
 from ropewalk.corpus.quality import Rules, broken_rule
+from ropewalk.corpus.shards import Shard
 
-BUCKETS = ("head", "middle", "tail")
-LANGUAGES = ("en", "de", "fr", "es", "it")
 _FIELDS = Fields(text="raw_content")
 
 
 def listings(languages: list[str], snapshots: list[str], buckets: list[str]) -> list[str]:
-    """Paths of the listings that hold the tags of these buckets, below the address of the data set."""
+    """Paths, below the address of the data set, of the listings that hold the tags of these buckets."""
     halves = [half for half in ("head_middle", "tail") if any(bucket in half for bucket in buckets)]
     return [
         f"listings/{language}-{snapshot}-{half}.txt"
@@ -29,7 +28,7 @@ def listings(languages: list[str], snapshots: list[str], buckets: list[str]) -> 
 
 
 def paths_of(tag: str, *, signals: bool, duplicates: bool) -> dict[str, str]:
-    """The files of a tag by kind, below the address of the data set; the tail bucket has documents only."""
+    """Paths, below the address of the data set, of a tag's files by kind; the bucket tail has only documents."""
     paths = {"documents": f"documents/{tag}.json.gz"}
     if not tag.endswith("_tail"):
         if signals:
@@ -40,8 +39,12 @@ def paths_of(tag: str, *, signals: bool, duplicates: bool) -> dict[str, str]:
 
 
 def duplicate_rows(path: str) -> frozenset[int]:
-    """Numbers, from 0, of a shard's documents that are copies of others, from ids ``TAG.json.gz/NUMBER``."""
-    # Late, because most sources do without it and it takes 60 MB.
+    """Numbers, from 0, of a shard's documents that are copies of others, from ids ``TAG.json.gz/NUMBER``.
+
+    Raises:
+        ValueError: the file is no list of duplicates.
+    """
+    # Imported here, because it takes 60 MB and most sources do not need it.
     import pyarrow
     import pyarrow.parquet
 
@@ -55,38 +58,29 @@ def duplicate_rows(path: str) -> frozenset[int]:
         ) from None
 
 
-def read_v2(
-    path: str,
-    tag: str,
-    signals: str | None,
-    duplicates: str | None,
-    rules: Rules,
-    *,
-    first: int = 1,
-    lines: Lines | None = None,
-) -> Iterator[tuple[int, Document | Refused]]:
-    """(number from 1, document or why there is none) of a tag's rows from row ``first`` on."""
-    copies = duplicate_rows(duplicates) if duplicates else frozenset()
-    joined = _Signals(signals, tag) if signals and rules else None
-    _, _, subset = tag.rpartition("/")
-    for number, line in numbered_lines(path, first=first, lines=lines):
+def shard_rows(shard: Shard, *, first: int, lines: Lines) -> Iterator[tuple[int, Document | Refused]]:
+    """Yield (row number, document or the reason for refusing it) from row ``first`` on; see `Shard.rows`."""
+    copies = duplicate_rows(shard.duplicates) if shard.duplicates else frozenset()
+    signals = _Signals(shard.signals, shard.tag) if shard.signals and shard.quality else None
+    _, _, subset = shard.tag.rpartition("/")
+    for number, line in numbered_lines(shard.path, first=first, lines=lines):
         if isinstance(line, TooLong):
             yield number, Refused("row too long", line.size, "")
         elif number - 1 in copies:
             yield number, Refused.of(line, "duplicate by RedPajama-V2's list", damaged=False)
         else:
-            found = parse(line, _FIELDS)
-            if isinstance(found, Document):
-                row, _ = load(line)
-                refused = None if joined is None else joined.verdict(number - 1, row, line, rules)
-                name = f"{tag}.json.gz/{number - 1}"
-                url = row.get("url")
-                found = refused or Document(name, subset, found.text, url if isinstance(url, str) and url else name)
-            yield number, found
+            row = parse(line, _FIELDS)
+            if isinstance(row, Document):
+                values, _ = load(line)
+                refused = None if signals is None else signals.verdict(number - 1, values, line, shard.quality)
+                name = f"{shard.tag}.json.gz/{number - 1}"
+                url = values.get("url")
+                row = refused or Document(name, subset, row.text, url if isinstance(url, str) and url else name)
+            yield number, row
 
 
 class _Signals:
-    """A tag's quality signals, read along with its documents."""
+    """The quality signals of a tag, read in step with its documents."""
 
     def __init__(self, path: str, tag: str) -> None:
         self.path, self.prefix = path, f"{tag}.json.gz/"
@@ -94,7 +88,7 @@ class _Signals:
         self._place, self._row = -1, {}  # type: tuple[int, dict[str, Any]]
 
     def verdict(self, place: int, document: dict[str, Any], line: bytes | bytearray, rules: Rules) -> Refused | None:
-        """Why the document at ``place`` (from 0) is left out, None where it is kept."""
+        """The reason for leaving out the document in row ``place`` (from 0), None if it is kept."""
         while self._place < place:
             following = next(self._rows, None)
             if following is None:
@@ -105,10 +99,10 @@ class _Signals:
         url = (self._row.get("metadata") or {}).get("url")
         if url is not None and url != document.get("url"):
             return Refused.of(line, "quality signals of another document")
-        found = self._row.get("quality_signals")
-        if not isinstance(found, dict):
+        signals = self._row.get("quality_signals")
+        if not isinstance(signals, dict):
             return Refused.of(line, "no quality signals")
-        reason = broken_rule(found, rules)
+        reason = broken_rule(signals, rules)
         return None if reason is None else Refused.of(line, reason, damaged=False)
 
     def _take(self, line: bytes | bytearray | TooLong) -> None:

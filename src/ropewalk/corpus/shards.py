@@ -1,70 +1,97 @@
-"""Shards: the files of a source, and the rows of each as documents through one reader."""
+"""Shards: the files of a source, and the rows of each as documents through the reader that the shard names."""
 
-import itertools
-from collections.abc import Iterator
+import io
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pkgutil import resolve_name
 
 from ropewalk.corpus.documents import LARGEST_ROW, Document, Fields, Refused, read_rows
 from ropewalk.corpus.lines import Lines
 from ropewalk.corpus.quality import Rules
-from ropewalk.corpus.redpajama_v2 import read_v2
 
 Rows = Iterator[tuple[int, Document | Refused]]
+JSON_LINES = "ropewalk.corpus.shards:json_rows"
+TEXT = "ropewalk.corpus.shards:text_rows"
+REDPAJAMA_V2 = "ropewalk.corpus.redpajama_v2:shard_rows"
 
 
 @dataclass(frozen=True)
 class Shard:
+    """One file of a source. It is sent to worker processes as JSON."""
+
     path: str
     """A local file or an fsspec URL."""
-    kind: str = "jsonl"
-    """jsonl, text or redpajama_v2."""
+    reader: str = JSON_LINES
+    """Where to import the function from that reads the file: ``"package.module:name"``. It is called as
+    ``reader(shard, first=first, lines=lines)`` and returns what `rows` does, without the label.
+    """
     size: int = 0
-    """Bytes as stored; 0 where unknown."""
+    """Bytes as stored; 0 if unknown."""
     label: str = ""
-    """Of its source in a mixture; goes before the subset."""
+    """Label of the source in a mixture; it is put before the subset."""
     text_field: str = "text"
+    """JSON lines: name of a row's text; dots lead into inner objects."""
     id_field: str | None = None
+    """JSON lines: name of a row's id, as in `ropewalk.corpus.documents.Fields`."""
+    subset_field: str | None = None
+    """JSON lines: name of a row's subset, as in `ropewalk.corpus.documents.Fields`."""
+    name: str = ""
+    """Text: name of the document; by default the file's."""
     tag: str = ""
-    """redpajama_v2: SNAPSHOT/NUMBER/LANGUAGE_BUCKET."""
+    """RedPajama-V2: SNAPSHOT/NUMBER/LANGUAGE_BUCKET."""
     signals: str | None = None
-    """redpajama_v2: file of quality signals."""
+    """RedPajama-V2: file with the quality signals."""
     duplicates: str | None = None
-    """redpajama_v2: file of duplicates' ids."""
+    """RedPajama-V2: file with the ids of duplicates."""
     quality: Rules = field(default_factory=dict)
+    """RedPajama-V2: bounds on the quality signals."""
 
     def rows(self, *, first: int = 1, lines: Lines | None = None) -> Rows:
-        """(number from 1, document or why there is none) from row ``first`` on; raises what `read_rows` does."""
-        lines = lines or self.lines()
-        if self.kind == "text":
-            found: Rows = _read_text(self.path) if first == 1 else iter(())
-        elif self.kind == "redpajama_v2":
-            found = read_v2(self.path, self.tag, self.signals, self.duplicates, self.quality, first=first, lines=lines)
-        else:
-            found = read_rows(self.path, Fields(self.text_field, self.id_field), first=first, lines=lines)
-        return self._labelled(found) if self.label else found
+        """Yield (row number, document or the reason for refusing it) from row ``first`` on, counted from 1.
+
+        Args:
+            lines: the file's lines, for a caller that wants to see how far they were read.
+
+        Raises:
+            FileNotFoundError, ValueError: as in `ropewalk.corpus.documents.read_rows`.
+        """
+        for number, row in resolve_name(self.reader)(self, first=first, lines=lines or self.lines()):
+            if self.label and isinstance(row, Document):
+                row = replace(row, subset=f"{self.label}/{row.subset}", name=f"{self.label}:{row.name}")
+            yield number, row
 
     def lines(self) -> Lines:
         return Lines(self.path, largest=LARGEST_ROW)
 
-    def _labelled(self, rows: Rows) -> Rows:
-        for number, found in rows:
-            if isinstance(found, Document):
-                found = replace(found, subset=f"{self.label}/{found.subset}", name=f"{self.label}:{found.name}")
-            yield number, found
+
+def read_documents(shards: Iterable[Shard]) -> Iterator[Document]:
+    """Yield the documents of the shards in order, without the rows that are refused.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `ropewalk.corpus.documents.read_rows`.
+    """
+    for shard in shards:
+        yield from (row for _, row in shard.rows() if isinstance(row, Document))
 
 
-def _read_text(path: str) -> Rows:
-    """A whole file as one document; bytes that are not UTF-8 become U+FFFD."""
-    text, name = Path(path).read_text(encoding="utf-8", errors="replace"), Path(path).name
+def json_rows(shard: Shard, *, first: int, lines: Lines) -> Rows:
+    """Rows of JSON lines."""
+    fields = Fields(shard.text_field, shard.id_field, shard.subset_field)
+    return read_rows(shard.path, fields, first=first, lines=lines)
+
+
+def text_rows(shard: Shard, *, first: int, lines: Lines) -> Rows:
+    """A whole text file as one row, in UTF-8 or UTF-16; bytes that are neither become U+FFFD."""
+    if first > 1:
+        return
+    path = Path(shard.path)
+    data = path.read_bytes()
+    # Universal newlines, as in reading a text file.
+    text = io.TextIOWrapper(io.BytesIO(data), json.detect_encoding(data), errors="replace").read()
     if text.strip():
+        name = shard.name or path.name
         yield 1, Document(name=name, subset="text", text=text, group=name)
     else:
-        yield 1, Refused("empty text", Path(path).stat().st_size, "")
-
-
-def with_subsets(rows: Rows, subsets: tuple[str, ...]) -> Rows:
-    """Only documents of these subsets; all where none are named."""
-    return itertools.filterfalse(
-        lambda row: bool(subsets) and isinstance(row[1], Document) and row[1].subset not in subsets, rows
-    )
+        yield 1, Refused("empty text", path.stat().st_size, "")

@@ -1,88 +1,41 @@
-"""Where text comes from: each choice of conf/corpus/ as shards that one reader reads."""
+"""Where text comes from: the shards of each source of `ropewalk.corpus.registry`, and fingerprints of their files."""
 
 import hashlib
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import fsspec
 import zstandard
 
 from ropewalk.config import CorpusConfig, SourceConfig
-from ropewalk.corpus.documents import Document
 from ropewalk.corpus.fetch import Fetcher
 from ropewalk.corpus.lines import is_remote
 from ropewalk.corpus.redpajama import download_redpajama, download_sample, download_v2
-from ropewalk.corpus.shards import Shard
+from ropewalk.corpus.registry import SOURCES
+from ropewalk.corpus.shards import JSON_LINES, REDPAJAMA_V2, TEXT, Shard
 from ropewalk.corpus.stdlib import stdlib_hash, stdlib_rows
 from ropewalk.files import writing
-
-FETCHED = ("redpajama_v1", "redpajama_sample", "redpajama_v2")
-
-
-def _matched(pattern: str, key: str) -> list[str]:
-    """Local files or fsspec URLs that a glob names, in order."""
-    if is_remote(pattern):
-        try:
-            filesystem, path = fsspec.url_to_fs(pattern)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"{key} {pattern} cannot be opened: {error}") from None
-        try:
-            found = filesystem.glob(path) if "*" in path else [path] if filesystem.exists(path) else []
-        except Exception as error:  # each library has its own for credentials and connections
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(f"{key} {pattern} cannot be listed: {reason}") from None
-        files = [str(filesystem.unstrip_protocol(name)) for name in sorted(found)]
-    else:
-        path = Path(pattern)
-        root = Path(path.anchor or ".")
-        files = [str(own) for own in sorted(root.glob(str(path.relative_to(path.anchor)))) if own.is_file()]
-    if not files:
-        raise FileNotFoundError(
-            f"{key} {pattern} matches no file; give a glob of .jsonl, .jsonl.zst or .jsonl.gz files"
-        )
-    return files
-
-
-def _text_files(path: str | None) -> list[Path]:
-    files = sorted(Path(path or "").glob("*.txt"))
-    if not files:
-        raise FileNotFoundError(f"corpus.path {path} is not a folder with .txt files")
-    return files
-
-
-def _facts(path: str) -> str:
-    if is_remote(path):
-        filesystem, name = fsspec.url_to_fs(path)
-        return f"{path}:{filesystem.size(name)}:{filesystem.ukey(name)}"
-    about = Path(path).stat()
-    return f"{path}:{about.st_size}:{about.st_mtime_ns}"
-
-
-def _size(path: str) -> int:
-    if is_remote(path):
-        filesystem, name = fsspec.url_to_fs(path)
-        return int(filesystem.size(name) or 0)
-    return Path(path).stat().st_size
+from ropewalk.registry import resolved
 
 
 def fingerprint(config: CorpusConfig) -> str:
-    """What the source looks like now: another value means other documents.
+    """A string that changes when the documents of the corpus, or its evaluation sets, may have changed.
 
-    The embedded corpus is the interpreter's: its version and the hash of its sources. Files count by
-    name, size and time of change; what a listing names is taken as fixed.
+    The standard library counts by the version of Python and the hash of its sources, files count by name, size and
+    time of change, and what lies at an address is taken not to change.
 
     Raises:
-        FileNotFoundError: no file where the configuration says.
+        FileNotFoundError: no file lies where the configuration says.
     """
-    found = _fingerprint(config)
+    whole = _fingerprint(config)
     if config.evaluation_sets:
-        facts = [_facts(path) for pattern in config.evaluation_sets for path in _matched(pattern, _EVALUATION)]
-        found += f"; evaluation {hashlib.sha256(json.dumps(facts).encode()).hexdigest()}"
-    return found
+        paths = [path for pattern in config.evaluation_sets for path in _matching(pattern, _EVALUATION)]
+        whole += f"; evaluation {_hash_of_files(paths)}"
+    return whole
 
 
 _EVALUATION = "corpus.evaluation_sets"
@@ -91,13 +44,7 @@ _EVALUATION = "corpus.evaluation_sets"
 def _fingerprint(config: SourceConfig) -> str:
     if isinstance(config, CorpusConfig) and config.name == "mixture":
         return "; ".join(f"{label}: {_fingerprint(source)}" for label, source in config.sources.items())
-    if config.name == "stdlib":
-        return f"python {sys.version.split()[0]} sources {stdlib_hash()}"
-    if config.name in FETCHED:
-        return f"listing {config.url}"
-    files = _matched(config.path or "", "corpus.path") if config.name == "jsonl" else _text_files(config.path)
-    facts = [_facts(str(path)) for path in files]
-    return f"{len(files)} files {hashlib.sha256(json.dumps(facts).encode()).hexdigest()}"
+    return cast(str, resolved(SOURCES[config.name].fingerprint)(config))
 
 
 def check_fingerprint(config: CorpusConfig) -> None:
@@ -111,14 +58,14 @@ def check_fingerprint(config: CorpusConfig) -> None:
 
 
 def find_shards(config: SourceConfig, *, folder: Path, downloads: Path) -> list[Shard]:
-    """The files of a source in order, fetched where they are not here.
+    """The files of a source in order, fetched where they are missing.
 
     Args:
-        folder: for files that are made on the way.
-        downloads: for files that are fetched, kept for the next run.
+        folder: where files that are made on the way are written.
+        downloads: where files are fetched to and kept for the next run.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file does not exist.
         ValueError: the source names no such files.
         OSError: a file cannot be fetched.
     """
@@ -128,34 +75,60 @@ def find_shards(config: SourceConfig, *, folder: Path, downloads: Path) -> list[
             for label, source in config.sources.items()
             for shard in find_shards(source, folder=folder, downloads=downloads)
         ]
-    if config.name == "redpajama_v2":
-        return _v2_shards(config, downloads)
-    kind = "text" if config.name == "text" else "jsonl"
-    return [
-        Shard(str(path), kind, _size(str(path)), text_field=config.text_field, id_field=config.id_field)
-        for path in _files(config, folder, downloads)
-    ]
+    shards = resolved(SOURCES[config.name].shards)
+    return cast(list[Shard], shards(config, folder=folder, downloads=downloads))
 
 
-def _files(config: SourceConfig, folder: Path, downloads: Path) -> list[Path] | list[str]:
-    if config.name == "text":
-        return _text_files(config.path)
-    if config.name == "stdlib":
-        return [_write_stdlib(folder / "stdlib.jsonl.zst")]
-    if config.name == "jsonl":
-        return _matched(config.path or "", "corpus.path")
-    assert config.url is not None
-    folder = _folder_of(config.url, downloads / config.name)
-    if config.name == "redpajama_sample":
-        return download_sample(config.url, folder, subsets=config.subsets, fetcher=_fetcher(config))
-    return download_redpajama(config.url, folder, subsets=config.subsets, fetcher=_fetcher(config))
+def address_fingerprint(config: SourceConfig) -> str:
+    """The address of a source that does not change; the default of `ropewalk.corpus.registry.Source`."""
+    return f"listing {config.url}"
 
 
-def _v2_shards(config: SourceConfig, downloads: Path) -> list[Shard]:
-    assert config.url is not None
-    found = download_v2(
-        config.url,
-        _folder_of(config.url, downloads / config.name),
+def stdlib_shards(config: SourceConfig, *, folder: Path, downloads: Path) -> list[Shard]:
+    path = folder / "stdlib.jsonl.zst"
+    rows = "".join(json.dumps(row) + "\n" for row in stdlib_rows())
+    with writing(path) as aside:
+        aside.write_bytes(zstandard.compress(rows.encode()))
+    return _json_shards([path], config)
+
+
+def stdlib_fingerprint(config: SourceConfig) -> str:
+    return f"python {sys.version.split()[0]} sources {stdlib_hash()}"
+
+
+def json_shards(config: SourceConfig, *, folder: Path, downloads: Path) -> list[Shard]:
+    return _json_shards(_matching(config.path or "", "corpus.path"), config)
+
+
+def json_fingerprint(config: SourceConfig) -> str:
+    paths = _matching(config.path or "", "corpus.path")
+    return f"{len(paths)} files {_hash_of_files(paths)}"
+
+
+def text_shards(config: SourceConfig, *, folder: Path, downloads: Path) -> list[Shard]:
+    return [Shard(str(path), TEXT, path.stat().st_size, name=name) for name, path in _text_files(config.path).items()]
+
+
+def text_fingerprint(config: SourceConfig) -> str:
+    paths = _text_files(config.path).values()
+    return f"{len(paths)} files {_hash_of_files(map(str, paths))}"
+
+
+def redpajama_shards(config: SourceConfig, *, folder: Path, downloads: Path) -> list[Shard]:
+    url, target = _address(config, downloads)
+    return _json_shards(download_redpajama(url, target, subsets=config.subsets, fetcher=_fetcher(config)), config)
+
+
+def sample_shards(config: SourceConfig, *, folder: Path, downloads: Path) -> list[Shard]:
+    url, target = _address(config, downloads)
+    return _json_shards(download_sample(url, target, subsets=config.subsets, fetcher=_fetcher(config)), config)
+
+
+def v2_shards(config: SourceConfig, *, folder: Path, downloads: Path) -> list[Shard]:
+    url, target = _address(config, downloads)
+    tags = download_v2(
+        url,
+        target,
         languages=config.languages,
         snapshots=config.snapshots,
         buckets=config.buckets,
@@ -167,63 +140,139 @@ def _v2_shards(config: SourceConfig, downloads: Path) -> list[Shard]:
     return [
         Shard(
             str(paths["documents"]),
-            "redpajama_v2",
+            REDPAJAMA_V2,
             paths["documents"].stat().st_size,
             tag=tag,
             signals=str(paths["signals"]) if "signals" in paths else None,
             duplicates=str(paths["duplicates"]) if "duplicates" in paths else None,
             quality=dict(config.quality),
         )
-        for tag, paths in found
+        for tag, paths in tags
     ]
 
 
-def _folder_of(url: str, folder: Path) -> Path:
-    """One folder for each address, so that a mirror's files are never taken for another's."""
-    return folder / hashlib.sha256(url.encode()).hexdigest()[:12]
+def _json_shards(paths: Sequence[Path | str], config: SourceConfig) -> list[Shard]:
+    return [
+        Shard(
+            str(path),
+            size=_size(str(path)),
+            text_field=config.text_field,
+            id_field=config.id_field,
+            subset_field=config.subset_field,
+        )
+        for path in paths
+    ]
+
+
+def _matching(pattern: str, key: str) -> list[str]:
+    """Local files or fsspec URLs that match a glob, in order."""
+    if is_remote(pattern):
+        try:
+            filesystem, path = fsspec.url_to_fs(pattern)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{key} {pattern} cannot be opened: {error}") from None
+        try:
+            names = filesystem.glob(path) if "*" in path else [path] if filesystem.exists(path) else []
+        except Exception as error:  # every library raises its own errors for credentials and connections
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(f"{key} {pattern} cannot be listed: {reason}") from None
+        files = [str(filesystem.unstrip_protocol(name)) for name in sorted(names)]
+    elif Path(pattern).expanduser().is_dir():
+        files = [str(file) for file in _visible(Path(pattern).expanduser()) if file.name.endswith(_JSON_LINES)]
+        if not files:
+            raise FileNotFoundError(
+                f"{key} {pattern} is a folder without {_named(_JSON_LINES)} files; {_found(pattern)}"
+            )
+    else:
+        path = Path(pattern).expanduser()
+        root = Path(path.anchor or ".")
+        files = [str(file) for file in sorted(root.glob(str(path.relative_to(path.anchor)))) if file.is_file()]
+    if not files:
+        lacks = "matches no file" if set(pattern) & set("*?[") else "is not there"
+        raise FileNotFoundError(
+            f"{key} {pattern} {lacks}; give a folder, or a glob of .jsonl, .jsonl.zst or .jsonl.gz files"
+        )
+    return files
+
+
+_JSON_LINES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json.zst", ".json.gz")
+
+
+def _text_files(path: str | None) -> dict[str, Path]:
+    """The .txt files in a folder and its subfolders, or the only file, by the path inside the folder, in order."""
+    root = Path(path or "").expanduser()
+    if root.is_file():
+        return {root.name: root}
+    if not root.is_dir():
+        raise FileNotFoundError(f"corpus.path {path} is not there; give a folder of .txt files, or one of them")
+    files = [file for file in _visible(root) if file.suffix.lower() == ".txt"]
+    if not files:
+        raise FileNotFoundError(f"corpus.path {path} is a folder without .txt files; {_found(path)}")
+    return {file.relative_to(root).as_posix(): file for file in files}
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The files in a folder and its subfolders in order, without hidden ones."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def _named(endings: Sequence[str]) -> str:
+    return f"{', '.join(endings[:-1])} or {endings[-1]}"
+
+
+def _found(folder: str | None) -> str:
+    """What a folder without the wanted files holds, and what to do."""
+    files = _visible(Path(folder or "").expanduser())
+    if not files:
+        return "it is empty; check the path"
+    return f"it holds {len(files)} others, such as {files[0].name}; give them such a name, or choose another corpus"
+
+
+def _hash_of_files(paths: Iterable[str]) -> str:
+    """Hash of the names, sizes and times of change of files; their content is not read."""
+    facts = []
+    for path in paths:
+        if is_remote(path):
+            filesystem, name = fsspec.url_to_fs(path)
+            facts.append(f"{path}:{filesystem.size(name)}:{filesystem.ukey(name)}")
+        else:
+            status = Path(path).stat()
+            facts.append(f"{path}:{status.st_size}:{status.st_mtime_ns}")
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _size(path: str) -> int:
+    if is_remote(path):
+        filesystem, name = fsspec.url_to_fs(path)
+        return int(filesystem.size(name) or 0)
+    return Path(path).stat().st_size
+
+
+def _address(config: SourceConfig, downloads: Path) -> tuple[str, Path]:
+    """A source's address, and a folder for it alone, so that a mirror's files are never taken for another's."""
+    assert config.url is not None
+    return config.url, downloads / config.name / hashlib.sha256(config.url.encode()).hexdigest()[:12]
 
 
 def _fetcher(config: SourceConfig) -> Fetcher:
-    cap = config.largest_download_mib
+    cap = config.max_download_mib
     return Fetcher(
         parallel=config.parallel_downloads,
         timeout=config.download_timeout,
-        largest_bytes=None if cap is None else cap << 20,
+        max_bytes=None if cap is None else cap << 20,
     )
 
 
 def evaluation_shards(config: CorpusConfig) -> list[Shard]:
-    """Files of evaluation sets, JSON lines or .txt."""
+    """The files of the evaluation sets, JSON lines or .txt."""
     return [
-        Shard(path, "text" if path.endswith(".txt") else "jsonl", text_field=config.evaluation_field)
+        Shard(path, TEXT if path.endswith(".txt") else JSON_LINES, text_field=config.evaluation_field)
         for pattern in config.evaluation_sets
-        for path in _matched(pattern, _EVALUATION)
+        for path in _matching(pattern, _EVALUATION)
     ]
 
 
-def read_corpus(config: CorpusConfig, *, folder: Path, rejected: Counter[str]) -> Iterator[Document]:
-    """Every usable document of the source; each other row is counted by reason in ``rejected``.
-
-    Args:
-        folder: for files that are made or fetched on the way.
-
-    Raises what `find_shards` does, and:
-        ValueError: a file is cut off.
-    """
-    for shard in find_shards(config, folder=folder, downloads=folder):
-        for _, found in shard.rows():
-            if isinstance(found, Document):
-                yield found
-            else:
-                rejected[found.reason] += 1
-
-
-def _write_stdlib(path: Path) -> Path:
-    rows = "".join(json.dumps(row) + "\n" for row in stdlib_rows())
-    with writing(path) as aside:
-        aside.write_bytes(zstandard.compress(rows.encode()))
-    return path
-
-
 def downloads_folder(config: CorpusConfig, work: Path) -> Path:
+    """The folder that fetched files are kept in: ``corpus.downloads``, or ``downloads`` below the folder ``work``."""
     return Path(config.downloads).expanduser() if config.downloads else work / "downloads"

@@ -1,8 +1,8 @@
-"""The embedded corpus: the running interpreter's own standard library, as RedPajama-V1 rows.
+"""The embedded corpus: the standard library of the running interpreter, as rows of RedPajama-V1.
 
-The modules of one folder are joined into one document. The flat top folder would be one huge
-document, so its modules are first dealt, by a hash of their names, into a fixed number of groups.
-A group's name, and with it its split, is therefore the same under every version of Python.
+The modules of a folder are joined into one document. The top folder would be one huge document, so its modules are
+divided by a hash of their names into a fixed number of groups. The name of a group, and with it its split, is therefore
+the same in every version of Python.
 """
 
 import hashlib
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 TOP_LEVEL_GROUPS = 24
+"""Number of groups into which the modules of the top folder are divided."""
 LARGEST_SHARE = 0.02
+"""Largest share of the corpus that one row may have."""
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -28,7 +30,7 @@ def _group(relative: Path) -> str:
 
 
 def stdlib_modules(folder: Path | None = None) -> dict[str, list[Path]]:
-    """Readable ``.py`` sources by group, both in name order; test packages are left out."""
+    """Paths of ``.py`` files by group, both ordered by name; packages of tests are left out."""
     folder = folder or stdlib_folder()
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*.py")):
@@ -39,7 +41,7 @@ def stdlib_modules(folder: Path | None = None) -> dict[str, list[Path]]:
 
 
 def _parts(texts: list[str], largest: int) -> list[str]:
-    """Join texts into parts of at most ``largest`` characters, cut between lines where one is longer."""
+    """Join texts and divide them at ends of lines into parts of about equal size, at most ``largest`` characters."""
     lines = "\n\n".join(texts).splitlines(keepends=True)
     total = sum(map(len, lines))
     count = max(1, -(-total // largest))
@@ -55,7 +57,7 @@ def _parts(texts: list[str], largest: int) -> list[str]:
 
 
 def stdlib_rows(folder: Path | None = None) -> list[dict[str, Any]]:
-    """RedPajama-V1 rows ``{"text", "meta"}``; no row holds more than 2 % of the corpus."""
+    """Rows of RedPajama-V1, ``{"text", "meta"}``; no row has more than `LARGEST_SHARE` of the corpus."""
     groups = stdlib_modules(folder)
     texts = {
         group: [text for path in paths if (text := path.read_text(encoding="utf-8", errors="replace")).strip()]
@@ -71,7 +73,7 @@ def stdlib_rows(folder: Path | None = None) -> list[dict[str, Any]]:
 
 
 def stdlib_hash(folder: Path | None = None) -> str:
-    """Hash of every source's relative path and bytes, so that another interpreter's differs."""
+    """Hash of the relative paths and contents of all modules, which differs between interpreters."""
     folder = folder or stdlib_folder()
     digest = hashlib.sha256()
     for paths in stdlib_modules(folder).values():

@@ -1,12 +1,11 @@
-"""Tokens of a part: documents in batches on all cores, a long one in windows that are joined where they agree.
+"""Tokenising of parts: documents in batches on all cores, long documents in windows that are joined where they agree.
 
-`tokenizers` keeps some hundred bytes for every token it returns, so neither a document nor a batch is tokenised
-at once beyond a bound. Windows overlap; they are joined at a place in the middle of the overlap where both begin a
-token and go on alike, so the tokens are those of the whole text also where a tokenizer knows no words (Llama's).
+`tokenizers` uses some hundred bytes for every token that it returns, so the size of what is tokenised at once is
+bounded. Windows overlap; they are joined inside the overlap where both have the same run of tokens, so that the tokens
+are those of the whole text even if the tokenizer does not split text into words first (Llama's).
 
-``encode_batch_fast`` leaves out the offsets, which only windows need: it is 1.1 to 1.3 times as fast as
-``encode_batch`` (`benchmarks/corpus`). datatrove's DocumentTokenizer calls ``encode_batch`` on a batch of 10,000
-documents, however long they are.
+``encode_batch_fast`` omits the offsets, which only windows need, and is 1.1 to 1.3 times as fast as ``encode_batch``
+(`benchmarks/corpus`). datatrove's DocumentTokenizer calls ``encode_batch`` on batches of 10,000 documents.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,48 +22,57 @@ from ropewalk.corpus.split import SPLITS, Split
 from ropewalk.files import read_json, write_json, writing
 
 LONG_CHARACTERS = 1 << 20
-"""Above these a document is tokenised in windows."""
+"""Number of characters above which a document is tokenised in windows."""
 WINDOW_CHARACTERS = 1 << 18
-"""With offsets, a window of code takes about a hundred MiB."""
+"""Number of characters in a window. With offsets, a window of code takes about a hundred MiB."""
 OVERLAP_CHARACTERS = 1 << 13
+"""Number of characters that two windows share."""
 _AGREE = 16
-"""Tokens in a row that two windows must have in common where they are joined."""
+"""Number of consecutive tokens that two windows must have in common where they are joined."""
 _BATCH_CHARACTERS = 2_000_000
 Ids = NDArray[np.uint32]
 Encode = Callable[[list[str]], list[Ids]]
-"""Texts of bounded length to the tokens of each."""
+"""A function from texts of bounded length to the tokens of each."""
 
 
 @dataclass(frozen=True)
 class TokenTask:
+    """One part to be tokenised by one worker."""
+
     part: str
+    """Folder of the part."""
     folder: str
-    """That the tokens' part is written to."""
+    """Folder in which a folder for the tokens of the part is made."""
     tokenizer: str
     """File with the tokenizer as `tokenizers` saves it."""
     dtype: str
-    least_tokens: int
-    least_tokens_by_subset: dict[str, int]
+    """Type of a token in the token store."""
+    min_tokens: int
+    min_tokens_by_subset: dict[str, int]
     split_special_tokens: bool = False
-    """Whether special tokens that a text spells are read as text."""
+    """Whether special tokens that occur in a text are tokenised as text."""
     dropped: str | None = None
-    """File with the verdict on every document of the part (`ropewalk.corpus.duplicates`)."""
+    """File with the verdict of `ropewalk.corpus.duplicates` on each document of the part."""
 
     @property
     def target(self) -> Path:
+        """Folder for the tokens of the part."""
         return Path(self.folder) / Path(self.part).name
 
 
 def tokenise_part(task: TokenTask, report: Report, encode: Encode | None = None) -> None:
-    """Write ``<split>.bin`` of every split, ``kept.npy`` and ``lengths.npy`` of a part, and report its counts."""
+    """Write the tokens of a part as ``<split>.bin``, ``kept.npy`` and ``lengths.npy``, and report its counts.
+
+    Args:
+        encode: replaces the tokenizer in ``task.tokenizer``.
+    """
     mark = task.target / "part.json"
     if mark.is_file():
         report(read_json(mark))
         return
-    tokenizer = Tokenizer.from_file(task.tokenizer) if Path(task.tokenizer).is_file() else None
+    tokenizer = None
     if encode is None:
-        assert tokenizer is not None
-        tokenizer.encode_special_tokens = task.split_special_tokens
+        tokenizer = load_tokenizer(task.tokenizer, split_special_tokens=task.split_special_tokens)
         encode = encoder(tokenizer)
     part = Part(Path(task.part), read_json(Path(task.part) / "part.json"))
     splits, subsets = part.array("splits"), [subset for _, subset in part.documents()]
@@ -83,7 +91,7 @@ def tokenise_part(task: TokenTask, report: Report, encode: Encode | None = None)
                 for piece in pieces:
                     out.write(piece.astype(task.dtype).tobytes())
                     length += len(piece)
-                if length < task.least_tokens_by_subset.get(subsets[number], task.least_tokens):
+                if length < task.min_tokens_by_subset.get(subsets[number], task.min_tokens):
                     short += 1
                     out.seek(start)
                     out.truncate()
@@ -98,31 +106,39 @@ def tokenise_part(task: TokenTask, report: Report, encode: Encode | None = None)
         np.save(aside / "lengths.npy", np.asarray(lengths, np.int64))
         about = {"tokens": tokens, "documents": len(kept), "too short": short, "text_bytes": part.about["text_bytes"]}
         write_json(aside / "part.json", about)
-    # The text is not needed again.
+    # The text is not needed any more.
     (Path(task.part) / "text.bin").unlink(missing_ok=True)
     report(about)
 
 
 def stored(part: Part, tokens: Path, split: Split) -> Iterator[tuple[str, str, int]]:
-    """(name, subset, length in tokens) of a part's documents of one split that were tokenised, in order.
+    """Yield (name, subset, number of tokens) for the tokenised documents of one split of a part, in order.
 
     Args:
-        tokens: the folder that `tokenise_part` wrote.
+        tokens: folder that `tokenise_part` wrote.
     """
-    documents, splits, own = part.documents(), part.array("splits"), SPLITS.index(split)
+    documents, splits, wanted = part.documents(), part.array("splits"), SPLITS.index(split)
     kept, lengths = np.load(tokens / "kept.npy"), np.load(tokens / "lengths.npy")
     for number, length in zip(kept.tolist(), lengths.tolist(), strict=True):
-        if splits[number] == own:
+        if splits[number] == wanted:
             yield *documents[number], length
 
 
+def load_tokenizer(path: str | Path, *, split_special_tokens: bool) -> Tokenizer:
+    """The tokenizer in a file that `tokenizers` saved."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = split_special_tokens
+    return tokenizer
+
+
 def encoder(tokenizer: Tokenizer) -> Encode:
+    """A function that encodes texts with a tokenizer, without special tokens."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
     def encode(texts: list[str]) -> list[Ids]:
-        found = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(one.ids, np.uint32) for one in found]
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.uint32) for encoding in encodings]
 
     return encode
 
@@ -130,7 +146,7 @@ def encoder(tokenizer: Tokenizer) -> Encode:
 def _tokens(
     part: Part, wanted: NDArray[np.bool_], encode: Encode, tokenizer: Tokenizer | None
 ) -> Iterator[tuple[int, Iterable[Ids]]]:
-    """(number, tokens in pieces) of every wanted document of a part, in order."""
+    """Yield (number, tokens in pieces) for every wanted document of a part, in order."""
     numbers: list[int] = []
     texts: list[str] = []
     size = 0
@@ -162,13 +178,13 @@ def _tokens(
 
 
 def _decoded(source: Any, size: int) -> Iterator[str]:
-    """Text of ``size`` bytes from where ``source`` stands, about a window at a time."""
+    """Yield the text in the next ``size`` bytes of ``source``, about a window at a time."""
     rest = b""
     while size:
         data = rest + source.read(min(size, WINDOW_CHARACTERS))
         size -= min(size, WINDOW_CHARACTERS)
         cut = len(data)
-        # Back to the first byte of the last character, if more of it may follow.
+        # Cut before the last character if more bytes of it may follow.
         while size and cut and data[cut - 1] & 0xC0 == 0x80:
             cut -= 1
         cut -= 1 if size and cut and data[cut - 1] >= 0xC0 else 0
@@ -183,7 +199,11 @@ def windowed(
     window: int = WINDOW_CHARACTERS,
     overlap: int = OVERLAP_CHARACTERS,
 ) -> Iterator[Ids]:
-    """The tokens of a long text, a window at a time.
+    """Yield the tokens of a long text, a window at a time.
+
+    Args:
+        window: number of characters in a window.
+        overlap: number of characters that two windows share.
 
     Raises:
         ValueError: two windows do not agree anywhere in their overlap.
@@ -195,9 +215,9 @@ def windowed(
             piece = next(pieces, None)
             ended = piece is None
             text += piece or ""
-        own = text[:window]
+        head = text[:window]
         last = ended and len(text) <= window
-        encoding = tokenizer.encode(own, add_special_tokens=False)
+        encoding = tokenizer.encode(head, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.uint32)
         starts = np.asarray([start for start, _ in encoding.offsets], np.int64)
         if before is not None:
@@ -208,8 +228,8 @@ def windowed(
         if last:
             yield ids
             return
-        # What the next window begins with is kept, with places counted from its start.
-        step = len(own) - overlap
+        # The tokens that the next window begins with are kept, with places counted from its start.
+        step = len(head) - overlap
         keep = int(np.searchsorted(starts, step))
         yield ids[:keep]
         before = ids[keep:], starts[keep:] - step
@@ -219,12 +239,12 @@ def windowed(
 def _join(
     old_ids: Ids, old_starts: NDArray[np.int64], ids: Ids, starts: NDArray[np.int64], overlap: int
 ) -> tuple[int, int]:
-    """Numbers of the tokens, in the older and in the newer window, from which the newer one's count."""
+    """Indices, in the older and in the newer window, of the token from which the newer window's tokens are used."""
     common, old_places, places = np.intersect1d(old_starts, starts, return_indices=True)
     for place, old, new in zip(common, old_places, places, strict=True):
         if place < overlap // 4:
             continue
-        one, other = old_ids[old : old + _AGREE], ids[new : new + _AGREE]
-        if len(one) == _AGREE and (one == other).all():
+        old_run, new_run = old_ids[old : old + _AGREE], ids[new : new + _AGREE]
+        if len(old_run) == _AGREE and (old_run == new_run).all():
             return int(old), int(new)
     raise ValueError("a long document cannot be tokenised in windows: two of them do not agree; leave it out")

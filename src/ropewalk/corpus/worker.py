@@ -1,7 +1,7 @@
-"""Worker processes of prepare: each takes one task after the other from its standard input.
+"""Worker processes of prepare, each of which reads one task after the other from its standard input.
 
-multiprocessing would import the main module again in every process, which brings in torch and MLflow (half a
-gigabyte each), or fork one that has threads; a worker here is 80 MB and ends with the process that started it.
+multiprocessing would either import the main module again in every process, with torch and MLflow (half a gigabyte
+each), or fork a process that has threads. A worker started here takes 80 MB and ends with the process that started it.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ropewalk.corpus.parts import Reading, ReadTask, Report, read_shard
+from ropewalk.corpus.parts import ReadSettings, ReadTask, Report, read_shard
 from ropewalk.corpus.shards import Shard
 from ropewalk.corpus.tokenise import TokenTask, tokenise_part
 
@@ -25,10 +25,12 @@ _ERRORS: dict[str, type[Exception]] = {
 
 
 def cores() -> int:
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def work(task: Task, report: Report) -> None:
+    """Do one task in this process."""
     if isinstance(task, ReadTask):
         read_shard(task, report)
     else:
@@ -36,11 +38,14 @@ def work(task: Task, report: Report) -> None:
 
 
 def work_all(tasks: Sequence[Task], report: Report, *, workers: int) -> None:
-    """Do all tasks, in this process where ``workers`` is 1; ``report`` is called from one thread at a time.
+    """Do all tasks in ``workers`` processes, or in this one if that is 1.
+
+    Args:
+        report: called with the counts of each part, by one thread at a time.
 
     Raises:
-        ValueError, OSError: what a task raised first; the others are stopped.
-        RuntimeError: a worker was killed, or failed in a way that is no fault of the data.
+        ValueError, OSError: the first error of a task; the other workers are stopped.
+        RuntimeError: a worker was killed, or failed for a reason other than its data.
     """
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
@@ -87,7 +92,7 @@ def _start() -> subprocess.Popen[str]:
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # So that Ctrl-C reaches the parent alone, which ends the workers.
+        # Ctrl-C must reach the parent alone, which ends the workers.
         start_new_session=True,
     )
 
@@ -98,6 +103,7 @@ def _feed(
     lock: threading.Lock,
     report: Callable[[dict[str, Any]], None],
 ) -> None:
+    """Give tasks to one worker until none are left, and pass on its reports and errors."""
     assert process.stdin is not None
     assert process.stdout is not None
     while True:
@@ -122,7 +128,7 @@ def _feed(
         else:
             raise RuntimeError(
                 f"a worker process of prepare ended with code {process.wait()}; was it out of memory? "
-                "Run the same command again to go on"
+                "Run the same command again to resume"
             )
 
 
@@ -130,32 +136,33 @@ def _task(message: dict[str, Any]) -> Task:
     kind = message.pop("kind")
     if kind == "TokenTask":
         return TokenTask(**message)
-    return ReadTask(**{**message, "shard": Shard(**message["shard"]), "reading": Reading(**message["reading"])})
+    return ReadTask(**{**message, "shard": Shard(**message["shard"]), "settings": ReadSettings(**message["settings"])})
 
 
 def main() -> None:
+    """Do the tasks that arrive on standard input, one per line, and answer on standard output."""
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen() -> None:
         for line in sys.stdin:
             tasks.put(line)
-        # The parent has gone, or needs no more.
+        # The parent has ended or has no more tasks.
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
 
-    def tell(message: dict[str, Any]) -> None:
+    def answer(message: dict[str, Any]) -> None:
         print(json.dumps(message), flush=True)
 
     while True:
         try:
-            work(_task(json.loads(tasks.get())), lambda about: tell({"report": about}))
+            work(_task(json.loads(tasks.get())), lambda about: answer({"report": about}))
         except Exception as error:
             kind = next((name for name in _ERRORS if type(error).__name__ == name), None)
-            kind = kind or next((name for name, own in _ERRORS.items() if isinstance(error, own)), "RuntimeError")
-            tell({"error": kind, "message": " ".join(str(error).split()) or repr(error)})
+            kind = kind or next((name for name, known in _ERRORS.items() if isinstance(error, known)), "RuntimeError")
+            answer({"error": kind, "message": " ".join(str(error).split()) or repr(error)})
         else:
-            tell({"done": True})
+            answer({"done": True})
 
 
 if __name__ == "__main__":

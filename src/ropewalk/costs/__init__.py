@@ -1,1 +1,1 @@
-"""What a piece of work costs, as formulas of a model's shape and traces of its passes; nothing is run here."""
+"""What a piece of work costs, by formulas of a model's shape and by traces of its passes; nothing is computed."""

@@ -1,10 +1,14 @@
-"""Activation memory, by running the real forward and backward pass on tensors that have shapes but no storage."""
+"""Activation memory, traced in the real forward and backward pass on tensors that have shapes but no storage."""
 
+import logging
 import weakref
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,33 +16,36 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ropewalk.costs.shape import ModelShape, build, with_layers
+from ropewalk.costs.shape import ModelShape, build, not_told, with_layers
 from ropewalk.costs.work import Kind, Memory, Work, memory_of
-from ropewalk.models.loss import mean_loss, token_losses
-from ropewalk.rope import RopeScaling, RotaryEmbedding, find_rotary
+from ropewalk.models.loss import hidden_states, losses_of
+from ropewalk.models.prefill import Reading, chunks, kv_cache, take_as_known, ways_in_chunks
+from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary, rotary_shape
+from ropewalk.rope.windows import is_windowed, layer_types
 
-_MASKLESS = "ropewalk_costs"
-# transformers makes a mask whenever a tensor is fake; for one that is real it leaves causal attention to the kernel.
-AttentionInterface.register(_MASKLESS, sdpa_attention_forward)
-_TOKENS = (2**16, 2**17)
-"""Lengths of the two passes that longer ones are extrapolated from."""
+log = logging.getLogger(__name__)
+
+_HEAD = 4096
+"""Number of tokens that the head is traced on; it reads all of them in chunks, each in the same memory."""
+_EXACT = 2**14
+"""Largest number of tokens that is traced itself; in short passes the logits of a chunk may take most."""
+_TOKENS = (2**15, 2**16)
+"""Numbers of tokens of the two passes whose line gives longer ones."""
+_EXACT_SQUARES, _SQUARE_TOKENS = 2**17, (2**16, 2**17)
+"""The same where masks or scores grow with the square of the tokens."""
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the tensors that operations made and something still holds, and the most there were.
+    """Counts the bytes of living tensors that operations made, and their peak, without ``existing`` ones and views."""
 
-    Args:
-        there: tensors that were there before, views of which take nothing.
-    """
-
-    def __init__(self, there: Iterable[Tensor]) -> None:
+    def __init__(self, existing: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in there}
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in existing}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 key = storage._cdata
@@ -47,96 +54,182 @@ class _Live(TorchDispatchMode):
                     self.now += storage.nbytes()
                     self.peak = max(self.peak, self.now)
                     weakref.finalize(storage, self._free, key)
-        return made
+        return result
 
     def _free(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
 
 
-def traced_bytes(config: Any, *, kind: Kind, tokens: int, dtype: str, mixed: bool, recompute: bool) -> int:
-    """Most bytes that a pass over one row of ``tokens`` holds beside the weights, and where trained their gradients."""
+_MASKLESS = "ropewalk_costs"
+
+
+def _maskless_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Causal attention in the memory of a kernel that needs no mask.
+
+    transformers always makes a mask for fake tensors, where it leaves causal attention of real ones to the kernel.
+    """
+    size = value.shape[-1]
+    # Kernels of GPUs take values of another size than keys, for which the processor's is not made.
+    value = F.pad(value, (0, key.shape[-1] - size))
+    output, weights = sdpa_attention_forward(module, query, key, value, None, scaling=kwargs.get("scaling"))
+    return output[..., :size], weights
+
+
+AttentionInterface.register(_MASKLESS, _maskless_attention)
+
+
+def traced_bytes(
+    config: Any,
+    *,
+    kind: Kind,
+    tokens: int,
+    dtype: str,
+    mixed: bool,
+    recompute: bool,
+    chunk: int | None = None,
+    gpu: bool = False,
+) -> int:
+    """Peak bytes of a pass over one row of ``tokens``, without weights and their gradients; arguments as `Work`'s.
+
+    Args:
+        gpu: whether the device is a GPU, which has a kernel for attention with soft caps and sinks.
+    """
+    trace = partial(
+        _traced, config, kind=kind, tokens=tokens, dtype=dtype, mixed=mixed, recompute=recompute, chunk=chunk, gpu=gpu
+    )
+    if chunk is not None and tokens > chunk:
+        with torch.device("meta"):
+            ways = ways_in_chunks(build(config))
+        for way in ways:
+            try:
+                return trace(way=way)
+            except Exception as error:  # A class may fail in any way with a cache that it was not made for.
+                log.debug("%s: %s reading is not possible: %s", config.model_type, way.name, error)
+    return trace(way=Reading.WHOLE)
+
+
+def _traced(
+    config: Any,
+    *,
+    kind: Kind,
+    tokens: int,
+    dtype: str,
+    mixed: bool,
+    recompute: bool,
+    chunk: int | None,
+    gpu: bool,
+    way: Reading,
+) -> int:
     with FakeTensorMode():
         model = build(config, dtype=getattr(torch, dtype))
-        model.set_attn_implementation(_MASKLESS)
-        rotary = _with_scaling(model)
+        _set_attention(model, way, gpu=gpu)
+        take_as_known(model, way)
+        pairs = rotary_shape(model).rotary_dim // 2
+        rotary = find_rotary(extend(model, RopeScaling((1.0,) * pairs, 1, 1)))[1]
+        assert isinstance(rotary, RotaryEmbedding)
         if recompute and kind != "read":
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
-        if kind == "train":
-            # Each is added to what is there already, which counts elsewhere.
-            for parameter in model.parameters():
-                parameter.register_post_accumulate_grad_hook(_forget)
-        else:
-            model.requires_grad_(False)
+        model.requires_grad_(kind in ("adapt", "train"))
+        if kind == "adapt":
+            # Adapters keep what the gradients of their layers' weights would need.
+            for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+                embeddings.requires_grad_(False)
+        for parameter in model.parameters():
+            # Gradients are counted elsewhere, and would be added to existing ones.
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
         if kind == "learn":
             rotary.factors.requires_grad_()
         rows = torch.zeros(1, tokens, dtype=torch.long)
-        there = (*model.parameters(), *model.buffers(), rows)
-        with _Live(there) as live, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-            if kind == "read":
-                with torch.no_grad():
-                    token_losses(model, rows)
-            else:
-                mean_loss(model, rows).backward()
+        with (
+            _Live((*model.parameters(), *model.buffers(), rows)) as live,
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed),
+            torch.set_grad_enabled(kind != "read"),
+        ):
+            for states in _read(model, rows, None if way is Reading.WHOLE else chunk):
+                targets = rows[:, : min(_HEAD, states.shape[1])]
+                loss = losses_of(model, states[:, :_HEAD], targets, "none" if kind == "read" else "mean")
+                if kind != "read":
+                    loss.backward()
     peak: int = live.peak
     return peak
 
 
-def _forget(parameter: Tensor) -> None:
-    parameter.grad = None
+def _read(model: Any, rows: Tensor, chunk: int | None) -> Iterator[Tensor]:
+    """Hidden states of the row, whole or in chunks."""
+    if chunk is None:
+        yield hidden_states(model, rows)
+    else:
+        yield from chunks(model, rows, kv_cache(model, rows.shape[1]), chunk=chunk)
 
 
-def _with_scaling(model: Any) -> RotaryEmbedding:
-    """Our rotary module in the model's place for it; `extend` compares values, which a fake tensor does not have."""
-    name, found = find_rotary(model)
-    pairs = len(found.get_buffer("inv_freq"))
-    rotary = RotaryEmbedding(torch.ones(pairs), RopeScaling((1.0,) * pairs, 1, 1))
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, rotary)
-    return rotary
+def _set_attention(model: Any, way: Reading, *, gpu: bool) -> None:
+    """Give ``model`` attention in the memory that its own takes on real tensors."""
+    attention = model.config._attn_implementation
+    flexes = attention == "eager" and gpu and model._supports_flex_attn
+    # Masks of sliding windows, and on processors those of chunks beside a cache, are made for real tensors too.
+    has_masks = any(map(is_windowed, layer_types(model.config))) or (way is Reading.CACHED and not gpu)
+    if flexes or (attention == "sdpa" and not has_masks):
+        model.set_attn_implementation(_MASKLESS)
 
 
 class ActivationTable:
-    """Bytes beside weights, gradients and optimizer states at the fullest moment, each pass traced once.
+    """Peak bytes besides weights, gradients and optimizer states; each pass is traced once.
 
-    Two and three layers are traced, whose difference stands for every further one, and rows up to 131,072 tokens,
-    from which on all is linear in them.
+    Models of a layer of each type, and of one more, are traced, whose difference stands for each further layer of its
+    type. The bytes are linear in the tokens, so that two lengths give the others; what is read in chunks is traced for
+    two and three chunks.
+
+    Args:
+        gpu: as in `traced_bytes`.
     """
 
-    def __init__(self, config: Any) -> None:
-        self._config = config
-        self._known: dict[tuple[Any, ...], float] = {}
+    def __init__(self, config: Any, *, gpu: bool = False) -> None:
+        config = config.get_text_config()
+        types = sorted(layer_types(config), key=is_windowed) or ["layer"] * config.num_hidden_layers
+        self.gpu = gpu
+        self._types = Counter(types)
+        # One of each type, and two at least, since a single layer's peak is not where those of more are.
+        self._few = tuple(dict.fromkeys(types)) if len(self._types) > 1 else tuple(types[:2])
+
+        @cache
+        def traced(types: tuple[str, ...], **work: Any) -> int:
+            try:
+                return traced_bytes(with_layers(config, len(types), types=types), gpu=gpu, **work)
+            except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+                raise not_told(config, error) from None
+
+        self._traced = traced
+        with torch.device("meta"):
+            eager = build(with_layers(config, 1)).config._attn_implementation == "eager"
+        is_square = any(map(is_windowed, types)) or (eager and not gpu)
+        self._exact, self._tokens = (_EXACT_SQUARES, _SQUARE_TOKENS) if is_square else (_EXACT, _TOKENS)
 
     def __call__(
-        self, *, kind: Kind, tokens: int, dtype: str, mixed: bool, recompute: bool, offload: bool = False
+        self, *, tokens: int, offload: bool = False, chunk: int | None = None, generates: bool = False, **work: Any
     ) -> float:
-        """Bytes on the device for ``tokens`` tokens at once."""
-        few, many = _TOKENS
-        # What the backward pass needs of the other layers lies elsewhere.
-        layers = 1 if offload else self._config.num_hidden_layers
-        if tokens <= many:
-            return self._of_layers(layers, kind, tokens, dtype, mixed, recompute)
-        low, high = (self._of_layers(layers, kind, count, dtype, mixed, recompute) for count in _TOKENS)
-        return high + (high - low) / (many - few) * (tokens - many)
+        """Bytes on a device that holds the activations of ``tokens`` tokens; arguments as `Work`'s."""
+        if chunk is not None and (tokens > chunk or generates):
+            # The line leads back to one chunk and its cache.
+            work["chunk"] = min(chunk, tokens)
+            few, many = 2 * work["chunk"], 3 * work["chunk"]
+        else:
+            few, many = (tokens, tokens) if tokens <= self._exact else self._tokens
+        low, high = (self._of_layers(tokens=count, offload=offload, **work) for count in (few, many))
+        return float(high + (high - low) / max(1, many - few) * (tokens - many))
 
-    def _of_layers(self, layers: int, *key: Any) -> float:
-        if layers <= 3:
-            return self._traced(layers, *key)
-        two, three = self._traced(2, *key), self._traced(3, *key)
-        return three + (three - two) * (layers - 3)
-
-    def _traced(self, layers: int, *key: Any) -> float:
-        if (layers, *key) not in self._known:
-            kind, tokens, dtype, mixed, recompute = key
-            model = with_layers(self._config, layers)
-            self._known[layers, *key] = traced_bytes(
-                model, kind=kind, tokens=tokens, dtype=dtype, mixed=mixed, recompute=recompute
-            )
-        return self._known[layers, *key]
+    def _of_layers(self, *, offload: bool, **work: Any) -> float:
+        if offload:
+            # The other layers' inputs are in the processor's memory.
+            return self._traced(self._few[:1], **work)
+        few: int = self._traced(self._few, **work)
+        more = self._types - Counter(self._few)
+        return few + sum(count * (self._traced((*self._few, kind), **work) - few) for kind, count in more.items())
 
 
 def needed(work: Work, shape: ModelShape, table: ActivationTable) -> Memory:
-    """Memory of one device."""
+    """Peak memory of one device."""
     activations = table(
         kind=work.kind,
         tokens=work.tokens_per_device,
@@ -144,5 +237,10 @@ def needed(work: Work, shape: ModelShape, table: ActivationTable) -> Memory:
         mixed=work.mixed,
         recompute=work.recompute,
         offload=work.offload,
+        chunk=work.chunk,
+        generates=work.generates,
     )
+    if table.gpu and work.has_cache and shape.heads > shape.kv_heads:
+        # Keys and values of a layer are repeated for the heads that share them.
+        activations += shape.heads * (shape.head_dim + shape.value_dim) * work.length * work.dtype_bytes
     return memory_of(work, shape, activations)

@@ -1,14 +1,19 @@
-"""What costs depend on in a model, read from its transformers config; no weights are loaded."""
+"""The sizes of a model that costs depend on, from its transformers config; no weights are loaded."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from ropewalk.models import published
+from ropewalk.models.head import RECURRENT
+from ropewalk.models.reasons import reason
 from ropewalk.rope import RotaryShape, rotary_shape
+from ropewalk.rope.windows import is_windowed, layer_types, sliding_window
 
 
 @dataclass(frozen=True)
@@ -21,78 +26,119 @@ class ModelShape:
     heads: int
     kv_heads: int
     head_dim: int
+    """Size of a head's queries and keys."""
+    value_dim: int
+    """Size of a head's values, which only multi-head latent attention has apart."""
     vocab: int
     parameters: int
     layer_parameters: int
-    """Of one layer ..."""
-    layer_matrices: int
-    """... and those of its linear maps alone."""
+    """Number of parameters of the largest layer, which FSDP gathers as a whole."""
+    outside_parameters: int
+    """Number of parameters outside the layers: embeddings, last norm and output matrix."""
+    matrices: int
+    """Number of weights in the layers' linear maps that a token is multiplied with; of experts, those that it is sent
+    to."""
+    map_sizes: int
+    """Sum of the numbers of inputs and outputs of the layers' linear maps: the parameters of adapters of rank 1."""
+    full_layers: int
+    """Number of layers that attend to all earlier tokens."""
+    windowed_layers: int
+    """Number of layers that attend to a sliding window; the rest are recurrent."""
+    sliding_window: int
+    """Reach of the windowed layers in tokens; 0 where there are none."""
     rotary: RotaryShape
 
 
-def read_config(path: str) -> Any:
-    """The transformers config at ``path``, a folder (weights need not be there) or a hub id.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
+def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The transformers config at ``path``, a folder or a hub id; raises ValueError where it cannot be read."""
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return published.read_config(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"model.path {path}: its config.json cannot be read: {line}") from None
+        raise ValueError(f"model.path {path}: its config.json cannot be read: {reason(error)}") from None
 
 
-def with_layers(config: Any, layers: int) -> Any:
-    """A copy of ``config`` whose model has only the first ``layers`` layers."""
+def with_layers(config: Any, layers: int, *, types: Sequence[str] | None = None) -> Any:
+    """A copy of ``config`` whose model has only the first ``layers`` layers, or layers of ``types``."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+        # The first ones that read the whole input: where layer types have tables of their own, theirs is extended.
+        config.layer_types = list(types or sorted(config.layer_types, key=is_windowed)[:layers])
     return config
 
 
 def build(config: Any, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The model of ``config`` with random weights, on the device that is in force (meta, fake or real)."""
-    return AutoModelForCausalLM.from_config(
-        config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
-    ).eval()
+    """The model of ``config`` with random weights, on the current device (meta, fake or real)."""
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+
+
+def not_told(config: Any, error: Exception) -> ValueError:
+    """The error that a model's work and memory cannot be told from a few of its layers."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return ValueError(f"model.path: the work and memory of a {config.model_type} model cannot be told ({line})")
 
 
 def shape_of(config: Any, *, name: str, original_length: int | None = None) -> ModelShape:
-    """Sizes of the model of ``config``.
+    """Sizes of the model of ``config``; raises ValueError where transformers has none or it cannot be extended."""
+    try:
+        return _shape_of(config, name, original_length)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise not_told(config, error) from None
 
-    Raises:
-        ValueError: transformers has no causal model for it, or its rotary table is not one that can be extended.
-    """
-    one, two = build_empty(with_layers(config, 1)), build_empty(with_layers(config, 2))
-    matrices = [sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)) for model in (one, two)]
+
+def _shape_of(config: Any, name: str, original_length: int | None) -> ModelShape:
+    text = config.get_text_config()
+    try:
+        with torch.device("meta"):
+            whole = build(config)
+            model = whole if text is config else build(text)
+    except ValueError as error:
+        raise ValueError(f"model.path: {reason(error)}") from None
     # Tied weights count once.
-    parameters = [sum(p.numel() for p in model.parameters()) for model in (one, two)]
-    layer = parameters[1] - parameters[0]
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rotary = rotary_shape(one)
+    parameters = sum(parameter.numel() for parameter in whole.parameters())
+    names = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    maps = [_sides(module) for layer in layers for module in layer.modules() if _is_map(module)]
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kind = "sliding_attention" if sliding_window(text) else "full_attention"
+    types = layer_types(config) or [kind] * text.num_hidden_layers
+    windowed = sum(map(is_windowed, types))
+    rotary = rotary_shape(model)
     return ModelShape(
         name=name,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
         heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocab=config.vocab_size,
-        parameters=parameters[0] + (config.num_hidden_layers - 1) * layer,
-        layer_parameters=layer,
-        layer_matrices=matrices[1] - matrices[0],
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "qk_head_dim", None) or head_dim,
+        value_dim=getattr(text, "v_head_dim", None) or head_dim,
+        vocab=text.vocab_size,
+        parameters=parameters,
+        layer_parameters=max(sizes, default=0),
+        outside_parameters=parameters - sum(sizes),
+        matrices=sum(inputs * outputs for inputs, outputs in maps) + round(_experts(layers, text)),
+        map_sizes=sum(inputs + outputs for inputs, outputs in maps),
+        full_layers=sum(name not in RECURRENT and not is_windowed(name) for name in types),
+        windowed_layers=windowed,
+        sliding_window=(getattr(text, "sliding_window", None) or 0) if windowed else 0,
         rotary=RotaryShape(rotary.rotary_dim, rotary.base, original_length or rotary.original_length),
     )
 
 
-def build_empty(config: Any) -> Any:
-    """The model of ``config`` without storage for its weights."""
-    try:
-        with torch.device("meta"):
-            return build(config)
-    except ValueError as error:
-        raise ValueError(f"model.path: {str(error).splitlines()[0]}") from None
+def _is_map(module: nn.Module) -> bool:
+    # GPT-2's class has linear maps of its own.
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _sides(module: nn.Module) -> tuple[int, int]:
+    weight: Any = module.weight
+    return weight.shape[0], weight.shape[1]
+
+
+def _experts(layers: list[nn.Module], config: Any) -> float:
+    """Number of weights of the experts that a token is sent to, which transformers keeps in blocks of three sides."""
+    per_token = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1
+    blocks = (parameter for layer in layers for parameter in layer.parameters() if parameter.dim() == 3)
+    return sum(block.numel() * per_token / block.shape[0] for block in blocks)

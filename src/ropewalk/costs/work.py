@@ -5,49 +5,74 @@ from typing import Literal
 
 from ropewalk.costs.shape import ModelShape
 
-Kind = Literal["read", "learn", "train"]
-"""read: forward passes only. learn: gradients of factors through frozen weights. train: gradients of the weights."""
-# Forward passes that a pass with its backward costs, in linear maps and in attention (whose backward takes five
-# products where its forward takes two).
-_LINEAR: dict[Kind, float] = {"read": 1, "learn": 2, "train": 3}
-_ATTENTION: dict[Kind, float] = {"read": 1, "learn": 3.5, "train": 3.5}
+Kind = Literal["read", "learn", "adapt", "train"]
+"""read: forward passes only. learn: gradients of factors through frozen weights. adapt: gradients of adapters beside
+frozen weights. train: gradients of the weights."""
+# Cost of a pass with its backward in forward passes, for linear maps and for attention, whose backward pass takes five
+# matrix products where its forward pass takes two.
+_LINEAR: dict[Kind, float] = {"read": 1, "learn": 2, "adapt": 2, "train": 3}
+_ATTENTION: dict[Kind, float] = {"read": 1, "learn": 3.5, "adapt": 3.5, "train": 3.5}
+_BYTES = {"float64": 8, "float32": 4}
 
 
 @dataclass(frozen=True)
 class Work:
-    """``rows`` rows of ``length`` tokens through the model, ``rows_at_once`` in a pass, shared out over devices."""
+    """``rows`` rows of ``length`` tokens through the model, ``micro_batch_size`` of them in a pass of a device."""
 
     stage: str
     what: str
     kind: Kind
     length: int
     rows: int
-    rows_at_once: int
-    rows_per_step: int
-    """Rows between two updates of the weights; rows_at_once where there are none."""
+    micro_batch_size: int
+    batch_size: int
+    """Rows between two updates of the weights; micro_batch_size if there are no updates."""
     devices: int = 1
-    """Devices that work on it, each on rows or on a slice of them."""
+    """Number of devices that work on it, each on rows or on slices of rows."""
     context: int = 1
-    """Devices that share a row, each holding a slice of it."""
+    """Number of devices that share a row, each of which holds a slice of it."""
     ring: bool = False
-    """Whether these hand their keys and values around, where otherwise each gathers those of all."""
+    """Whether these devices pass their keys and values around, instead of gathering those of the whole row."""
     sharded: bool = False
     """Whether weights, gradients and optimizer states are split over all devices (FSDP)."""
     recompute: bool = False
-    """Whether the backward pass computes every layer's activations anew (activation checkpointing)."""
+    """Whether the backward pass recomputes the activations of every layer (activation checkpointing)."""
     offload: bool = False
-    """Whether the inputs that it computes them from lie in the processor's memory meanwhile."""
+    """Whether the layers' inputs, which they are recomputed from, are kept in the processor's memory."""
     eight_bit: bool = False
-    """Whether the optimizer keeps its two numbers of a weight in a byte each."""
+    """Whether the optimizer keeps its two moments of a weight in a byte each."""
+    rank: int = 0
+    """Rank of the adapters that are trained in place of the weights."""
+    embeddings: bool = False
+    """Whether the input embeddings are trained beside the adapters."""
+    chunk: int | None = None
+    """Largest number of tokens in a forward pass; longer rows are read in chunks, with a KV cache of their length. By
+    default rows are read whole."""
+    generates: bool = False
+    """Whether tokens are generated after each row, for which the KV cache of a short row is kept too."""
+    models: int = 1
+    """Number of models of this shape that a process has loaded at once."""
+    processes: int = 1
+    """Number of processes that share a device, each with models of its own."""
     dtype: str = "float32"
-    """Of the weights."""
+    """dtype of the weights."""
     mixed: bool = False
     """Whether activations are bf16 over float32 weights."""
 
     @property
+    def computes_in(self) -> str:
+        """dtype of the matrix products."""
+        return "bfloat16" if self.mixed else self.dtype
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether keys and values are kept in a cache."""
+        return self.chunk is not None and (self.length > self.chunk or self.generates)
+
+    @property
     def dtype_bytes(self) -> int:
-        """Of a weight."""
-        return 4 if self.dtype == "float32" else 2
+        """Bytes of a weight."""
+        return _BYTES.get(self.dtype, 2)
 
     @property
     def tokens(self) -> int:
@@ -55,8 +80,8 @@ class Work:
 
     @property
     def tokens_per_device(self) -> int:
-        """Tokens whose activations a device holds at once."""
-        return self.rows_at_once * -(-self.length // self.context)
+        """Tokens whose activations a device holds at once, of a row that is read in chunks those of the whole row."""
+        return self.micro_batch_size * -(-self.length // self.context)
 
 
 @dataclass(frozen=True)
@@ -70,13 +95,17 @@ class Flops:
 
 
 def forward_flops(shape: ModelShape, *, length: int) -> Flops:
-    """Of one row in a forward pass; a multiplication and an addition are two, and causal attention reads half."""
-    linear = 2.0 * length * (shape.layers * shape.layer_matrices + shape.hidden * shape.vocab)
-    return Flops(linear, 2.0 * shape.layers * shape.heads * shape.head_dim * length**2)
+    """FLOPs of a forward pass over one row; multiplication and addition are two, and causal attention is over half."""
+    linear = 2.0 * length * (shape.matrices + shape.hidden * shape.vocab)
+    # Pairs of a token and one that it attends to.
+    pairs = shape.full_layers * length**2 / 2
+    window = min(shape.sliding_window, length)
+    pairs += shape.windowed_layers * (length * window - window**2 / 2)
+    return Flops(linear, 2.0 * shape.heads * (shape.head_dim + shape.value_dim) * pairs)
 
 
 def flops_of(work: Work, shape: ModelShape) -> Flops:
-    """Of all rows, what is computed a second time included."""
+    """FLOPs of all rows, including what is recomputed."""
     once = forward_flops(shape, length=work.length)
     again = 1 if work.recompute and work.kind != "read" else 0
     linear, attention = _LINEAR[work.kind] + again, _ATTENTION[work.kind] + again
@@ -85,7 +114,7 @@ def flops_of(work: Work, shape: ModelShape) -> Flops:
 
 @dataclass(frozen=True)
 class Rate:
-    """FLOPs a second that a device reaches in linear maps and in attention."""
+    """FLOPs a second that a device achieves in linear maps and in attention."""
 
     linear: float
     attention: float
@@ -97,12 +126,13 @@ def seconds(flops: Flops, rate: Rate, *, devices: int = 1) -> float:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device at the fullest moment."""
+    """Peak memory of one device, in bytes."""
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    """Also KV caches, and the layers that FSDP has gathered."""
 
     @property
     def total(self) -> float:
@@ -110,29 +140,33 @@ class Memory:
 
 
 def memory_of(work: Work, shape: ModelShape, activations: float) -> Memory:
-    """AdamW keeps two numbers of a weight's size; sharded layers are whole on a device only while they are computed.
+    """Peak memory of one device; ``activations`` are the bytes of a pass over `Work.tokens_per_device` tokens.
 
-    Args:
-        activations: bytes of a pass over `Work.tokens_per_device` tokens beside all else, on the device.
+    AdamW keeps two moments per weight, and split layers are gathered one by one.
     """
     weights = float(shape.parameters * work.dtype_bytes)
     gradients = optimizer = 0.0
     if work.kind == "train":
         gradients, optimizer = weights, 2.0 * (shape.parameters if work.eight_bit else weights)
+    elif work.kind == "adapt":
+        # Adapters are float32 whatever the weights are.
+        adapters, embeddings = work.rank * shape.map_sizes, work.embeddings * shape.hidden * shape.vocab
+        gradients = 4.0 * adapters + work.dtype_bytes * embeddings
+        optimizer = 2.0 * (adapters + embeddings if work.eight_bit else gradients)
+        weights += 4.0 * adapters
     held = activations
     activation_bytes = 2 if work.mixed else work.dtype_bytes
     if work.context > 1:
-        keys_and_values = 2 * shape.kv_heads * shape.head_dim * work.rows_at_once * work.length
+        keys_and_values = shape.kv_heads * (shape.head_dim + shape.value_dim) * work.micro_batch_size * work.length
         if work.ring:
-            # Of two devices at a time, and float32 gradients of both.
+            # Those of two devices at a time, and float32 gradients of both.
             held += 2 * keys_and_values / work.context * (activation_bytes + 4)
         else:
-            # A layer's of the whole row, kept for the backward pass, and one layer's gradients of them.
+            # Those of the whole row in each layer, kept for the backward pass, and their gradients in one layer.
             held += keys_and_values * activation_bytes * (2 if work.recompute else shape.layers + 1)
     if work.sharded:
-        whole = (2 * shape.layer_parameters + shape.parameters - shape.layers * shape.layer_parameters) * (
-            work.dtype_bytes
-        )
+        whole = 2 * shape.layer_parameters + shape.outside_parameters
         weights, gradients, optimizer = (part / work.devices for part in (weights, gradients, optimizer))
-        held += whole
-    return Memory(weights, gradients, optimizer, held)
+        held += whole * work.dtype_bytes
+    parts = weights * work.models, gradients, optimizer, held
+    return Memory(*(part * work.processes for part in parts))

@@ -1,1 +1,1 @@
-"""Scores: perplexity by length and passkey retrieval."""
+"""What a model can read: perplexity by length, passkeys, needles and general benchmarks, and their result tables."""

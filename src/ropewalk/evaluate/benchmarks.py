@@ -1,49 +1,37 @@
 """General benchmarks (MMLU, HellaSwag, TruthfulQA, ARC, GSM8K) through lm-evaluation-harness, shots as in the paper.
 
-The harness itself makes the prompts and scores them; here it gets a model under a scaling, and questions from local
-files (`ropewalk.evaluate.questions`) where a folder is given, from the hub otherwise.
+The harness makes the prompts and scores them, of questions from local files or from the hub.
 """
 
 import logging
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ropewalk.evaluate.cache import json_hash
-from ropewalk.evaluate.questions import Splits, local_tasks
+from ropewalk.evaluate.questions import Splits
+from ropewalk.evaluate.tasks import TASKS, local_tasks
 from ropewalk.rope import LengthSwitch
 from ropewalk.rope.switching import extend_by_length
-
-SHOTS = {
-    "arc_challenge": 25,
-    "arc_easy": 25,
-    "hellaswag": 10,
-    "mmlu": 5,
-    "truthfulqa_mc1": 0,
-    "truthfulqa_mc2": 0,
-    "gsm8k": 5,
-}
-"""Examples in each prompt: LongRoPE's §4.3, and the harness's own number for GSM8K."""
-_METRICS = {"arc_challenge": "acc_norm", "arc_easy": "acc_norm", "hellaswag": "acc_norm", "gsm8k": "exact_match"}
-"""Of the open leaderboard's protocol, which the paper follows; acc for the others."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked: a benchmark, how many examples go before each question, and how many questions."""
+    """A benchmark, where its questions come from, how many are asked and how many examples go before each."""
 
     benchmark: str
     folder: str | None = None
-    """Of local files; None for the hub."""
+    """Folder of local files; None for the hub."""
     limit: int | None = None
-    """Questions of each of the harness's tasks; None for all."""
+    """Number of questions asked in each of the harness's tasks; None for all."""
     shots: int | None = None
-    """In place of `SHOTS`."""
+    """Examples before each question, in place of the task's own number."""
 
     @property
     def examples(self) -> int:
-        return SHOTS[self.benchmark] if self.shots is None else self.shots
+        return TASKS[self.benchmark].shots if self.shots is None else self.shots
 
     @property
     def source(self) -> str:
@@ -63,104 +51,95 @@ def benchmark_row(
         ValueError: lm_eval is not installed.
         FileNotFoundError: a local file is not there.
     """
-    harness = _harness()
+    _require_harness()
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     extend_by_length(model, switch)
-    tasks = _tasks(harness, questions)
-    bos = tokenizer.bos_token_id is not None
     # One prompt at a time: rows of a batch would be padded to one length, which the factors are chosen by.
-    wrapped = harness.HFLM(
+    wrapped = HFLM(
         pretrained=model,
         tokenizer=tokenizer,
         backend="causal",
         batch_size=1,
         max_length=max_length,
-        add_bos_token=bos,
+        add_bos_token=tokenizer.bos_token_id is not None,
         device=str(next(model.parameters()).device),
     )
-    found = harness.simple_evaluate(
-        wrapped, tasks=tasks, limit=questions.limit, bootstrap_iters=0, log_samples=True, random_seed=0
-    )
-    metric = _METRICS.get(questions.benchmark, "acc")
-    name = f"{metric},strict-match" if metric == "exact_match" else f"{metric},none"
-    # A sample for each way of reading an answer.
-    samples = {task: {own["doc_id"]: own for own in found["samples"][task]} for task in found["samples"]}
-    counts = {task: len(own) for task, own in samples.items()}
+    tasks, limit = _tasks(questions), questions.limit
+    results = simple_evaluate(wrapped, tasks=tasks, limit=limit, bootstrap_iters=0, log_samples=True, random_seed=0)
+    task = TASKS[questions.benchmark]
+    metric = f"{task.metric},{task.metric_filter}"
+    # The harness lists a question once for each way of reading its answer.
+    samples = {name: {sample["doc_id"]: sample for sample in of_task} for name, of_task in results["samples"].items()}
+    counts = {name: len(by_question) for name, by_question in samples.items()}
     asked = sum(counts.values())
+    cut = sum(_is_cut(tokenizer, sample, max_length) for of_task in samples.values() for sample in of_task.values())
     # MMLU's subjects count by their questions.
-    score = sum(found["results"][task][name] * count for task, count in counts.items()) / asked
+    score = sum(results["results"][name][metric] * count for name, count in counts.items()) / asked
     return {
         "task": questions.benchmark,
         "shots": questions.examples,
-        "metric": metric,
+        "metric": task.metric,
         "score": score,
         "questions": asked,
-        "cut": sum(_is_cut(tokenizer, one, max_length) for own in samples.values() for one in own.values()) / asked,
+        "cut": cut / asked,
         "max_length": max_length,
-        "protocol": f"lm-evaluation-harness {harness.version}, {questions.examples} shots, {metric}, "
-        + ("all questions" if questions.limit is None else f"the first {questions.limit} questions of each task"),
+        "protocol": f"lm-evaluation-harness {version('lm_eval')}, {questions.examples} shots, {task.metric}, "
+        + ("all questions" if limit is None else f"the first {limit} questions of each task"),
     }
 
 
-@dataclass(frozen=True)
-class _Harness:
-    simple_evaluate: Any
-    HFLM: Any
-    TaskManager: Any
-    DatasetDict: Any
-    Dataset: Any
-    version: str
-
-
-def _harness() -> _Harness:
+def _require_harness() -> None:
+    """Raise ValueError, naming the extra, unless lm-evaluation-harness is installed."""
     try:
-        from importlib.metadata import version
-
-        import lm_eval
-        from datasets import Dataset, DatasetDict
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        import datasets  # noqa: F401
+        import lm_eval  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(
             f"general benchmarks need lm-evaluation-harness ({error.name} is not installed): "
             "pip install 'ropewalk[bench]', or leave evaluate.benchmarks.tasks empty"
         ) from None
-    # It tells every default it sets.
+    # The harness reports every default that it sets.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return _Harness(lm_eval.simple_evaluate, HFLM, TaskManager, DatasetDict, Dataset, version("lm_eval"))
 
 
 @cache
-def _manager(kind: Any) -> Any:
-    """It reads thousands of files when it is made."""
-    return kind()
+def _manager() -> Any:
+    """The harness's index of tasks, which reads thousands of files when it is made."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
-def _tasks(harness: _Harness, questions: Questions) -> list[Any]:
+def _tasks(questions: Questions) -> list[Any]:
     """The harness's own tasks, with the questions of the local files put in where there are any."""
-    manager = _manager(harness.TaskManager)
+    manager = _manager()
     shots = {"num_fewshot": questions.examples}
     if questions.folder is None:
-        names = [questions.benchmark]
-        if questions.benchmark == "mmlu":
-            names = [n for n in manager.all_subtasks if Path(manager.task_index[n].yaml_path).parts[-3:-1] == _MMLU]
+        task = TASKS[questions.benchmark]
+        names, folder = [task.lm_eval_name or task.name], task.lm_eval_folder
+        if folder:
+            paths = {name: Path(manager.task_index[name].yaml_path).parent for name in manager.all_subtasks}
+            names = [name for name, path in paths.items() if path.parts[-len(folder) :] == folder]
         specs = [{"task": name, **shots} for name in names]
     else:
         local = local_tasks(questions.benchmark, questions.folder)
-        specs = [{"task": name, **shots, **_overrides(harness, splits)} for name, splits in local.items()]
+        specs = [{"task": name, **shots, **_overrides(splits)} for name, splits in local.items()]
     loaded = manager.load({"group": questions.benchmark, "task": specs})
     return list(loaded["tasks"].values())
 
 
-_MMLU = ("mmlu", "default")
+def _overrides(splits: Splits) -> dict[str, Any]:
+    """What of a task's description in the harness is replaced, for local questions."""
+    from datasets import Dataset, DatasetDict
 
-
-def _overrides(harness: _Harness, splits: Splits) -> dict[str, Any]:
-    rows = harness.DatasetDict({name: harness.Dataset.from_list(own) for name, own in splits.items()})
-    found: dict[str, Any] = {"custom_dataset": lambda **_: rows}
+    data = DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()})
+    overrides: dict[str, Any] = {"custom_dataset": lambda **_: data}
     if set(splits) == {"validation"}:
         # Examples come from the other questions; the harness leaves out the one that is asked.
-        found |= {"training_split": None, "fewshot_split": "validation"}
-    return found
+        overrides |= {"training_split": None, "fewshot_split": "validation"}
+    return overrides
 
 
 def _is_cut(tokenizer: Any, sample: dict[str, Any], max_length: int) -> bool:

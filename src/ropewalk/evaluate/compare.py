@@ -1,4 +1,4 @@
-"""Every method on the same terms: perplexity of one model under many scalings, each length's best case kept apart."""
+"""Every method on the same terms: perplexity of models under many scalings, on the same documents at each length."""
 
 import math
 from collections import defaultdict
@@ -10,6 +10,7 @@ from typing import Any
 from ropewalk.evaluate.cache import NO_CACHE, Cache, scaling_key, tensor_hash
 from ropewalk.evaluate.perplexity import (
     PROTOCOL,
+    TOKENS_AT_ONCE,
     DocumentSet,
     Losses,
     counted_tokens,
@@ -22,12 +23,10 @@ from ropewalk.evaluate.uncertainty import mean_interval, paired
 from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
 
-CHUNK_TOKENS = 16_384
-
 
 @dataclass(frozen=True)
-class Reading:
-    """One figure to measure: a model under a scaling at one length of one document set."""
+class PerplexityTask:
+    """One figure to measure: the perplexity of a model under a scaling, at one length of one set of documents."""
 
     model: str
     method: str
@@ -38,34 +37,36 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A reading and what came out."""
+class PerplexityResult:
+    """A task and the losses that were measured for it."""
 
-    reading: Reading
+    task: PerplexityTask
     losses: Losses
     stride: int | None = None
-    """Of sliding windows; None for one pass."""
+    """Tokens that the window slides by; None where the documents are read in one pass."""
 
     @property
     def protocol(self) -> str:
-        return PROTOCOL if self.stride is None else sliding_protocol(self.reading.length, self.stride)
+        return PROTOCOL if self.stride is None else sliding_protocol(self.task.length, self.stride)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The columns that say which figure it is."""
+        task = self.task
+        return {"model": task.model, "method": task.method, "variant": task.variant, "length": task.length}
 
     @property
     def row(self) -> dict[str, Any]:
-        """For the perplexity table; low and high are the bootstrap interval over documents (`uncertainty`)."""
-        reading, documents = self.reading, self.reading.documents
-        tokens = reading.length - 1
+        """Row of the perplexity table; low and high are the bootstrap interval over documents (`uncertainty`)."""
+        documents, tokens = self.task.documents, self.task.length - 1
         if self.stride is not None:
-            tokens = counted_tokens(documents.rows.shape[1], reading.length, self.stride)
-        low, high = mean_interval(self.losses.means) or (math.nan, math.nan)
+            tokens = counted_tokens(documents.rows.shape[1], self.task.length, self.stride)
+        low, high = mean_interval(self.losses.means) or (None, None)
         return {
-            "model": reading.model,
-            "method": reading.method,
-            "variant": reading.variant,
-            "length": reading.length,
+            **self.labels,
             "perplexity": self.losses.perplexity,
-            "low": "" if math.isnan(low) else math.exp(low),
-            "high": "" if math.isnan(high) else math.exp(high),
+            "low": _exp(low),
+            "high": _exp(high),
             "nan_documents": self.losses.nan_documents,
             "documents": documents.documents,
             "tokens": documents.documents * tokens,
@@ -75,161 +76,134 @@ class Measured:
         }
 
 
-def measured(
-    models: dict[str, Any], readings: Iterable[Reading], *, cache: Cache = NO_CACHE, chunk: int = CHUNK_TOKENS
-) -> list[Measured]:
-    """One pass over the first tokens; readings that share model, scaling and documents share the pass.
-
-    Documents longer than ``chunk`` are measured and kept one by one.
-    """
-    jobs: dict[tuple[Any, ...], list[Reading]] = defaultdict(list)
-    for reading in readings:
-        scaling = reading.scaling
-        jobs[reading.model, reading.documents.name, scaling.factors, scaling.n_hat, scaling.attention_factor].append(
-            reading
-        )
-    found = []
-    total = sum(max(r.length for r in job) * job[0].documents.documents for job in jobs.values())
-    with Progress(total=total, desc="perplexity", unit="token", unit_scale=True) as bar:
-        for job in jobs.values():
-            first, lengths = job[0], sorted({reading.length for reading in job})
-            losses = {length: Losses(()) for length in lengths}
-            for part in _parts(first.documents, lengths[-1], chunk):
-                one = _pass(models, replace(first, documents=part), lengths, cache=cache, chunk=chunk)
-                losses = {length: losses[length].joined(one[length]) for length in lengths}
-                bar.update(lengths[-1] * part.documents)
-            found += [Measured(reading, losses[reading.length]) for reading in job]
-    return found
-
-
-def _parts(documents: DocumentSet, longest: int, chunk: int) -> list[DocumentSet]:
-    """The documents that are measured before anything is kept: all, or one where one takes long."""
-    if longest <= chunk:
-        return [documents]
-    return [replace(documents, rows=row[None]) for row in documents.rows]
-
-
-def _pass(
-    models: dict[str, Any], reading: Reading, lengths: Sequence[int], *, cache: Cache, chunk: int
-) -> dict[int, Losses]:
-    def about(length: int) -> dict[str, Any]:
-        rows = tensor_hash(reading.documents.rows[:, :length])
-        return {"task": PROTOCOL, "scaling": scaling_key(reading.scaling), "documents": rows, "length": length}
-
-    kept = {} if cache.folder is None else {length: cache.get(reading.model, about(length)) for length in lengths}
-    found = {length: Losses.from_json(figure) for length, figure in kept.items() if figure is not None}
-    if missing := [length for length in lengths if length not in found]:
-        model = models[reading.model]
-        for length, losses in document_losses(model, reading.scaling, reading.documents, missing, chunk=chunk).items():
-            found[length] = losses
-            if cache.folder is not None:
-                cache.put(reading.model, about(length), asdict(losses))
-    return found
-
-
-def measured_sliding(
-    models: dict[str, Any],
-    readings: Iterable[Reading],
-    *,
-    stride: int | None,
-    cache: Cache = NO_CACHE,
-    chunk: int = CHUNK_TOKENS,
-) -> list[Measured]:
-    """Windows of each reading's length that slide over the whole rows of its documents; none without a stride."""
-    found: list[Measured] = []
-    if stride is None:
-        return found
-    with Progress(list(readings), desc="perplexity, sliding", unit="figure") as bar:
-        for reading in bar:
-            about = {
-                "task": sliding_protocol(reading.length, stride),
-                "scaling": scaling_key(reading.scaling),
-                "documents": tensor_hash(reading.documents.rows),
-            }
-
-            def measure(reading: Reading = reading) -> dict[str, Any]:
-                model, documents = models[reading.model], reading.documents
-                return asdict(
-                    sliding_losses(model, reading.scaling, documents, reading.length, stride=stride, chunk=chunk)
-                )
-
-            found.append(Measured(reading, Losses.from_json(cache.kept(reading.model, about, measure)), stride))
-    return found
+def _exp(nats: float | None) -> float | str:
+    """For a cell of a table, which is empty where nothing is known."""
+    return "" if nats is None else math.exp(nats)
 
 
 def measure(
-    models: dict[str, Any], readings: Iterable[Reading], *, cache: Cache = NO_CACHE, chunk: int = CHUNK_TOKENS
-) -> list[dict[str, Any]]:
-    """A row per reading, with its protocol; see `measured`."""
-    return [one.row for one in measured(models, readings, cache=cache, chunk=chunk)]
+    models: dict[str, Any], tasks: Iterable[PerplexityTask], *, cache: Cache = NO_CACHE, chunk: int = TOKENS_AT_ONCE
+) -> list[PerplexityResult]:
+    """Read each task's documents in one pass; tasks that share model, scaling and documents share the pass.
+
+    Documents longer than ``chunk`` tokens are measured, and written to the cache, one by one.
+    """
+    passes: dict[tuple[Any, ...], list[PerplexityTask]] = defaultdict(list)
+    for task in tasks:
+        scaling = task.scaling
+        passes[task.model, task.documents.name, scaling.factors, scaling.n_hat, scaling.attention_factor].append(task)
+    results = []
+    total = sum(max(task.length for task in same) * same[0].documents.documents for same in passes.values())
+    with Progress(total=total, desc="perplexity", unit="token", unit_scale=True) as bar:
+        for same in passes.values():
+            lengths = sorted({task.length for task in same})
+            losses = {length: Losses(()) for length in lengths}
+            rows = same[0].documents.rows
+            for part in [rows] if lengths[-1] <= chunk else rows.split(1):
+                documents = replace(same[0].documents, rows=part)
+                of_part = _pass(models, replace(same[0], documents=documents), lengths, cache=cache, chunk=chunk)
+                losses = {length: losses[length].joined(of_part[length]) for length in lengths}
+                bar.update(lengths[-1] * documents.documents)
+            results += [PerplexityResult(task, losses[task.length]) for task in same]
+    return results
 
 
-def position_rows(found: Sequence[Measured]) -> Iterator[dict[str, Any]]:
+def _pass(
+    models: dict[str, Any], task: PerplexityTask, lengths: Sequence[int], *, cache: Cache, chunk: int
+) -> dict[int, Losses]:
+    def about(length: int) -> dict[str, Any]:
+        rows = tensor_hash(task.documents.rows[:, :length])
+        return {"task": PROTOCOL, "scaling": scaling_key(task.scaling), "documents": rows, "length": length}
+
+    cached = {length: cache.get(task.model, about(length)) for length in lengths}
+    by_length = {length: Losses.from_json(figure) for length, figure in cached.items() if figure is not None}
+    if missing := [length for length in lengths if length not in by_length]:
+        new = document_losses(models[task.model], task.scaling, task.documents, missing, chunk=chunk)
+        for length, losses in new.items():
+            cache.put(task.model, about(length), asdict(losses))
+        by_length |= new
+    return by_length
+
+
+def measure_sliding(
+    models: dict[str, Any],
+    tasks: Iterable[PerplexityTask],
+    *,
+    stride: int | None,
+    cache: Cache = NO_CACHE,
+    chunk: int = TOKENS_AT_ONCE,
+) -> list[PerplexityResult]:
+    """Slide windows of each task's length over the whole rows of its documents; nothing without a stride."""
+    if stride is None:
+        return []
+
+    def result(task: PerplexityTask) -> PerplexityResult:
+        scaling, documents = task.scaling, task.documents
+        about = {
+            "task": sliding_protocol(task.length, stride),
+            "scaling": scaling_key(scaling),
+            "documents": tensor_hash(documents.rows),
+        }
+
+        def measured() -> dict[str, Any]:
+            model = models[task.model]
+            return asdict(sliding_losses(model, scaling, documents, task.length, stride=stride, chunk=chunk))
+
+        figure = cache.get_or_measure(task.model, about, measured)
+        return PerplexityResult(task, Losses.from_json(figure), stride)
+
+    with Progress(list(tasks), desc="perplexity, sliding", unit="figure") as bar:
+        return [result(task) for task in bar]
+
+
+def position_rows(results: Sequence[PerplexityResult]) -> Iterator[dict[str, Any]]:
     """Loss by position, as means over documents: each model, scaling and set of documents at its longest length."""
-    longest: dict[tuple[Any, ...], Measured] = {}
-    for one in found:
-        reading = one.reading
-        key = (reading.model, reading.method, reading.variant, reading.documents.name, reading.scaling)
-        if key not in longest or longest[key].reading.length < reading.length:
-            longest[key] = one
-    for one in longest.values():
-        reading = one.reading
-        for (low, high), losses in zip(
-            pairwise(position_edges(reading.length)), zip(*one.losses.bins, strict=True), strict=True
-        ):
+    longest: dict[tuple[Any, ...], PerplexityResult] = {}
+    for result in results:
+        task = result.task
+        key = (task.model, task.method, task.variant, task.documents.name, task.scaling)
+        longest[key] = max(longest.get(key, result), result, key=lambda other: other.task.length)
+    for result in longest.values():
+        task = result.task
+        edges = pairwise(position_edges(task.length))
+        for (low, high), losses in zip(edges, zip(*result.losses.bins, strict=True), strict=True):
             yield {
-                "model": reading.model,
-                "method": reading.method,
-                "variant": reading.variant,
-                "document_set": reading.documents.name,
-                "length": reading.length,
+                "model": task.model,
+                "method": task.method,
+                "variant": task.variant,
+                "document_set": task.documents.name,
+                "length": task.length,
                 "from_position": low + 1,
                 "to_position": high,
                 "loss_nats": sum(losses) / len(losses),
-                "protocol": one.protocol,
+                "protocol": result.protocol,
             }
 
 
-def paired_rows(found: Sequence[Measured], *, reference: str = "ours") -> Iterator[dict[str, Any]]:
-    """``reference`` against every other method's best variant on the same documents, at each length."""
-    groups: dict[tuple[str, int, str], dict[str, Measured]] = defaultdict(dict)
-    for one in found:
-        best = groups[one.reading.model, one.reading.length, one.reading.documents.name]
-        held = best.get(one.reading.method)
-        if held is None or one.losses.perplexity < held.losses.perplexity:
-            best[one.reading.method] = one
+def paired_rows(results: Sequence[PerplexityResult]) -> Iterator[dict[str, Any]]:
+    """Ours against every other method's best variant on the same documents, at each length."""
+    groups: dict[tuple[str, int, str], dict[str, PerplexityResult]] = defaultdict(dict)
+    for result in results:
+        task, best = result.task, groups[result.task.model, result.task.length, result.task.documents.name]
+        best[task.method] = min(best.get(task.method, result), result, key=lambda other: other.losses.perplexity)
     for (model, length, documents), best in groups.items():
+        if (ours := best.pop("ours", None)) is None:
+            continue
         for method, other in best.items():
-            own = best.get(reference)
-            if own is None or method == reference:
-                continue
-            result = paired(own.losses.means, other.losses.means)
+            comparison = paired(ours.losses.means, other.losses.means)
+            nats = (comparison.difference, comparison.low, comparison.high) if comparison else (None, None, None)
+            ratio, low, high = map(_exp, nats)
             yield {
                 "model": model,
                 "length": length,
                 "document_set": documents,
-                "method": reference,
+                "method": "ours",
                 "against": method,
-                "against_variant": other.reading.variant,
-                "perplexity_ratio": "" if result is None else math.exp(result.difference),
-                "low": "" if result is None or result.low is None else math.exp(result.low),
-                "high": "" if result is None or result.high is None else math.exp(result.high),
-                "p_value": "" if result is None else result.p_value,
-                "documents": len(own.losses.means),
-                "protocol": own.protocol,
+                "against_variant": other.task.variant,
+                "perplexity_ratio": ratio,
+                "low": low,
+                "high": high,
+                "p_value": "" if comparison is None else comparison.p_value,
+                "documents": len(ours.losses.means),
+                "protocol": ours.protocol,
             }
-
-
-def best_case(
-    rows: Sequence[dict[str, Any]], *, model: str, method: str, length: int, document_set: str | None = None
-) -> float:
-    """The lowest perplexity of a method's variants at a length; raises KeyError when none was measured."""
-    found = [
-        row["perplexity"]
-        for row in rows
-        if (row["model"], row["method"], row["length"]) == (model, method, length)
-        and document_set in (None, row["document_set"])
-    ]
-    if not found:
-        raise KeyError(f"no perplexity of {method} on {model} at {length}")
-    return float(min(found))

@@ -1,27 +1,20 @@
 """Needle prompts: RULER's tasks for base models (arXiv 2404.06654), at exact token lengths, the same for every method.
 
-Families: ``single`` (a number under one name), ``multi_key`` (numbers under several names, one asked for),
-``multi_value`` (several numbers under one name, all asked for), ``variable_tracking`` (chains of assignments, all
-variables with one value asked for), and ``multi_key_text`` (multi_key in the text of a document where the others have
-repeated sentences). Numbers are held out of the recall documents, as the passkey task's are.
+`FAMILIES` holds the families. Their numbers are held out of the recall documents, as the passkey task's are.
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ropewalk.corpus.recall import joined
-from ropewalk.evaluate.passkey import draw_key
-from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, encode, first_id
+from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, draw_key, encode, first_id
+from ropewalk.registry import Registry
 
-IN_TEXTS = "multi_key_text"
-"""The family whose needles lie in documents."""
-FAMILIES = ("single", "multi_key", "multi_value", "variable_tracking", IN_TEXTS)
-_AT_DEPTHS = ("single", "multi_key", IN_TEXTS)
-"""Families that ask for one needle, which stands at a depth."""
 _SENTENCES = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 _TASK = "Some special magic numbers are hidden within the following text. Memorize them; they are asked for later.\n"
 _NEEDLE = "\nOne of the special magic numbers for {name} is: {value}.\n"
@@ -50,13 +43,102 @@ _RANDOM_NUMBERS = 7
 
 
 @dataclass(frozen=True)
-class _Task:
-    task: str
+class NeedleText:
+    """What one prompt hides in its filler and asks for, as text."""
+
+    instruction: str
+    """Stands before the filler."""
     statements: tuple[str, ...]
+    """The needles; where the family asks at a depth, the first one is asked for."""
     question: str
     answers: tuple[str, ...]
+    """All of them are to be written."""
     right: tuple[str, ...]
+    """Continuations of the question whose likelihood is compared with that of `wrong`."""
     wrong: tuple[str, ...]
+    separator: str = ", "
+    """Stands between the answers."""
+
+
+@dataclass(frozen=True)
+class NeedleFamily:
+    """A kind of needle prompt: all that prompt sets, the configuration and the report know of it."""
+
+    name: str
+    build: Callable[[np.random.Generator], NeedleText]
+    """Draws the text of one prompt."""
+    number: int
+    """Seeds the family's draws beside the run's seed and the length: it must never change."""
+    display_name: str
+    at_depth: bool = False
+    """Whether it asks for one needle, which stands at a given depth."""
+    in_texts: bool = False
+    """Whether the needles lie in the text of test documents; otherwise they lie in repeated sentences."""
+
+
+def _draw_numbers(rng: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
+    """(numbers to state, other numbers, names to state them under), none of them twice."""
+    numbers: list[str] = []
+    while len(numbers) < 2 * _NEEDLES + _RANDOM_NUMBERS:
+        if (number := str(draw_key(rng))) not in numbers:
+            numbers.append(number)
+    names = [_NAMES[index] for index in rng.choice(len(_NAMES), _NEEDLES, replace=False)]
+    return numbers[:_NEEDLES], numbers[-_RANDOM_NUMBERS:], names
+
+
+def _keys(rng: np.random.Generator, *, count: int) -> NeedleText:
+    """Numbers under ``count`` names, the first one asked for."""
+    stated, others, names = _draw_numbers(rng)
+    statements = tuple(_NEEDLE.format(name=n, value=v) for n, v in zip(names[:count], stated, strict=False))
+    wrong = (*stated[1:count], *others)[:_RANDOM_NUMBERS]
+    return NeedleText(_TASK, statements, _ASK_ONE.format(name=names[0]), (stated[0],), (stated[0],), wrong)
+
+
+def _values(rng: np.random.Generator) -> NeedleText:
+    """Several numbers under one name, all asked for."""
+    stated, others, (name, *_) = _draw_numbers(rng)
+    statements = tuple(_NEEDLE.format(name=name, value=value) for value in stated)
+    return NeedleText(_TASK, statements, _ASK_ALL.format(name=name), tuple(stated), tuple(stated), tuple(others))
+
+
+def _chains(rng: np.random.Generator) -> NeedleText:
+    """Chains of assignments; all variables with the first chain's value are asked for."""
+    values, _, _ = _draw_numbers(rng)
+    letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    names: list[str] = []
+    while len(names) < _CHAINS * (_HOPS + 1):
+        if (name := "".join(rng.choice(letters, 5))) not in names:
+            names.append(name)
+    chains = [names[start : start + _HOPS + 1] for start in range(0, len(names), _HOPS + 1)]
+    assignments = [
+        [f"\nVAR {chain[0]} = {value}\n", *(f"\nVAR {b} = VAR {a}\n" for a, b in pairwise(chain))]
+        for value, chain in zip(values, chains, strict=True)
+    ]
+    # Chains are mixed, each in its own order: hop by hop.
+    mixed = tuple(chain[hop] for hop in range(_HOPS + 1) for chain in assignments)
+    question = _ASK_CHAIN.format(value=values[0], count=_HOPS + 1)
+    # The last variable is the one that takes every hop to tell.
+    right, wrong = (chains[0][-1],), tuple(chain[-1] for chain in chains[1:])
+    return NeedleText(_TRACK, mixed, question, tuple(chains[0]), right, wrong, separator=" ")
+
+
+FAMILIES = Registry(
+    (
+        NeedleFamily("single", partial(_keys, count=1), 0, "single", at_depth=True),
+        NeedleFamily("multi_key", partial(_keys, count=_NEEDLES), 1, "multi key", at_depth=True),
+        NeedleFamily("multi_value", _values, 2, "multi value"),
+        NeedleFamily("variable_tracking", _chains, 3, "variable tracking"),
+        NeedleFamily(
+            "multi_key_text", partial(_keys, count=_NEEDLES), 4, "multi key text", at_depth=True, in_texts=True
+        ),
+    ),
+    group="ropewalk.needle_families",
+)
+
+
+def in_texts(families: Sequence[str]) -> list[str]:
+    """Those of ``families`` whose needles lie in test documents; other tasks' names are left out."""
+    return [name for name in families if name in FAMILIES and FAMILIES[name].in_texts]
 
 
 def needle_prompts(
@@ -72,7 +154,7 @@ def needle_prompts(
     """``trials`` prompts of one of `FAMILIES`.
 
     Args:
-        texts: token ids of documents, without BOS, that the needles of `IN_TEXTS` are hidden in, in turn.
+        texts: token ids of documents, without BOS, that needles are hidden in, in turn, where the family does so.
 
     Raises:
         ValueError: the family is unknown, a text is missing or too short, or the statements and the question alone are
@@ -80,74 +162,37 @@ def needle_prompts(
     """
     if family not in FAMILIES:
         raise ValueError(f"no needle family {family}; there are {', '.join(FAMILIES)}")
-    if family == IN_TEXTS and not texts:
+    entry = FAMILIES[family]
+    if entry.in_texts and not texts:
         raise ValueError(f"needles of the family {family} lie in documents, found no texts")
-    rng = np.random.default_rng((seed, length, FAMILIES.index(family)))
+    rng = np.random.default_rng((seed, length, entry.number))
     grid = np.linspace(0, 1, depths)
-    made = []
+    prompts = []
     for trial in range(trials):
-        depth = round(float(grid[trial % depths]), 4) if family in _AT_DEPTHS else None
-        document = texts[trial % len(texts)] if family == IN_TEXTS else None
-        made.append(_prompt(tokenizer, family, _draw(rng, family), document, length=length, depth=depth, rng=rng))
-    return Prompts(family, length, tuple(sorted(made, key=lambda prompt: prompt.depth or 0.0)))
-
-
-def _draw(rng: np.random.Generator, family: str) -> _Task:
-    values: list[str] = []
-    while len(values) < 2 * _NEEDLES + _RANDOM_NUMBERS:
-        if (value := str(draw_key(rng))) not in values:
-            values.append(value)
-    stated, others = values[:_NEEDLES], values[-_RANDOM_NUMBERS:]
-    names = [_NAMES[index] for index in rng.choice(len(_NAMES), _NEEDLES, replace=False)]
-    if family == "variable_tracking":
-        return _chains(rng, stated)
-    if family == "multi_value":
-        statements = tuple(_NEEDLE.format(name=names[0], value=value) for value in stated)
-        answers = tuple(stated)
-        return _Task(_TASK, statements, _ASK_ALL.format(name=names[0]), answers, answers, tuple(others))
-    count = 1 if family == "single" else _NEEDLES
-    statements = tuple(_NEEDLE.format(name=n, value=v) for n, v in zip(names[:count], stated, strict=False))
-    wrong = (*stated[1:count], *others)[:_RANDOM_NUMBERS]
-    return _Task(_TASK, statements, _ASK_ONE.format(name=names[0]), (stated[0],), (stated[0],), wrong)
-
-
-def _chains(rng: np.random.Generator, values: Sequence[str]) -> _Task:
-    letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-    names: list[str] = []
-    while len(names) < _CHAINS * (_HOPS + 1):
-        if (name := "".join(rng.choice(letters, 5))) not in names:
-            names.append(name)
-    chains = [names[start : start + _HOPS + 1] for start in range(0, len(names), _HOPS + 1)]
-    statements = []
-    for value, chain in zip(values, chains, strict=True):
-        statements.append([f"\nVAR {chain[0]} = {value}\n"])
-        statements[-1] += [f"\nVAR {b} = VAR {a}\n" for a, b in itertools.pairwise(chain)]
-    # Chains are mixed, each in its own order: hop by hop.
-    mixed = tuple(chain[hop] for hop in range(_HOPS + 1) for chain in statements)
-    question = _ASK_CHAIN.format(value=values[0], count=_HOPS + 1)
-    # The last variable is the one that takes every hop to tell.
-    return _Task(_TRACK, mixed, question, tuple(chains[0]), (chains[0][-1],), tuple(chain[-1] for chain in chains[1:]))
+        depth = round(float(grid[trial % depths]), 4) if entry.at_depth else None
+        document = texts[trial % len(texts)] if entry.in_texts else None
+        prompts.append(_prompt(tokenizer, family, entry.build(rng), document, length=length, depth=depth, rng=rng))
+    return Prompts(family, length, tuple(sorted(prompts, key=lambda prompt: prompt.depth or 0.0)))
 
 
 def _prompt(
     tokenizer: Any,
     family: str,
-    task: _Task,
+    text: NeedleText,
     document: Sequence[int] | None,
     *,
     length: int,
     depth: float | None,
     rng: np.random.Generator,
 ) -> Prompt:
-    separator = " " if family == "variable_tracking" else ", "
-    texts = [separator.join(task.answers), *task.right, *task.wrong]
-    question = encode(tokenizer, task.question)
-    wholes = [encode(tokenizer, f"{task.question} {text}") for text in texts]
+    continuations = [text.separator.join(text.answers), *text.right, *text.wrong]
+    question = encode(tokenizer, text.question)
+    wholes = [encode(tokenizer, f"{text.question} {continuation}") for continuation in continuations]
     # A tokenizer may join the question's end and an answer's beginning: the prompt ends before that for all of them.
     common = min(common_start(question, whole) for whole in wholes)
     answer, *others = [tuple(whole[common:]) for whole in wholes]
-    head = encode(tokenizer, task.task)
-    statements = [encode(tokenizer, statement) for statement in task.statements]
+    head = encode(tokenizer, text.instruction)
+    statements = [encode(tokenizer, statement) for statement in text.statements]
     room = length - 1 - len(head) - sum(map(len, statements)) - common - len(answer)
     if room < 0:
         raise ValueError(
@@ -165,11 +210,11 @@ def _prompt(
         # The first statement is asked for; it stands at its depth, the others where they were drawn.
         places = [round(depth * room), *places[1:]]
     body = joined(filler, list(zip(places, statements, strict=True)))
-    count = len(task.right)
+    count = len(text.right)
     return Prompt(
         depth=depth,
-        asked=task.question.strip(),
-        answers=task.answers,
+        asked=text.question.strip(),
+        answers=text.answers,
         right=tuple(others[:count]),
         wrong=tuple(others[count:]),
         # Room for other tokens of the same text, and for other separators.

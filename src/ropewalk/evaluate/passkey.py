@@ -4,43 +4,42 @@ Keys are those that no recall document holds (`ropewalk.corpus.recall.is_held_ou
 wording occurs in none of them.
 """
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 
-from ropewalk.corpus.recall import is_held_out_key
-from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, encode, first_id
+from ropewalk.evaluate.perplexity import TOKENS_AT_ONCE
+from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, draw_key, encode, first_id
 from ropewalk.models.continuation import ReadPrompt
+from ropewalk.models.head import logits_of
 from ropewalk.models.loss import last_states
-from ropewalk.rope import LengthSwitch, extend, scaling_for_length
+from ropewalk.rope import LengthSwitch, extend
 
 PROTOCOL = "greedy decoding, exact match of five digits; keys and wording not in training"
 _TASK = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it.\n"
 _FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 _KEY = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
 QUESTION = "\nWhat is the pass key? The pass key is"
-_TOKENS_AT_ONCE = 16_384
 
 
 def passkey_prompts(tokenizer: Any, *, length: int, depths: int, trials: int, seed: int) -> Prompts:
-    """``trials`` prompts spread over ``depths`` places from the filler's start to its end, one a place at least.
+    """``trials`` prompts spread over ``depths`` depths from the filler's start to its end, at least one at each.
 
     Raises:
         ValueError: the task and its question alone are longer than ``length``.
     """
     rng = np.random.default_rng((seed, length))
-    made = []
+    prompts: list[Prompt] = []
     for depth in np.linspace(0, 1, depths).tolist():
         keys = [draw_key(rng) for _ in range(max(1, trials // depths))]
-        made += [passkey_prompt(tokenizer, key=key, length=length, depth=depth) for key in keys]
-    return Prompts("passkey", length, tuple(made))
+        prompts += [passkey_prompt(tokenizer, key=key, length=length, depth=depth) for key in keys]
+    return Prompts("passkey", length, tuple(prompts))
 
 
 def passkey_prompt(tokenizer: Any, *, key: int, length: int, depth: float) -> Prompt:
-    """A prompt that has exactly ``length`` ids with its answer, BOS first.
+    """A prompt that has exactly ``length`` token ids together with its answer, BOS first.
 
     Args:
         depth: where in the filler the key stands, 0 for its start and 1 for its end.
@@ -63,7 +62,7 @@ def passkey_prompt(tokenizer: Any, *, key: int, length: int, depth: float) -> Pr
         answers=(str(key),),
         right=(tuple(answer),),
         wrong=(),
-        # A letter a token, and a space before them, is the longest way to write it.
+        # The longest way to write the key is a token for each digit and one for the space before them.
         decode_tokens=len(tokenizer.decode(answer).strip()) + 1,
         question_tokens=asked,
         ids=(first_id(tokenizer), *task, *filler[:place], *statement, *filler[place:], *question),
@@ -72,7 +71,7 @@ def passkey_prompt(tokenizer: Any, *, key: int, length: int, depth: float) -> Pr
 
 @torch.no_grad()
 def passkey_accuracy(
-    model: Any, tokenizer: Any, switch: LengthSwitch, prompts: Prompts, *, chunk: int = _TOKENS_AT_ONCE
+    model: Any, tokenizer: Any, switch: LengthSwitch, prompts: Prompts, *, chunk: int = TOKENS_AT_ONCE
 ) -> list[dict[str, Any]]:
     """A row {length, depth, trials, correct, nan} per depth, under the switch's scaling for the prompts' length.
 
@@ -82,38 +81,37 @@ def passkey_accuracy(
     ``nan`` counts the trials in which the model gave no numbers.
     """
     length = prompts.length
-    extend(model, scaling_for_length(switch, length))
-    output = model.get_output_embeddings()
+    extend(model, switch.for_length(length))
     device = next(model.parameters()).device
     rows = []
     at_once = max(1, chunk // length)
     for depth, group in groupby(prompts.prompts, lambda prompt: prompt.depth):
-        made = list(group)
+        of_depth = list(group)
         correct = nan = 0
-        for first in range(0, len(made), at_once):
-            batch = made[first : first + at_once]
+        for first in range(0, len(of_depth), at_once):
+            batch = of_depth[first : first + at_once]
             ids = torch.tensor([[*prompt.ids, *prompt.right[0]] for prompt in batch], device=device)
             longest = max(len(prompt.right[0]) for prompt in batch)
             states = last_states(model, ids, longest + 1, chunk=chunk)
             for state, row, prompt in zip(states, ids, batch, strict=True):
                 count = len(prompt.right[0])
-                logits = output(state[-count - 1 : -1])
+                logits = logits_of(model, state[None, -count - 1 : -1])[0]
                 nan += bool(logits.isnan().any())
                 best = logits.argmax(-1)
                 correct += bool((best == row[-count:]).all()) or _says_otherwise(
                     model, tokenizer, prompt, best.tolist(), chunk=chunk
                 )
-        found = {"length": length, "depth": round(depth or 0.0, 4), "trials": len(made), "correct": correct}
-        rows.append({**found, "nan": nan})
+        counts = {"trials": len(of_depth), "correct": correct, "nan": nan}
+        rows.append({"length": length, "depth": round(depth or 0.0, 4), **counts})
     return rows
 
 
 def _says_otherwise(model: Any, tokenizer: Any, prompt: Prompt, best: list[int], *, chunk: int) -> bool:
     """Whether greedy decoding writes the answer with other tokens than the tokenizer's own."""
     answer = prompt.right[0]
-    wrong = next(place for place, (own, right) in enumerate(zip(best, answer, strict=True)) if own != right)
-    begun = tokenizer.decode([*answer[:wrong], best[wrong]]).strip()
-    if not begun or not tokenizer.decode(answer).strip().startswith(begun):
+    wrong = next(place for place, (likeliest, right) in enumerate(zip(best, answer, strict=True)) if likeliest != right)
+    start = tokenizer.decode([*answer[:wrong], best[wrong]]).strip()
+    if not start or not tokenizer.decode(answer).strip().startswith(start):
         return False
     return says_key(tokenizer, ReadPrompt(model, list(prompt.ids), room=prompt.decode_tokens, chunk=chunk), prompt)
 
@@ -123,18 +121,3 @@ def says_key(tokenizer: Any, read: ReadPrompt, prompt: Prompt) -> bool:
     expected = tokenizer.decode(prompt.right[0]).strip()
     written = tokenizer.decode(read.greedy(prompt.decode_tokens)).strip()
     return bool(written[: len(expected)] == expected)
-
-
-def draw_key(rng: np.random.Generator) -> int:
-    """A number of five digits that no recall document holds."""
-    while True:
-        key = int(rng.integers(10_000, 100_000))
-        if is_held_out_key(key):
-            return key
-
-
-def accuracy(rows: Sequence[dict[str, Any]]) -> float:
-    """Share of correct trials over all depths."""
-    trials: int = sum(row["trials"] for row in rows)
-    correct: int = sum(row["correct"] for row in rows)
-    return correct / trials

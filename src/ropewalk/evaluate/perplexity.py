@@ -1,5 +1,5 @@
-"""Perplexity of test documents under any scaling: in one pass over the first N tokens, for several N at once, and in
-windows of N tokens that slide over a document. What is longer than a chunk is read with a KV cache."""
+"""Perplexity of test documents under any scaling: in one pass over the first N tokens, for several N at once, or in
+windows of N tokens that slide over a document. Documents longer than a chunk are read with a KV cache."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ropewalk.models.loss import long_token_losses, token_losses
 from ropewalk.rope import RopeScaling, extend
 
 PROTOCOL = "one pass over BOS and the first N-1 tokens of each document, mean over all predicted tokens"
-_TOKENS_AT_ONCE = 16_384
+TOKENS_AT_ONCE = 16_384
 
 
 def sliding_protocol(length: int, stride: int) -> str:
@@ -37,11 +37,7 @@ class DocumentSet:
 
     @classmethod
     def of(cls, name: str, store: TokenStore, *, length: int, documents: int | None) -> "DocumentSet":
-        """The first ``documents`` (or all) of at least ``length`` tokens.
-
-        Raises:
-            ValueError: they are too few; says which lengths can be read.
-        """
+        """The first ``documents`` (or all) of at least ``length`` tokens; raises ValueError where they are too few."""
         wanted = documents or 1
         if len(store.long_documents(length - 1)) < wanted:
             reach = longest_length(store, documents=wanted)
@@ -65,12 +61,12 @@ def longest_length(store: TokenStore, *, documents: int) -> int:
 
 @dataclass(frozen=True)
 class Losses:
-    """What a model lost on each document at one length, in nats per predicted token."""
+    """Losses of a model on each document at one length, in nats per predicted token."""
 
     means: tuple[float, ...]
-    """Of each document; NaN where the model gave NaN."""
+    """Mean loss of each document; NaN where the model gave NaN."""
     bins: tuple[tuple[float, ...], ...] = ()
-    """Of each document, the mean in each bin of positions of `position_edges`."""
+    """For each document, its mean loss in each bin of positions (`position_edges`)."""
 
     @property
     def perplexity(self) -> float:
@@ -98,7 +94,7 @@ def position_edges(length: int) -> list[int]:
 
 @torch.no_grad()
 def document_losses(
-    model: Any, scaling: RopeScaling, documents: DocumentSet, lengths: Sequence[int], *, chunk: int = _TOKENS_AT_ONCE
+    model: Any, scaling: RopeScaling, documents: DocumentSet, lengths: Sequence[int], *, chunk: int = TOKENS_AT_ONCE
 ) -> dict[int, Losses]:
     """Losses over the first N tokens for each N of ``lengths``, all from one pass over the longest.
 
@@ -109,16 +105,16 @@ def document_losses(
     """
     extend(model, scaling)
     longest = max(lengths)
-    found: dict[int, Losses] = {length: Losses(()) for length in lengths}
+    by_length = {length: Losses(()) for length in lengths}
     for rows in documents.rows[:, :longest].split(max(1, chunk // longest)):
         losses = _row_losses(model, rows, chunk=chunk)
         for length in lengths:
-            found[length] = found[length].joined(_by_document(losses, length))
-    shorter = [length for length in lengths if length < longest and found[length].nan_documents]
+            by_length[length] = by_length[length].joined(_by_document(losses, length))
+    shorter = [length for length in lengths if length < longest and by_length[length].nan_documents]
     if shorter:
         # What is not a number beyond token N reaches back in kernels that multiply it by a weight of zero.
-        found |= document_losses(model, scaling, documents, shorter, chunk=chunk)
-    return found
+        by_length |= document_losses(model, scaling, documents, shorter, chunk=chunk)
+    return by_length
 
 
 def _row_losses(model: Any, rows: Tensor, *, chunk: int) -> Tensor:
@@ -129,29 +125,28 @@ def _row_losses(model: Any, rows: Tensor, *, chunk: int) -> Tensor:
 
 
 def _by_document(losses: Tensor, length: int) -> Losses:
-    own = losses[:, : length - 1]
-    edges = position_edges(length)
-    bins = [own[:, low:high].mean(1) for low, high in pairwise(edges)]
-    return Losses(tuple(own.mean(1).tolist()), tuple(map(tuple, torch.stack(bins, 1).tolist())))
+    losses = losses[:, : length - 1]
+    bins = [losses[:, low:high].mean(1) for low, high in pairwise(position_edges(length))]
+    return Losses(tuple(losses.mean(1).tolist()), tuple(map(tuple, torch.stack(bins, 1).tolist())))
 
 
 def perplexities(
-    model: Any, scaling: RopeScaling, documents: DocumentSet, lengths: Sequence[int], *, chunk: int = _TOKENS_AT_ONCE
+    model: Any, scaling: RopeScaling, documents: DocumentSet, lengths: Sequence[int], *, chunk: int = TOKENS_AT_ONCE
 ) -> dict[int, float]:
     """Perplexity over the first N tokens for each N of ``lengths``; see `document_losses`."""
-    found = document_losses(model, scaling, documents, lengths, chunk=chunk)
-    return {length: losses.perplexity for length, losses in found.items()}
+    by_length = document_losses(model, scaling, documents, lengths, chunk=chunk)
+    return {length: losses.perplexity for length, losses in by_length.items()}
 
 
 def windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]:
     """(start, end, first counted token) of each window over ``tokens`` tokens; a window's first is never counted."""
-    made, end = [], 0
+    spans, end = [], 0
     for start in range(0, tokens, stride):
         counted, end = max(end, start + 1), min(start + length, tokens)
-        made.append((start, end, counted))
+        spans.append((start, end, counted))
         if end == tokens:
             break
-    return made
+    return spans
 
 
 def counted_tokens(tokens: int, length: int, stride: int) -> int:
@@ -167,9 +162,9 @@ def sliding_losses(
     length: int,
     *,
     stride: int,
-    chunk: int = _TOKENS_AT_ONCE,
+    chunk: int = TOKENS_AT_ONCE,
 ) -> Losses:
-    """Losses over the tokens of the documents, each with at least ``length - stride`` tokens before it where there are.
+    """Losses of the documents' tokens, each read after at least ``length - stride`` tokens where there are so many.
 
     Positions count from each window's start, and nothing is kept from one window to the next
     (transformers' guide "Perplexity of fixed-length models").

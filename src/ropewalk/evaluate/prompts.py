@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from ropewalk.corpus.recall import is_held_out_key
 from ropewalk.files import writing
 
 
@@ -20,17 +21,17 @@ class Prompt:
     """One document with a question about it, its answer, and what the answer's likelihood is compared with."""
 
     depth: float | None
-    """Of the statement that is asked for, 0 for the start of the filler; None where several places are drawn."""
+    """Depth of the statement that is asked for, 0 at the start of the filler; None where several places are drawn."""
     asked: str
     """The question as text."""
     answers: tuple[str, ...]
     """What the decoded text must hold."""
     right: tuple[tuple[int, ...], ...]
-    """Continuations, as token ids, any of which must be more likely than all of the wrong ones ..."""
+    """Continuations, as token ids, any of which must be more likely than all of the wrong ones."""
     wrong: tuple[tuple[int, ...], ...]
-    """... none where the decoded text alone is judged."""
+    """Wrong continuations, as token ids; empty where the decoded text alone is judged."""
     decode_tokens: int
-    """Tokens to decode."""
+    """Number of tokens to decode."""
     question_tokens: int
     """How many ids at the prompt's end are the question."""
     ids: tuple[int, ...] = ()
@@ -43,7 +44,7 @@ class Prompt:
 
     @property
     def document(self) -> tuple[int, ...]:
-        """What stands between BOS and the question."""
+        """Token ids between BOS and the question."""
         return self.ids[1 : -self.question_tokens]
 
     @property
@@ -53,7 +54,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of one family at one length, those of a depth beside each other."""
+    """Prompts of one family at one length, sorted by depth."""
 
     family: str
     length: int
@@ -74,27 +75,22 @@ class Prompts:
         return json.dumps({"family": self.family, "length": self.length, "prompts": without_ids})
 
     def save(self, path: Path) -> None:
-        """As safetensors: the ids of each prompt, and the rest as JSON in the metadata."""
+        """Write the prompts as safetensors: the ids of each one, and the rest as JSON in the metadata."""
         tensors = {str(number): np.asarray(prompt.ids, np.int32) for number, prompt in enumerate(self.prompts)}
         with writing(path) as aside:
             save_file(tensors, aside, metadata={"about": self._about})
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """What `save` wrote."""
+        """Read what `save` wrote."""
         with safe_open(path, "np") as file:
             about = json.loads(file.metadata()["about"])
-            prompts = (
-                Prompt(
-                    **{
-                        **entry,
-                        "answers": tuple(entry["answers"]),
-                        **{side: tuple(map(tuple, entry[side])) for side in ("right", "wrong")},
-                        "ids": tuple(file.get_tensor(str(number)).tolist()),
-                    }
-                )
-                for number, entry in enumerate(about["prompts"])
-            )
+            prompts = []
+            for number, entry in enumerate(about["prompts"]):
+                right, wrong = (tuple(map(tuple, entry[side])) for side in ("right", "wrong"))
+                ids = tuple(file.get_tensor(str(number)).tolist())
+                values = {"answers": tuple(entry["answers"]), "right": right, "wrong": wrong, "ids": ids}
+                prompts.append(Prompt(**entry | values))
             return cls(about["family"], about["length"], tuple(prompts))
 
 
@@ -111,10 +107,14 @@ def first_id(tokenizer: Any) -> int:
 
 
 def common_start(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids the two begin with alike.
-
-    A tokenizer may join the end of a question and the beginning of its answer, so that the question with the answer
-    does not begin with the question's own ids.
-    """
+    """Length of the common beginning of ids; a tokenizer may join a question's end and the beginning of its answer."""
     pairs = zip(first, second, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def draw_key(rng: np.random.Generator) -> int:
+    """A number of five digits that no recall document holds."""
+    while True:
+        key = int(rng.integers(10_000, 100_000))
+        if is_held_out_key(key):
+            return key

@@ -12,8 +12,6 @@ Below one folder, as their makers publish them::
 import bz2
 import csv
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +19,7 @@ Splits = dict[str, list[dict[str, Any]]]
 """Rows by the name of their split."""
 
 
-def local_tasks(benchmark: str, folder: str | Path) -> dict[str, Splits]:
-    """The harness's tasks that ``benchmark`` consists of, with their rows.
-
-    Raises:
-        FileNotFoundError: a file is not there; names it.
-        ValueError: a file does not hold such questions.
-    """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"evaluate.benchmarks.path {folder} is not a folder; give the one that holds the files")
-    readers: dict[str, Callable[[Path], dict[str, Splits]]] = {
-        "mmlu": _mmlu,
-        "hellaswag": _hellaswag,
-        "truthfulqa_mc1": partial(_truthfulqa, task="truthfulqa_mc1"),
-        "truthfulqa_mc2": partial(_truthfulqa, task="truthfulqa_mc2"),
-        "arc_easy": partial(_arc, task="arc_easy", name="Easy"),
-        "arc_challenge": partial(_arc, task="arc_challenge", name="Challenge"),
-        "gsm8k": _gsm8k,
-    }
-    return readers[benchmark](Path(folder))
-
-
-def _there(*paths: Path) -> Path:
+def _existing(*paths: Path) -> Path:
     """The first of ``paths`` that is a file."""
     for path in paths:
         if path.is_file():
@@ -60,16 +37,16 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not JSON lines ({error})") from None
 
 
-def _mmlu(folder: Path) -> dict[str, Splits]:
+def read_mmlu(folder: Path) -> dict[str, Splits]:
     tests = sorted((folder / "mmlu" / "test").glob("*_test.csv"))
     if not tests:
         raise FileNotFoundError(f"{folder / 'mmlu' / 'test'} holds no <subject>_test.csv; put MMLU's files there")
-    found = {}
+    tasks = {}
     for test in tests:
         subject = test.name.removesuffix("_test.csv")
-        dev = _there(folder / "mmlu" / "dev" / f"{subject}_dev.csv")
-        found[f"mmlu_{subject}"] = {"test": _mmlu_rows(test, subject), "dev": _mmlu_rows(dev, subject)}
-    return found
+        dev = _existing(folder / "mmlu" / "dev" / f"{subject}_dev.csv")
+        tasks[f"mmlu_{subject}"] = {"test": _mmlu_rows(test, subject), "dev": _mmlu_rows(dev, subject)}
+    return tasks
 
 
 def _mmlu_rows(path: Path, subject: str) -> list[dict[str, Any]]:
@@ -83,13 +60,12 @@ def _mmlu_rows(path: Path, subject: str) -> list[dict[str, Any]]:
     ]
 
 
-def _hellaswag(folder: Path) -> dict[str, Splits]:
-    own = folder / "hellaswag"
-    lines = own / "hellaswag_val.jsonl"
-    texts = [own / "hellaswag_val_full.txt", own / "hellaswag_val_full.txt.bz2"]
-    path = _there(lines, *texts)
+def read_hellaswag(folder: Path) -> dict[str, Splits]:
+    folder = folder / "hellaswag"
+    lines = folder / "hellaswag_val.jsonl"
+    path = _existing(lines, folder / "hellaswag_val_full.txt", folder / "hellaswag_val_full.txt.bz2")
     splits = {"validation": _json_lines(path) if path == lines else _hellaswag_text(path)}
-    train = own / "hellaswag_train.jsonl"
+    train = folder / "hellaswag_train.jsonl"
     if train.is_file():
         splits["train"] = _json_lines(train)
     return {"hellaswag": splits}
@@ -109,8 +85,8 @@ def _hellaswag_text(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _truthfulqa(folder: Path, *, task: str) -> dict[str, Splits]:
-    path = _there(folder / "truthfulqa" / "mc_task.json")
+def read_truthfulqa(folder: Path, *, task: str) -> dict[str, Splits]:
+    path = _existing(folder / "truthfulqa" / "mc_task.json")
 
     def targets(marks: dict[str, int]) -> dict[str, list[Any]]:
         # The harness takes the first choice of mc1 for the right one.
@@ -128,10 +104,10 @@ def _truthfulqa(folder: Path, *, task: str) -> dict[str, Splits]:
     return {task: {"validation": rows}}
 
 
-def _arc(folder: Path, *, task: str, name: str) -> dict[str, Splits]:
+def read_arc(folder: Path, *, task: str, name: str) -> dict[str, Splits]:
     splits = {}
     for split, part in (("train", "Train"), ("validation", "Dev"), ("test", "Test")):
-        path = _there(folder / "arc" / f"ARC-{name}-{part}.jsonl")
+        path = _existing(folder / "arc" / f"ARC-{name}-{part}.jsonl")
         try:
             splits[split] = [
                 {
@@ -147,6 +123,6 @@ def _arc(folder: Path, *, task: str, name: str) -> dict[str, Splits]:
     return {task: splits}
 
 
-def _gsm8k(folder: Path) -> dict[str, Splits]:
-    splits = {split: _json_lines(_there(folder / "gsm8k" / f"{split}.jsonl")) for split in ("train", "test")}
+def read_gsm8k(folder: Path) -> dict[str, Splits]:
+    splits = {split: _json_lines(_existing(folder / "gsm8k" / f"{split}.jsonl")) for split in ("train", "test")}
     return {"gsm8k": splits}

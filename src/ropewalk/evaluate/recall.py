@@ -1,14 +1,14 @@
 """Scores on needle prompts: what greedy decoding writes, and whether the right answer is the likeliest of several."""
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from ropewalk.evaluate.passkey import says_key
 from ropewalk.evaluate.prompts import Prompt, Prompts
 from ropewalk.models.continuation import ReadPrompt
-from ropewalk.rope import LengthSwitch, extend, scaling_for_length
+from ropewalk.rope import LengthSwitch, extend
 
 PROTOCOL = (
     "greedy decoding, share of the answers in the decoded text (accuracy); log probability of the right answer above "
@@ -49,26 +49,27 @@ def recall_rows(
 
     ``nan`` counts the prompts at whose end the model gave no numbers; they are wrong answers.
     """
-    extend(model, scaling_for_length(switch, prompts.length))
-    by_depth: dict[float | None, list[tuple[Prompt, float, bool, bool]]] = defaultdict(list)
-    for prompt in prompts.prompts:
-        read = read_prompt(model, prompt.ids, prompt, chunk=chunk)
-        share, likely, nan = 0.0, False, read.is_nan
-        if not nan:
-            share = decoded_share(tokenizer, read, prompt, family=prompts.family)
-            likely = is_likeliest(read, prompt)
-        by_depth[prompt.depth].append((prompt, share, likely, nan))
-    return [
-        {
-            "family": prompts.family,
-            "length": prompts.length,
-            "depth": "" if depth is None else depth,
-            "trials": len(found),
-            "accuracy": sum(share for _, share, _, _ in found) / len(found),
-            "likelihood_accuracy": sum(likely for _, _, likely, _ in found) / len(found),
-            "chance": sum(prompt.chance for prompt, *_ in found) / len(found),
-            "nan": sum(nan for *_, nan in found),
-            "protocol": PROTOCOL,
-        }
-        for depth, found in by_depth.items()
-    ]
+    extend(model, switch.for_length(prompts.length))
+    rows = []
+    for depth, of_depth in groupby(prompts.prompts, lambda prompt: prompt.depth):
+        scores = []
+        for prompt in of_depth:
+            read = read_prompt(model, prompt.ids, prompt, chunk=chunk)
+            nan = read.is_nan
+            share = 0.0 if nan else decoded_share(tokenizer, read, prompt, family=prompts.family)
+            scores.append((share, not nan and is_likeliest(read, prompt), prompt.chance, nan))
+        shares, likely, chances, nans = (sum(column) for column in zip(*scores, strict=True))
+        rows.append(
+            {
+                "family": prompts.family,
+                "length": prompts.length,
+                "depth": "" if depth is None else depth,
+                "trials": len(scores),
+                "accuracy": shares / len(scores),
+                "likelihood_accuracy": likely / len(scores),
+                "chance": chances / len(scores),
+                "nan": nans,
+                "protocol": PROTOCOL,
+            }
+        )
+    return rows

@@ -1,7 +1,5 @@
 """Retrieval or long context: the same prompts answered from the whole document in the extended window, and by the base
 model from what BM25 finds of the document within its original window.
-
-The tasks are the passkey's and the needle families'; one family, multi_key_text, asks about a test document.
 """
 
 import time
@@ -9,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.evaluate.drawing import DrawnPrompts, retrieval_draws
+from ropewalk.evaluate.extension import Extension
+from ropewalk.evaluate.prompt_sets import PromptSets, retrieval_draws
 from ropewalk.evaluate.prompts import Prompt, Prompts
 from ropewalk.evaluate.recall import answered, decoded_share, is_likeliest, read_prompt
-from ropewalk.evaluate.road import Road
 from ropewalk.evaluate.uncertainty import share_interval
 from ropewalk.progress import Progress
-from ropewalk.rope import LengthSwitch, RopeScaling, extend, scaling_for_length
+from ropewalk.rope import LengthSwitch, RopeScaling, extend
 
 PROTOCOL = (
     "greedy decoding, the passkey exactly, else the share of the answers in the decoded text; interval 95 % by Wilson; "
@@ -45,9 +43,9 @@ def retrieve(tokenizer: Any, prompt: Prompt, *, room: int, chunk_tokens: int) ->
     index = bm25s.BM25()
     index.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
     query = bm25s.tokenize([prompt.asked], show_progress=False)
-    found, _ = index.retrieve(query, k=len(chunks), show_progress=False)
+    ranked, _ = index.retrieve(query, k=len(chunks), show_progress=False)
     taken: set[int] = set()
-    for chunk in (chunks[int(number)] for number in found[0]):
+    for chunk in (chunks[int(number)] for number in ranked[0]):
         new = [place for place in chunk if place not in taken]
         if len(taken) + len(new) > room:
             break
@@ -64,12 +62,13 @@ def compare(
     *,
     chunk_tokens: int,
     chunk: int,
+    extended: str = "finetuned",
 ) -> list[dict[str, Any]]:
     """A row per task and way of reading: both scores, tokens read and seconds of a prompt.
 
     Args:
-        models: of ``finetuned``, which reads whole documents under ``switch``, and of ``base``, which reads chunks
-            under ``plain`` in that scaling's original window.
+        models: of ``base``, which reads chunks under ``plain`` in that scaling's original window, and of ``extended``.
+        extended: name of the model that reads whole documents under ``switch``.
         chunk_tokens: tokens in a retrieved chunk.
         chunk: prompt tokens in a forward pass, at most.
 
@@ -78,40 +77,40 @@ def compare(
     """
     rows = []
     for task in tasks:
-        whole = _Way("long", models["finetuned"], scaling_for_length(switch, task.length))
-        parts = _Way("retrieved", models["base"], plain, chunk_tokens)
-        found: dict[_Way, list[_Answer]] = {whole: [], parts: []}
-        for prompt in task.prompts:
-            for way, answers in found.items():
-                answers.append(_answer(way, tokenizer, task, prompt, chunk=chunk))
-        rows += [_row(way, task, answers) for way, answers in found.items()]
+        whole = _Way("long", extended, switch.for_length(task.length))
+        for way in (whole, _Way("retrieved", "base", plain, chunk_tokens)):
+            answers = [_answer(way, models[way.model], tokenizer, task, prompt, chunk=chunk) for prompt in task.prompts]
+            rows.append(_row(way, task, answers))
     return rows
 
 
-def retrieval_rows(road: Road, models: dict[str, Any], prompts: DrawnPrompts, *, seed: int) -> list[dict[str, Any]]:
-    """Rows of `compare` under the road's scalings; none where no lengths are asked for, or not the searched factors."""
-    if "longrope" not in road.methods:
+def retrieval_rows(
+    extension: Extension, models: dict[str, Any], prompts: PromptSets, *, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of `compare` under the extension's scalings; none without lengths or without the searched factors."""
+    if "longrope" not in extension.methods:
         return []
-    config = road.config
-    draws = list(retrieval_draws(config, seed=seed))
-    with Progress(draws, desc="retrieval", unit="task") as bar:
+    config = extension.config
+    with Progress(list(retrieval_draws(config, seed=seed)), desc="retrieval", unit="task") as bar:
         return compare(
             models,
             prompts.tokenizer,
             map(prompts.of, bar),
-            road.switch,
-            road.plain,
+            extension.switch,
+            extension.plain,
             chunk_tokens=config.retrieval.chunk_tokens,
             chunk=config.chunk_tokens,
+            extended=extension.extended,
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Way:
     """A model that reads whole documents, or chunks of them, under a scaling."""
 
     name: str
-    model: Any
+    model: str
+    """Its name among the models."""
     scaling: RopeScaling
     chunk_tokens: int | None = None
     """Tokens in a chunk; None for whole documents."""
@@ -131,50 +130,42 @@ class _Way:
         return retrieve(tokenizer, prompt, room=room, chunk_tokens=self.chunk_tokens)
 
 
-@dataclass(frozen=True)
-class _Answer:
-    share: float
-    """Of the right answers in the decoded text."""
-    likely: bool
-    """Whether the right answer was the likeliest."""
-    held: float
-    """Share of the answers that stand in what was read."""
-    tokens: int
-    seconds: float
-
-
-def _answer(way: _Way, tokenizer: Any, task: Prompts, prompt: Prompt, *, chunk: int) -> _Answer:
-    extend(way.model, way.scaling)
+def _answer(way: _Way, model: Any, tokenizer: Any, task: Prompts, prompt: Prompt, *, chunk: int) -> dict[str, float]:
+    """Scores and cost of one prompt, by their columns."""
+    extend(model, way.scaling)
     start = time.perf_counter()
     document = way.read(tokenizer, task, prompt)
     ids = [prompt.ids[0], *document, *prompt.question]
-    read = read_prompt(way.model, ids, prompt, chunk=chunk)
+    read = read_prompt(model, ids, prompt, chunk=chunk)
     share = 0.0 if read.is_nan else decoded_share(tokenizer, read, prompt, family=task.family)
     seconds = time.perf_counter() - start
-    likely = bool(prompt.wrong) and not read.is_nan and is_likeliest(read, prompt)
-    held = answered(tokenizer.decode(document), prompt.answers)
-    return _Answer(share, likely, held, len(ids), seconds)
+    return {
+        "accuracy": share,
+        "likelihood_accuracy": bool(prompt.wrong) and not read.is_nan and is_likeliest(read, prompt),
+        "chance": prompt.chance,
+        # The share of the answers that stand in what was read.
+        "held": answered(tokenizer.decode(document), prompt.answers),
+        "tokens": len(ids),
+        "seconds": seconds,
+    }
 
 
-def _row(way: _Way, task: Prompts, answers: Sequence[_Answer]) -> dict[str, Any]:
-    count = len(answers)
-    accuracy = sum(answer.share for answer in answers) / count
-    low, high = share_interval(accuracy, count)
-    compared = bool(task.prompts[0].wrong)
+def _row(way: _Way, task: Prompts, answers: Sequence[dict[str, float]]) -> dict[str, Any]:
+    means: dict[str, Any] = {key: sum(answer[key] for answer in answers) / len(answers) for key in answers[0]}
+    accuracy = means.pop("accuracy")
+    low, high = share_interval(accuracy, len(answers))
+    if not task.prompts[0].wrong:
+        # A task without distractors has nothing to compare with.
+        means |= {"likelihood_accuracy": "", "chance": ""}
     return {
         "task": task.family,
         "way": way.name,
-        "model": "finetuned" if way.name == "long" else "base",
+        "model": way.model,
         "length": task.length,
-        "trials": count,
+        "trials": len(answers),
         "accuracy": accuracy,
         "low": low,
         "high": high,
-        # Of a task without distractors nothing is compared.
-        "likelihood_accuracy": sum(answer.likely for answer in answers) / count if compared else "",
-        "chance": sum(prompt.chance for prompt in task.prompts) / count if compared else "",
-        "held": sum(answer.held for answer in answers) / count,
-        "tokens": sum(answer.tokens for answer in answers) / count,
-        "seconds": sum(answer.seconds for answer in answers) / count,
+        **means,
         "protocol": PROTOCOL,
     }

@@ -1,67 +1,93 @@
-"""The short table that a run ends with: perplexity by length and method, passkey accuracy, checks."""
+"""What an evaluation comes down to: its metrics, and the short table in the terminal that a run ends with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from ropewalk.evaluate.compare import best_case
-from ropewalk.evaluate.passkey import accuracy
-from ropewalk.files import read_json, read_table
-
-ROWS = (
-    ("plain RoPE", "none"),
-    ("PI", "pi"),
-    ("NTK-aware", "ntk"),
-    ("dynamic NTK", "dynamic_ntk"),
-    ("ABF", "abf"),
-    ("YaRN", "yarn"),
-    ("ours", "ours"),
-)
+from ropewalk.evaluate.result_table import ResultTable
+from ropewalk.files import read_json
+from ropewalk.rope.methods import METHODS, baselines
 
 
-def summary(
-    rows: Sequence[dict[str, Any]], passkey_rows: Sequence[dict[str, Any]], checks: Sequence[dict[str, Any]]
-) -> str:
+def metrics(
+    perplexity: ResultTable,
+    passkey: ResultTable,
+    needles: ResultTable,
+    benchmark_rows: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Best case of each model, method and length; passkey accuracy by length, needles by family, benchmarks by task."""
+    values: dict[str, Any] = {}
+
+    def section(*names: str) -> dict[str, Any]:
+        return reduce(lambda inner, name: inner.setdefault(name, {}), names, values)
+
+    for (model, method, length, documents), group in perplexity.groups("model", "method", "length", "document_set"):
+        section("perplexity", model, method)[f"{length}_{documents}"] = float(group.frame["perplexity"].min())
+    for (model, method, length), group in passkey.groups("model", "method", "length"):
+        section("passkey", model, method)[str(length)] = group.accuracy()
+    for row in benchmark_rows:
+        section("benchmarks", row["task"])[row["factors"]] = row["score"]
+    for (family, model, method, length), group in needles.groups("family", "model", "method", "length"):
+        for score in ("accuracy", "likelihood_accuracy"):
+            section("needles", family, model, method)[f"{length}_{score}"] = group.accuracy(score)
+    return values
+
+
+_TITLES = {
+    "base": "Perplexity by length, base model as it is (a baseline in its best case)",
+    "finetuned": "Perplexity by length, fine-tuned model",
+}
+
+
+def summary(perplexity: ResultTable, passkey: ResultTable, checks: Sequence[Mapping[str, Any]]) -> str:
     """Plain text, at most 100 columns."""
     lines = []
-    for model, title in (
-        ("base", "Perplexity by length, base model as it is (a baseline in its best case)"),
-        ("finetuned", "Perplexity by length, fine-tuned model"),
-    ):
-        lengths = sorted({row["length"] for row in rows if row["model"] == model})
-        lines += [title, " " * 12 + "".join(f"{length:>10,}" for length in lengths)]
-        for name, method in ROWS:
+    names = {**{method: METHODS[method].display_name for method in baselines()}, "ours": "ours"}
+    models = [model for model in _TITLES if len(perplexity.where(model=model))]
+    for model in models:
+        table = perplexity.where(model=model)
+        lines += [_TITLES[model], _line("", [f"{length:,}" for length in table.lengths()])]
+        for method, name in names.items():
             cells = []
-            for length in lengths:
+            for length in table.lengths():
                 # Ours is also read on the long documents alone; a column must hold one set of documents.
-                sets = {row["document_set"] for row in rows if (row["model"], row["length"]) == (model, length)}
-                documents = "all" if "all" in sets else "long"
-                try:
-                    best = best_case(rows, model=model, method=method, length=length, document_set=documents)
-                    cells.append(f"{best:>10.3f}" if math.isfinite(best) else f"{'NaN':>10}")
-                except KeyError:
-                    cells.append(f"{'':>10}")
-            lines.append(f"{name:<12}" + "".join(cells))
+                documents = "all" if len(table.where(length=length, document_set="all")) else "long"
+                best = table.best_perplexity(model=model, method=method, length=length, document_set=documents)
+                cells.append("" if best is None else f"{best:.3f}" if math.isfinite(best) else "NaN")
+            lines.append(_line(name, cells))
         lines.append("")
-    own = [row for row in passkey_rows if (row["model"], row["method"]) == ("finetuned", "ours")]
-    lengths = sorted({row["length"] for row in own})
-    lines += ["Passkey accuracy, fine-tuned model", " " * 12 + "".join(f"{length:>10,}" for length in lengths)]
-    shares = [accuracy([row for row in own if row["length"] == length]) for length in lengths]
-    lines += [f"{'ours':<12}" + "".join(f"{share:>10.0%}" for share in shares), ""]
+    is_trained = "finetuned" in models
+    keys = passkey.where(model="finetuned" if is_trained else "base")
+    title = f"Passkey accuracy, {'fine-tuned' if is_trained else 'base'} model"
+    lines += [title, _line("", [f"{length:,}" for length in keys.lengths()])]
+    for method in (method for method in names if method in keys.values("method")):
+        shares = keys.where(method=method).accuracies()
+        cells = [f"{shares[length]:.0%}" if length in shares else "" for length in keys.lengths()]
+        lines.append(_line(names[method], cells))
+    lines.append("")
     failed = [check for check in checks if not check["passed"]]
     lines.append(f"{len(checks) - len(failed)} of {len(checks)} checks passed" + (":" if failed else ""))
     lines += [f"  not met: {c['claim']}: {c['measured']:.4g}, limit {c['limit']:.4g}" for c in failed]
     return "\n".join(lines)
 
 
-def main() -> None:
-    results = Path("results")
-    rows, passkeys = (read_table(results / "plots" / f"{name}.csv") for name in ("perplexity", "passkey"))
-    print(summary(rows, passkeys, read_json(results / "checks.json")))
+def _line(label: str, cells: Iterable[str]) -> str:
+    return f"{label:<12}" + "".join(f"{cell:>10}" for cell in cells)
+
+
+def print_summary(results: Path) -> None:
+    """Print the summary of a whole run in the folder ``results``, and where its report and its model are."""
+    perplexity, passkey = (ResultTable.read(results / "plots" / f"{name}.csv") for name in ("perplexity", "passkey"))
+    print(summary(perplexity, passkey, read_json(results / "checks.json")))
     print(f"\nReport: {(results / 'report.html').resolve()}")
-    print("Model:  results/model (transformers checkpoint)")
-    print("Runs:   make ui, then http://127.0.0.1:5000")
+    print(f"Model:  {results / 'model'} (transformers checkpoint)")
+
+
+def main() -> None:
+    print_summary(Path("results"))
+    print("Runs:   make ui")
 
 
 if __name__ == "__main__":

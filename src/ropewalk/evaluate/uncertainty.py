@@ -10,26 +10,26 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-LEAST_DOCUMENTS = 3
-"""Below it nothing is said: two documents have four resamples."""
+MIN_DOCUMENTS = 3
+"""Number of documents below which nothing is said: two documents have four resamples."""
 
 
 def mean_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
     """Bias-corrected bootstrap interval (BCa) of the mean, at `CONFIDENCE`; None for too few or not finite values."""
     data = np.asarray(values, np.float64)
-    if len(data) < LEAST_DOCUMENTS or not np.isfinite(data).all():
+    if len(data) < MIN_DOCUMENTS or not np.isfinite(data).all():
         return None
     if np.ptp(data) == 0:
         return float(data[0]), float(data[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
+        interval = stats.bootstrap(
             (data,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, rng=np.random.default_rng(seed)
         ).confidence_interval
     # BCa is not defined for every sample; the plain mean's distribution always is.
-    if not np.isfinite([found.low, found.high]).all():
+    if not np.isfinite([interval.low, interval.high]).all():
         return None
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def share_interval(share: float, trials: int) -> tuple[float, float]:
@@ -54,7 +54,7 @@ class PairedComparison:
     """Two-sided, of the permutation test that exchanges the two methods document by document."""
 
 
-def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) -> PairedComparison | None:
+def paired(first: Sequence[float], second: Sequence[float]) -> PairedComparison | None:
     """Compare two methods' values document by document; None for too few documents or values that are not finite.
 
     With n documents the test is exact up to 2^n = 4,096 exchanges, and its smallest p-value is 2 / 2^n.
@@ -65,23 +65,19 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) ->
     if len(first) != len(second):
         raise ValueError(f"a paired comparison needs the same documents, found {len(first)} and {len(second)}")
     difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    if len(difference) < LEAST_DOCUMENTS or not np.isfinite(difference).all():
+    if len(difference) < MIN_DOCUMENTS or not np.isfinite(difference).all():
         return None
-    mean = float(difference.mean())
-    low, high = mean_interval(difference.tolist(), seed=seed) or (None, None)
-    return PairedComparison(mean, low, high, _exchange_p_value(difference, seed=seed))
-
-
-def _exchange_p_value(difference: np.ndarray, *, seed: int) -> float:
-    if not difference.any():
-        return 1.0
-    # With one sample, scipy's "samples" permutations flip the signs of the differences.
-    result = stats.permutation_test(
-        (difference,),
-        lambda sample, axis: sample.mean(axis),
-        permutation_type="samples",
-        n_resamples=4096,
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
+    low, high = mean_interval(difference.tolist()) or (None, None)
+    p_value = 1.0
+    if difference.any():
+        # With one sample, scipy's "samples" permutations flip the signs of the differences.
+        test = stats.permutation_test(
+            (difference,),
+            lambda sample, axis: sample.mean(axis),
+            permutation_type="samples",
+            n_resamples=4096,
+            vectorized=True,
+            rng=np.random.default_rng(0),
+        )
+        p_value = float(test.pvalue)
+    return PairedComparison(float(difference.mean()), low, high, p_value)

@@ -1,4 +1,4 @@
-"""Extended models as transformers checkpoints, their model card, and loading them back."""
+"""Export of extended models as transformers checkpoints and GGUF files with a model card, and loading them back."""
 
 from ropewalk.export.card import model_card
 from ropewalk.export.checkpoint import export_checkpoint

@@ -1,28 +1,26 @@
 """Writing an extended model as a checkpoint that plain transformers loads (rope_type "longrope").
 
-The folder holds config.json, generation_config.json, model*.safetensors, the tokenizer's files, README.md (the
-model card) and ropewalk.json: the whole length switch with n_hat, which transformers has no field for.
+The folder holds config.json, generation_config.json, model*.safetensors, the tokenizer's files, README.md (the model
+card) and ropewalk.json: the whole length switch, and n_hat, for which transformers has no field.
 """
 
-import copy
+import fnmatch
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ropewalk.export.cost import SAME, exported_scalings
+from ropewalk.export.load import SWITCH_FILE, apply_by_length, load_plain
 from ropewalk.files import read_json, write_json, write_text, writing
-from ropewalk.rope import methods, rotary_shape
-from ropewalk.rope.scaling import LengthSwitch, RopeScaling, scaling_for_length, switch_to_json
+from ropewalk.models.checks import check_reloaded, check_same_weights
+from ropewalk.models.longrope_config import longrope_config
+from ropewalk.rope import LengthSwitch, rotary_shape
 
-SWITCH_FILE = "ropewalk.json"
 BESIDE_WEIGHTS = 2**20
-"""Bytes allowed for everything that is not weights."""
+"""Bytes to leave free for all files other than the weights."""
 
 
 def export_checkpoint(
@@ -33,47 +31,75 @@ def export_checkpoint(
     *,
     card: str,
     short_factor: str = SAME,
+    dtype: str | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write ``model`` under ``switch`` to ``folder``, whole or not at all; the model in memory stays as it is.
+    """Write ``model`` extended by ``switch`` to ``folder``, whole or not at all; the model in memory is not changed.
 
-    An export that is there already is replaced.
+    An earlier export in ``folder`` is replaced. Before that, the new one is loaded beside the model in memory, in the
+    same dtype, and its logits are compared; so there must be room for the model twice.
 
     Args:
         model: a transformers causal language model, plain or extended; its weights are written as they are.
-        switch: its last scaling is the one that plain transformers applies beyond the original window.
+        switch: plain transformers applies its last scaling beyond the original window.
         card: text of README.md.
-        short_factor: what plain transformers applies up to the original window: "same", the last scaling too, or
-            "recovered", the switch's own for that length (`ropewalk.export.cost.exported_scalings`).
-        files: more files for the folder, such as the card's pictures: name and content.
+        short_factor: the scaling that plain transformers applies up to the original window: "same" for the last one,
+            or "recovered" for the switch's scaling for that length (`ropewalk.export.cost.exported_scalings`).
+        dtype: name of the floating-point type of the weights written; by default that in memory.
+        files: contents of further files by name, such as the card's pictures.
 
     Raises:
-        ValueError: a scaling is for another rotary dimension, the model's config cannot express it, or the folder
-            holds something else than an export.
-        OSError: the disk is full, or too full to begin.
+        ValueError: a scaling is for another rotary dimension, the model's class cannot apply it from a config, what was
+            written gives other logits, or ``folder`` holds something other than an export.
+        OSError: the disk has too little space.
     """
     shape = rotary_shape(model)
-    for _, scaling in switch:
-        scaling.check_rotary_dim(shape.rotary_dim)
+    switch.check_rotary_dim(shape.rotary_dim)
+    config = _exported_config(model, switch, short_factor)
+    written = getattr(torch, dtype) if dtype else model.dtype
     check_folder(folder)
-    check_space(folder, _weights_size(model) + BESIDE_WEIGHTS)
-    short, long = exported_scalings(switch, short_factor)
+    check_space(folder, _weights_size(model, written) + BESIDE_WEIGHTS)
+    window, target = model.config.get_text_config().max_position_embeddings, switch.longest.target_length
     with writing(folder) as aside:
         aside.mkdir()
-        short_mscale = long if short_factor == SAME else scaling_for_length(switch, long.original_length)
-        with _exported_config(model, short, long, short_mscale=short_mscale.attention_factor):
-            model.save_pretrained(aside)
-        _check_config(aside, short, long, shape.base)
-        _save_tokenizer(tokenizer, aside, long.target_length)
-        _raise_generation_length(aside, model.config.max_position_embeddings, long.target_length)
+        _save_model(model, config, aside, written)
+        tokenizer.save_pretrained(aside)
+        _set(aside / "tokenizer_config.json", "model_max_length", target)
+        generation = aside / "generation_config.json"
+        if generation.is_file() and read_json(generation).get("max_length") == window:
+            _set(generation, "max_length", target)
         write_text(aside / "README.md", card)
-        write_text(aside / SWITCH_FILE, switch_to_json(switch))
+        write_text(aside / SWITCH_FILE, switch.to_json())
         for name, content in (files or {}).items():
             (aside / name).write_bytes(content)
+        loaded = _reloaded(model, switch, aside)
+        check_same_weights(model, loaded, path=str(folder), dtype=written)
+        _check_logits(model, loaded, switch, short_factor, folder)
+
+
+def _reloaded(model: Any, switch: LengthSwitch, folder: Path) -> Any:
+    """The export in ``folder`` as plain transformers loads it, in the dtype, device and attention of ``model``."""
+    trust = {"trust_remote_code": True} if model.is_remote_code() else {}
+    attention = model.config._attn_implementation
+    return load_plain(folder, switch, dtype=model.dtype, attn_implementation=attention, **trust).to(model.device)
+
+
+def _check_logits(model: Any, loaded: Any, switch: LengthSwitch, short_factor: str, folder: Path) -> None:
+    """Raise ValueError unless the export for ``folder``, as ``loaded``, gives the logits that ``model`` has in memory.
+
+    n_hat, and all scalings but one or two, are what `load_extended` alone applies.
+    """
+    window = switch.longest.original_length
+    short, long = exported_scalings(switch, short_factor)
+    # Shorter inputs come last: they leave transformers' modules with the tables that a new model has.
+    check_reloaded(model, loaded, {2 * window: long, window: short}, path=str(folder), by="plain transformers")
+    by_length = apply_by_length(loaded, switch, folder)
+    exact = {length: switch.for_length(length) for length in (window, 2 * window)}
+    check_reloaded(model, by_length, exact, path=str(folder), by="load_extended")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError where ``folder`` is a file, or holds something else than an export."""
+    """Raise ValueError where ``folder`` is a file, or holds something other than an export."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder to export to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SWITCH_FILE).is_file():
@@ -82,80 +108,57 @@ def check_folder(folder: Path) -> None:
 
 def check_space(folder: Path, size: int) -> None:
     """Raise OSError unless the disk that ``folder`` will be on has room for ``size`` bytes."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < size:
         raise OSError(
             f"{folder} needs {_mib(size)} and its disk has {_mib(free)} left; free some, or give another folder"
         )
 
 
-def _weights_size(model: Any) -> int:
-    # Tied weights are one tensor under two names, and written once.
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
+def _weights_size(model: Any, dtype: torch.dtype) -> int:
+    # Tied weights are one tensor under two names, which is written once.
+    sizes: dict[int, int] = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}
+    return sum(sizes.values()) * dtype.itemsize
 
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-@contextmanager
-def _exported_config(model: Any, short: RopeScaling, long: RopeScaling, *, short_mscale: float) -> Iterator[None]:
-    # save_pretrained writes model.config, and into it: lend the model another one meanwhile.
-    kept = model.config
-    config = copy.deepcopy(kept)
-    parameters = {
-        "rope_type": "longrope",
-        "rope_theta": kept.rope_parameters["rope_theta"],
-        # transformers chooses short or long anew at every step, and all models but Phi go on from a cache of the
-        # other set when generation crosses the original window: only one set for both is safe.
-        "short_factor": list(short.factors),
-        "long_factor": list(long.factors),
-        "factor": long.ratio,
-        "attention_factor": long.attention_factor,
-        # vLLM and SGLang read these two and not attention_factor.
-        "short_mscale": short_mscale,
-        "long_mscale": long.attention_factor,
-        "original_max_position_embeddings": long.original_length,
-    }
-    if "partial_rotary_factor" in kept.rope_parameters:
-        parameters["partial_rotary_factor"] = kept.rope_parameters["partial_rotary_factor"]
-    if hasattr(config, "original_max_position_embeddings"):  # Phi: where set, it beats the one in rope_parameters
-        config.original_max_position_embeddings = long.original_length
-    config.max_position_embeddings = long.target_length
-    config.rope_parameters = parameters
-    model.config = config
+def _exported_config(model: Any, switch: LengthSwitch, short_factor: str) -> Any:
+    """The config to write; raises ValueError where the model's class does not apply the two scalings from it."""
+    short, long = exported_scalings(switch, short_factor)
+    up_to_window = long if short_factor == SAME else switch.for_length(long.original_length)
     try:
-        yield
+        return longrope_config(model, short=short, long=long, short_attention_factor=up_to_window.attention_factor)
+    except ValueError as error:
+        raise ValueError(f"{type(model).__name__} cannot be exported: {error}") from None
+
+
+def _save_model(model: Any, config: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write weights in ``dtype`` and config.json, to both of which save_pretrained would give what is in memory."""
+    # save_pretrained writes model.config and changes it, so the model gets another one for the time being.
+    original, model.config = model.config, config
+    try:
+        model.save_pretrained(folder, state_dict=_cast(model, dtype))
     finally:
-        model.config = kept
+        model.config = original
+    _set(folder / "config.json", "dtype", str(dtype).removeprefix("torch."))
 
 
-def _check_config(folder: Path, short: RopeScaling, long: RopeScaling, base: float) -> None:
-    """Raise ValueError unless transformers makes our frequencies of the config written."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    plain = torch.tensor(methods.inverse_frequencies(long.rotary_dim, base))
-    for scaling, length in ((short, long.original_length), (long, long.original_length + 1)):
-        found, attention_factor = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=length)
-        expected = plain / torch.tensor(scaling.factors)
-        if (
-            found.shape != expected.shape
-            or not torch.allclose(found, expected, rtol=1e-5, atol=0)
-            or attention_factor != scaling.attention_factor
-        ):
-            raise ValueError(
-                f"transformers does not read this scaling from a {type(config).__name__}; it cannot be exported"
-            )
+def _cast(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The model's weights in ``dtype``, except those that its class always keeps in float32 (biases of routers)."""
+    always = [f"*{name}*" for name in model._get_dtype_plan(dtype)]
+    tensors: dict[str, torch.Tensor] = model.state_dict()
+    # Tied weights stay one tensor.
+    cast: dict[int, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not any(fnmatch.fnmatch(name, pattern) for pattern in always):
+            tensors[name] = cast.setdefault(tensor.data_ptr(), tensor.to(dtype))
+    return tensors
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path, length: int) -> None:
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    write_json(path, {**read_json(path), "model_max_length": length})
-
-
-def _raise_generation_length(folder: Path, window: int, length: int) -> None:
-    """Where generation stops at the old window because that was the end of it, let it stop at the new one."""
-    path = folder / "generation_config.json"
-    if path.is_file() and read_json(path).get("max_length") == window:
-        write_json(path, {**read_json(path), "max_length": length})
+def _set(file: Path, key: str, value: Any) -> None:
+    """Set a key of a JSON file."""
+    write_json(file, {**read_json(file), key: value})

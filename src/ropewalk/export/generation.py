@@ -1,9 +1,9 @@
 """Generation across the lengths at which an extended model changes its scaling.
 
-Keys and values in a cache belong to the scaling that they were computed under, in all layers but the first also
-through what the layers below made of it, so a cache cannot be turned from one scaling to another. When a row of a
-batch outgrows its scaling, the whole batch is read once more (transformers does the same for Phi-3): with five
-scalings that is at most four times in a generation.
+Cached keys and values depend on the scaling that they were computed under, in all layers but the first also through
+the hidden states, so a cache cannot be converted from one scaling to another. When a row of a batch outgrows its
+scaling, the whole batch is read again (transformers does the same for Phi-3): with five scalings, at most four times
+in a generation.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ class SwitchingGeneration:
     def prepare_inputs_for_generation(
         self, input_ids: Any, cache: Any = None, attention_mask: Any = None, **options: Any
     ) -> dict[str, Any]:
-        """Inputs of the next pass; without the cache where a row's scaling is no longer the one that it was made under.
+        """Prepare the inputs of the next forward pass, without the cache where a row has outgrown its scaling.
 
         Raises:
-            ValueError: a prompt read in chunks, or the new part of an input, outgrows its scaling.
+            ValueError: the new part of an input outgrows its scaling, and the part before it is not given.
         """
         past = 0 if cache is None else int(cache.get_seq_length())
-        # transformers gives the whole input and how much of it is new, or the new part alone (a chunk of a prompt).
+        # transformers passes the whole input and the length of its new part, or only the new part (a prompt in chunks).
         only_new = past > 0 and options.get("next_sequence_length") is None
         length = input_ids.shape[1] + (past if only_new else 0)
         if past > 0 and _outgrown(self, input_ids.shape[0], length, attention_mask):
@@ -41,8 +41,9 @@ class SwitchingGeneration:
 
 
 def _outgrown(model: Any, rows: int, length: int, attention_mask: Any) -> bool:
+    """Whether any row is too long for the scaling that its cache was computed under."""
     rotary = find_rotary(model)[1]
-    # `extend` may have put in another module since.
+    # `extend` may have replaced the module since.
     if not isinstance(rotary, SwitchingRotaryEmbedding):
         return False
     padded = attention_mask is not None and attention_mask.ndim == 2
@@ -51,8 +52,8 @@ def _outgrown(model: Any, rows: int, length: int, attention_mask: Any) -> bool:
 
 
 def generate_by_length(model: Any) -> Any:
-    """Make ``model``, extended by `ropewalk.rope.switching.extend_by_length`, change scalings while it generates."""
+    """Make ``generate`` change scalings in a model that `ropewalk.rope.switching.extend_by_length` extended."""
     kind = type(model)
-    # Under the same name, which save_pretrained writes into config.json.
+    # The class keeps its name, which save_pretrained writes to config.json.
     model.__class__ = type(kind.__name__, (SwitchingGeneration, kind), {"__module__": kind.__module__})
     return model

@@ -1,4 +1,4 @@
-"""Sending an exported model elsewhere: a local folder, or a hub repository."""
+"""Publishing an exported model to a local folder or a hub repository."""
 
 import os
 import shutil
@@ -6,19 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ropewalk.export.checkpoint import SWITCH_FILE, check_folder, check_space
+from ropewalk.export.checkpoint import check_folder, check_space
+from ropewalk.export.load import read_switch
 from ropewalk.files import writing
+from ropewalk.models.reasons import reason
 
 TOKEN = "HF_TOKEN"
-"""Environment variable that the hub's token is read from; it is never written anywhere."""
-
-
-def check_export(source: Path) -> None:
-    """Raise FileNotFoundError unless ``source`` is a folder that the export stage wrote."""
-    if not (source / SWITCH_FILE).is_file():
-        raise FileNotFoundError(
-            f"{source} holds no {SWITCH_FILE}, so it is not an exported model; run `dvc repro export`"
-        )
+"""Environment variable from which the hub's token is read; the token is never written anywhere."""
 
 
 def push_folder(source: Path, target: Path) -> None:
@@ -26,10 +20,10 @@ def push_folder(source: Path, target: Path) -> None:
 
     Raises:
         FileNotFoundError: ``source`` is not an exported model.
-        ValueError: ``target`` holds something else, or lies in ``source``.
-        OSError: the disk is full, or too full to begin.
+        ValueError: ``target`` holds something other than an export, or lies in ``source``.
+        OSError: the disk has too little space.
     """
-    check_export(source)
+    read_switch(source)
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{target} lies in {source}; give a folder outside of it")
     check_folder(target)
@@ -39,7 +33,7 @@ def push_folder(source: Path, target: Path) -> None:
 
 
 def push_hub(source: Path, repository: str, *, private: bool = True) -> str:
-    """Upload an exported model as one commit to ``repository`` (owner/name), made if it is not there.
+    """Upload an exported model as one commit to ``repository`` (owner/name), which is created if need be.
 
     Returns:
         Address of the commit.
@@ -48,7 +42,7 @@ def push_hub(source: Path, repository: str, *, private: bool = True) -> str:
         FileNotFoundError: ``source`` is not an exported model.
         ValueError: there is no token, or the hub refuses.
     """
-    check_export(source)
+    read_switch(source)
     token = os.environ.get(TOKEN)
     if not token:
         raise ValueError(f"a push to the hub needs a token with write access in the environment variable {TOKEN}")
@@ -58,6 +52,6 @@ def push_hub(source: Path, repository: str, *, private: bool = True) -> str:
         commit = hub.upload_folder(
             repo_id=repository, folder_path=source, commit_message="Extended with Ropewalk", ignore_patterns=[".*"]
         )
-    except Exception as error:  # the HTTP library below has errors of its own, and changes from version to version
-        raise ValueError(f"the hub took nothing for {repository}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # those of the HTTP library, which differ between versions
+        raise ValueError(f"the hub took nothing for {repository}: {reason(error)}") from None
     return str(commit.commit_url)

@@ -1,23 +1,23 @@
-"""LoRA through peft: adapters inside the model while it trains, merged into plain weights at the end."""
+"""LoRA by peft: adapters are part of the model while it trains, and merged into its weights afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from ropewalk.config import LoraConfig
+from ropewalk.models.reasons import reason
 
 
 @contextmanager
 def adapters(model: PreTrainedModel, config: LoraConfig) -> Iterator[None]:
-    """Train adapters (and the embeddings and norms, where wanted) in place of the weights; merged on the way out.
+    """Train adapters, and embeddings and norms where asked for, instead of the weights; they are merged on exit.
 
-    Where the body of the with statement raises, nothing is merged, so that the model is not fit for use.
+    If the body raises, nothing is merged, and the model must not be used any more.
 
     Raises:
-        ValueError: peft is not there, or the model has no such layers.
+        ValueError: peft is not installed, or the model has no such layers.
     """
     if not config.rank:
         yield
@@ -26,8 +26,8 @@ def adapters(model: PreTrainedModel, config: LoraConfig) -> Iterator[None]:
         import peft
     except ImportError:
         raise ValueError("finetune.lora.rank needs the package peft; pip install 'ropewalk[lora]'") from None
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
     parameters = list(model.parameters())
+    required_grad = [parameter.requires_grad for parameter in parameters]
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -38,17 +38,13 @@ def adapters(model: PreTrainedModel, config: LoraConfig) -> Iterator[None]:
     try:
         wrapped: Any = peft.get_peft_model(model, settings)
     except ValueError as error:
-        raise ValueError(f"finetune.lora.targets: {str(error).splitlines()[0]}") from None
-    for module in _also_trained(model, config):
+        raise ValueError(f"finetune.lora.targets: {reason(error)}") from None
+    beside = [part for part in model.modules() if config.norms and type(part).__name__.endswith("Norm")]
+    if config.embeddings:
+        beside.append(model.get_input_embeddings())
+    for module in beside:
         module.requires_grad_(True)
     yield
     wrapped.merge_and_unload()
-    for parameter, flag in zip(parameters, wanted, strict=True):
+    for parameter, flag in zip(parameters, required_grad, strict=True):
         parameter.requires_grad_(flag)
-
-
-def _also_trained(model: PreTrainedModel, config: LoraConfig) -> Iterator[nn.Module]:
-    if config.embeddings:
-        yield model.get_input_embeddings()
-    if config.norms:
-        yield from (module for module in model.modules() if type(module).__name__.endswith("Norm"))

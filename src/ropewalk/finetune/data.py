@@ -8,59 +8,56 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from ropewalk.config import FinetuneStepConfig
+from ropewalk.config import FinetuneConfig, FinetuneStepConfig
 from ropewalk.corpus.packing import Packing
 from ropewalk.corpus.segments import Rows, Segments
 from ropewalk.corpus.store import TokenStore
 from ropewalk.finetune.windows import MixedRows, is_short
 
-_PACKED = 1
-"""Keeps the random numbers of packed rows apart from those of segments."""
-
 
 class _Microbatches(IterableDataset[Any]):
-    """The rows of each optimizer step, ``rows_at_once`` at a time: Rows, or MixedRows where some rows are packed.
+    """The rows of each optimizer step, ``micro_batch_size`` at a time, as Rows, or as MixedRows with packed documents.
 
-    Its length counts from step 0 also when it starts later, as Lightning's loop does after a resume.
+    The length counts from step 0 even if iteration starts later, as Lightning's loop does after a resume.
     """
 
-    def __init__(
-        self, segments: Segments, rows_at_once: int, *, packing: Packing | None = None, short_share: float = 0.0
-    ) -> None:
-        self.segments, self.rows_at_once = segments, rows_at_once
+    def __init__(self, segments: Segments, micro_batch_size: int, packing: Packing | None, short_share: float) -> None:
+        self.segments, self.micro_batch_size = segments, micro_batch_size
         self.packing, self.short_share = packing, short_share
 
     def __len__(self) -> int:
-        return self.segments.steps * (self.segments.rows // self.rows_at_once)
+        return self.segments.steps * (self.segments.batch_size // self.micro_batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         if self.packing is None:
             for rows in self.segments:
-                yield from map(Rows, *(part.split(self.rows_at_once) for part in rows))
+                yield from map(Rows, *(part.split(self.micro_batch_size) for part in rows))
             return
         for step in range(self.segments.first_step, self.segments.steps):
-            yield from self._mixed(step, self.packing).split(self.rows_at_once)
+            yield from self._mixed(step, self.packing).split(self.micro_batch_size)
 
     def _mixed(self, step: int, packing: Packing) -> MixedRows:
-        """The segments of a step with some rows, the same in every run, in exchange for packed ones."""
+        """The segments of a step, some of them (the same in every run) replaced by rows of packed documents."""
         tokens, answers = self.segments.step(step)
         positions = torch.arange(tokens.shape[1]).repeat(len(tokens), 1)
         first = step * len(tokens)
         short = [is_short(first + row, self.short_share) for row in range(len(tokens))]
-        rng = np.random.default_rng((self.segments.seed, self.segments.length, step, _PACKED))
+        # The 1 keeps the random numbers of packed rows apart from those of segments.
+        rng = np.random.default_rng((self.segments.seed, self.segments.length, step, 1))
         for row, packed in enumerate(short):
             if packed:
-                made = packing.row(rng)
-                tokens[row], positions[row], answers[row] = made.tokens, made.positions, False
+                packed_row = packing.row(rng)
+                tokens[row], positions[row], answers[row] = packed_row.tokens, packed_row.positions, False
         return MixedRows(tokens, positions, torch.tensor(short), answers)
 
 
 class SegmentData(L.LightningDataModule):
-    """Rows (rows_at_once, length) of BOS, a segment of one document or a recall document, EOS.
+    """Rows (micro_batch_size, length) of BOS, a segment of a document or a recall document, and EOS.
 
     Args:
-        short_share: share of rows that are packed documents of the original window in place of it ...
-        window: ... of so many tokens.
+        micro_batch_size: rows in a forward pass of all processes together.
+        first_step: optimizer step to start at.
+        window: tokens of the original window, which no document in a packed row exceeds; 0 for no such rows.
     """
 
     def __init__(
@@ -68,48 +65,40 @@ class SegmentData(L.LightningDataModule):
         store: TokenStore,
         tokenizer: Any,
         step: FinetuneStepConfig,
+        config: FinetuneConfig,
         *,
-        recall_share: float,
-        rows_at_once: int,
+        micro_batch_size: int,
         seed: int,
         first_step: int,
-        across_documents: bool = False,
-        short_share: float = 0.0,
         window: int = 0,
     ) -> None:
         super().__init__()
-        self.rows_at_once = min(rows_at_once, step.rows)
-        self.short_share = short_share
+        self.micro_batch_size = min(micro_batch_size, step.batch_size)
+        self.short_share = config.short_share if window else 0.0
+        recall = {"tokenizer": tokenizer, "recall_share": config.recall_share}
         self.segments = Segments(
             store,
             length=step.length,
-            rows=step.rows,
+            batch_size=step.batch_size,
             steps=step.steps,
             seed=seed,
-            tokenizer=tokenizer,
-            recall_share=recall_share,
             first_step=first_step,
-            across_documents=across_documents,
+            across_documents=config.across_documents,
+            long_document_share=config.long_document_share,
             subsets=step.subsets,
+            **recall,
         )
         self.packing = None
-        if short_share:
-            self.packing = Packing(
-                store,
-                length=step.length,
-                window=window,
-                tokenizer=tokenizer,
-                recall_share=recall_share,
-                subsets=tuple(step.subsets),
-            )
+        if self.short_share:
+            self.packing = Packing(store, length=step.length, window=window, subsets=tuple(step.subsets), **recall)
 
     @property
     def accumulate(self) -> int:
-        """Microbatches in an optimizer step."""
-        return self.segments.rows // self.rows_at_once
+        """Number of microbatches in an optimizer step."""
+        return self.segments.batch_size // self.micro_batch_size
 
     def train_dataloader(self) -> DataLoader[Any]:
-        rows = _Microbatches(self.segments, self.rows_at_once, packing=self.packing, short_share=self.short_share)
+        rows = _Microbatches(self.segments, self.micro_batch_size, self.packing, self.short_share)
         return DataLoader(rows, batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -1,9 +1,8 @@
-"""Attention of devices that share a row: each holds a slice of it and gathers the keys and values of the whole, or
-hands its own on around the ring of them (`ropewalk.finetune.ring`) where no masks are needed.
+"""Attention across devices that share a row, each of which holds a slice of it, by the name `NAME` in transformers.
 
-Device i of C holds the i-th of 2C equal pieces of a row and the i-th from its end, so that under a causal mask all have
-the same work. Positions travel with the pieces (the rotary module sees them), so n_hat and documents keep their
-meaning. Gathering works on any device and backend. transformers calls it by its name, `NAME`.
+A device gathers the keys and values of the whole row or, where no mask is needed, passes its own around the ring of
+devices (`ropewalk.finetune.ring`). Device i of C holds the i-th of 2C equal pieces of a row and the i-th from its end,
+so that all have the same work under a causal mask; the pieces' positions go to the rotary module with them.
 """
 
 from dataclasses import dataclass
@@ -14,30 +13,32 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from ropewalk.finetune.ring import obstacle, ring_attention
+from ropewalk.models.prefill import special_arguments
+from ropewalk.rope.windows import layer_types
 
 NAME = "ropewalk_gathered"
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Which pieces of every row this device holds."""
+    """The pieces of every row that this device holds."""
 
     index: int
-    """Of this device among those that share rows."""
+    """Rank of this device among those that share rows."""
     count: int
-    """Of those devices."""
+    """Number of devices that share rows."""
     group: Any = None
-    """Their process group; None for all processes."""
+    """Process group of these devices; None for all processes."""
     attention: str = "auto"
-    """gathered, ring, or auto: ring on GPUs where it can serve."""
+    """gathered, ring, or auto, which is ring on GPUs where ring attention is possible."""
 
     @property
     def pieces(self) -> tuple[int, int]:
-        """Numbers of this device's pieces, of 2 * count."""
+        """Indices of this device's two pieces among all 2 * count."""
         return self.index, 2 * self.count - 1 - self.index
 
     def check(self, length: int) -> None:
@@ -49,24 +50,20 @@ class Slices:
             )
 
     def of(self, tensor: Tensor) -> Tensor:
-        """This device's part of (rows, length): (rows, length / count).
-
-        Raises:
-            ValueError: the length does not divide.
-        """
+        """This device's slice (rows, length / count) of a tensor (rows, length); raises as `check`."""
         self.check(tensor.shape[1])
         pieces = tensor.chunk(2 * self.count, dim=1)
         return torch.cat([pieces[piece] for piece in self.pieces], dim=1)
 
     def whole(self, part: Tensor) -> Tensor:
-        """(..., length / count, width) of every device as (..., length, width), in the order of the row."""
+        """The slices (..., length / count, width) of all devices as (..., length, width), in the order of the row."""
         parts = part.new_empty(self.count, *part.shape)
         dist.all_gather_into_tensor(parts.view(-1), part.contiguous().view(-1), group=self.group)
         first, second = parts.chunk(2, dim=-2)
         return torch.cat([*first.unbind(0), *second.flip(0).unbind(0)], dim=-2)
 
     def summed(self, whole: Tensor) -> Tensor:
-        """The sum over all devices of (..., length, width), of which each gets its part."""
+        """This device's slice of the sum over devices of their tensors (..., length, width)."""
         pieces = whole.chunk(2 * self.count, dim=-2)
         parts = torch.stack([torch.cat((pieces[i], pieces[2 * self.count - 1 - i]), dim=-2) for i in range(self.count)])
         part = torch.empty_like(parts[0])
@@ -86,11 +83,9 @@ class _Whole(torch.autograd.Function):
 
 
 class SlicedRows:
-    """The rows of one forward pass as attention sees them.
+    """What attention needs to know of the rows of a forward pass.
 
-    Args:
-        documents: (rows, length) number of the document that each token of the whole rows is of, or None where every
-            row is of one; attention does not leave a document.
+    ``documents`` (rows, length) numbers each token's document, which attention does not leave; None if rows are whole.
     """
 
     def __init__(self, slices: Slices, documents: Tensor | None = None) -> None:
@@ -98,25 +93,39 @@ class SlicedRows:
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def mask(self, piece: int, size: int, window: int | None) -> Tensor:
-        """(1 or rows, 1, size, (piece + 1) * size) whether a token of the piece reads one up to its end."""
+        """Which tokens each token of ``piece`` attends to: bool (1 or rows, 1, size, (piece + 1) * size).
+
+        Args:
+            size: tokens of a piece.
+            window: tokens of a sliding window; None for none.
+        """
         key = piece, size, window
         if key not in self._masks:
             device = None if self.documents is None else self.documents.device
             end = (piece + 1) * size
-            reads, read = torch.arange(end - size, end, device=device)[:, None], torch.arange(end, device=device)
-            mask = (read <= reads)[None, None]
+            queries, keys = torch.arange(end - size, end, device=device)[:, None], torch.arange(end, device=device)
+            mask = (keys <= queries)[None, None]
             if window is not None:
-                mask = mask & (reads - read < window)
+                mask = mask & (queries - keys < window)
             if self.documents is not None:
-                own = self.documents[:, :end]
-                mask = mask & (own[:, None, end - size :, None] == own[:, None, None, :])
+                documents = self.documents[:, :end]
+                mask = mask & (documents[:, None, end - size :, None] == documents[:, None, None, :])
             self._masks[key] = mask
         return self._masks[key]
 
 
 def documents_of(positions: Tensor) -> Tensor:
-    """(rows, length) document numbers of rows whose ``positions`` begin again at 0 with each document."""
+    """(rows, length) numbers of the documents in rows whose ``positions`` start at 0 in each document."""
     return (positions == 0).cumsum(dim=1)
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Raise ValueError if ``model`` has layers that are not attention, or attend in another way than its mask says."""
+    if other := sorted({*layer_types(model.config)} - {"full_attention", "sliding_attention"}):
+        raise ValueError(
+            f"{type(model).__name__} has layers of the type {other[0]}, which devices that share a row do not compute; "
+            "set parallel.context=1"
+        )
 
 
 def gathered_attention(
@@ -129,13 +138,19 @@ def gathered_attention(
     scaling: float | None = None,
     sliced: SlicedRows | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function for this device's queries (rows, heads, length / count, head dimension).
 
     Raises:
-        ValueError: the model does not hand ``sliced`` on to its attention, or a ring was asked for and cannot serve.
+        ValueError: the model does not pass ``sliced`` to its attention, passes what is not computed here, or a ring was
+            asked for and is not possible.
     """
+    if special := special_arguments(kwargs):
+        raise ValueError(
+            f"{type(module).__name__} passes {special[0]} to its attention, which devices that share a row do not "
+            "compute; set parallel.context=1"
+        )
     if sliced is None:
         raise ValueError(
             f"{type(module).__name__} does not hand on what devices that share a row need; set parallel.context=1"
@@ -143,15 +158,15 @@ def gathered_attention(
     slices, plain = sliced.slices, sliced.documents is None and sliding_window is None
     kind = query.device.type
     if slices.attention != "gathered":
-        # As sdpa does by itself.
+        # Under autocast, sdpa does the same by itself.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         query, key, value = (part.to(dtype) for part in (query, key, value))
-        against = obstacle(query, masked=not plain, dropout=dropout)
-        if against is None and (slices.attention == "ring" or kind == "cuda"):
+        reason = obstacle(query, masked=not plain, dropout=dropout)
+        if reason is None and (slices.attention == "ring" or kind == "cuda"):
             output = ring_attention(query, key, value, group=slices.group, scaling=scaling)
             return output.transpose(1, 2).contiguous(), None
         if slices.attention == "ring":
-            raise ValueError(f"parallel.attention=ring cannot be used here: {against}; take parallel.attention=auto")
+            raise ValueError(f"parallel.attention=ring cannot be used here: {reason}; take parallel.attention=auto")
     key, value = _Whole.apply(torch.stack((key, value)), slices).unbind(0)  # type: ignore[no-untyped-call]
     groups = query.shape[1] // key.shape[1]
     size = query.shape[2] // 2
@@ -162,7 +177,7 @@ def gathered_attention(
     for piece, part in zip(slices.pieces, query.split(size, dim=2), strict=True):
         end = (piece + 1) * size
         if fast:
-            # Flash attention knows a causal mask that is aligned to the last query.
+            # Flash attention supports causal masks that are aligned to the last query.
             mask: Any = causal_lower_right(size, end)
         else:
             mask = sliced.mask(piece, size, sliding_window).to(query.device)

@@ -1,7 +1,7 @@
-"""torch's ring attention: keys and values go around the devices that share a row, one device's at a time.
+"""torch's ring attention: devices that share a row pass their keys and values around in a ring.
 
-torch lays rows out as `ropewalk.finetune.gathered.Slices` does (its head-tail load balancing), and puts the parts of
-each query's softmax together. It is experimental there, and knows a causal mask and no other.
+torch cuts rows as `ropewalk.finetune.gathered.Slices` does (head-tail load balancing), and combines the parts of each
+query's softmax. Its implementation is experimental, and supports no mask but the causal one.
 """
 
 from contextlib import suppress
@@ -19,14 +19,13 @@ with suppress(ImportError):
 
 aten = torch.ops.aten
 _TOKENS = 2
-"""Dimension of a query's tokens."""
+"""Dimension of (rows, heads, tokens, head dimension) that is cut."""
 
 
 def obstacle(query: Tensor, *, masked: bool, dropout: float) -> str | None:
-    """Why ring attention cannot serve ``query`` (rows, heads, length, head dimension); None where it can.
+    """Why ring attention is not possible for ``query`` (rows, heads, length, head dimension); None if it is.
 
-    Args:
-        masked: whether a token does not read all tokens before it.
+    ``masked`` is whether some token does not attend to all tokens before it.
     """
     if not hasattr(torch_ring, "_templated_ring_attention_backward"):
         return f"torch {torch.__version__} has another one than torch 2.13, which it is written for"
@@ -49,17 +48,17 @@ def ring_attention(query: Tensor, key: Tensor, value: Tensor, *, group: Any, sca
     """Causal attention of this device's queries to all tokens before them, (rows, heads, length / count, dimension).
 
     Args:
-        key, value: those of this device's tokens; of fewer heads where several query heads share them.
+        key, value: keys and values of this device's tokens, with fewer heads where several query heads share one.
         group: process group of the devices that share the row; None for all processes.
     """
-    found: Tensor = _Ring.apply(query, key, value, group or dist.group.WORLD, scaling)  # type: ignore[no-untyped-call]
-    return found
+    output: Tensor = _Ring.apply(query, key, value, group or dist.group.WORLD, scaling)  # type: ignore[no-untyped-call]
+    return output
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, group: Any, scaling: float | None) -> Tensor:
-        # Otherwise torch gathers what all devices have at once.
+        # torch's default gathers the keys and values of all devices at once.
         torch_ring.set_rotate_method("alltoall")
         kernel = partial(attend, scale=scaling)
         out, sums, *rest = torch_ring._templated_ring_attention(
@@ -74,19 +73,19 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, sums = ctx.saved_tensors
         kernel = partial(attend_backward, scale=ctx.scaling, rest=ctx.rest)
-        found = torch_ring._templated_ring_attention_backward(
+        by_query, by_key, by_value, *_ = torch_ring._templated_ring_attention_backward(
             ctx.group, _TOKENS, kernel, gradients[0], "grad_out", query, key, value, out, sums, is_causal=True
         )
-        return *found[:3], None, None
+        return by_query, by_key, by_value, None, None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float | None) -> tuple[Any, ...]:
-    """Flash attention to one device's tokens: its output, the logarithms of the sums, and what the backward needs."""
+    """Flash attention to one device's tokens: output, log-sum-exp, and what the backward pass needs besides."""
     key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
     on_cpu = query.device.type == "cpu"
     flash = aten._scaled_dot_product_flash_attention_for_cpu if on_cpu else aten._scaled_dot_product_flash_attention
-    found: tuple[Any, ...] = flash(query, key, value, 0.0, is_causal, scale=scale)
-    return found
+    results: tuple[Any, ...] = flash(query, key, value, 0.0, is_causal, scale=scale)
+    return results
 
 
 def attend_backward(
@@ -101,20 +100,20 @@ def attend_backward(
     scale: float | None,
     rest: list[Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `attend` by query, key and value."""
+    """Gradients of `attend` with respect to query, key and value."""
     shape = key.unflatten(1, (key.shape[1], 1)).shape
     key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
     if query.device.type == "cpu":
-        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out, query, key, value, out, logsumexp, 0.0, is_causal, scale=scale
         )
     else:
         no_lengths, no_others, _, _, seed, offset, _ = rest
         longest = query.shape[_TOKENS], key.shape[_TOKENS]
-        found = aten._scaled_dot_product_flash_attention_backward(
+        gradients = aten._scaled_dot_product_flash_attention_backward(
             grad_out, query, key, value, out, logsumexp, no_lengths, no_others, *longest, 0.0, is_causal, seed, offset,
             scale=scale,
         )  # fmt: skip
-    # Of all query heads that share a key and value head.
-    by_key, by_value = (part.view(shape[0], shape[1], -1, *shape[3:]).sum(2) for part in found[1:])
-    return found[0], by_key, by_value
+    # Several query heads share a key and value head, whose gradient is the sum of theirs.
+    by_key, by_value = (part.view(shape[0], shape[1], -1, *shape[3:]).sum(2) for part in gradients[1:])
+    return gradients[0], by_key, by_value

@@ -1,33 +1,51 @@
-"""The progressive schedule: steps of growing length, each from the last one's weights under the scaling it names."""
+"""The progressive schedule: steps of growing length, each from the last one's weights under the scaling it names.
 
-import json
-from collections.abc import Mapping
+Ours, the control and the trained baselines differ in the steps that `train_model` is given, and in nothing else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
+from ropewalk.config import Config, FinetuneConfig, FinetuneStepConfig, ParallelConfig
 from ropewalk.corpus.store import TokenStore
-from ropewalk.finetune.train import finetune
+from ropewalk.finetune.train import finetune, save_checkpoint
+from ropewalk.models.base import BaseModel, check_same_model, load_model, load_tokenizer
+from ropewalk.models.factors import SearchedFactors
 from ropewalk.rope import RopeScaling, RotaryShape, current_scaling, methods
 
+Rows = dict[str, list[dict[str, float]]]
+"""A row of `ropewalk.finetune.history.History` for each optimizer step, by the part of the schedule it belongs to."""
 
-def searched_scalings(text: str) -> dict[int, RopeScaling]:
-    """What search_first's results/factors/first.json holds, by target length; the first target's is the last."""
-    last = RopeScaling.from_json(text)
-    shorter = [RopeScaling.from_json(json.dumps(entry)) for entry in json.loads(text).get("shorter", [])]
-    return {scaling.target_length: scaling for scaling in (*shorter, last)}
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A step of a schedule, with what its configuration leaves open."""
+
+    config: FinetuneStepConfig
+    scaling: RopeScaling | None
+    """What the model is trained under; None for plain RoPE."""
+    seed: int
+    part: str
+    """first, second or control."""
+    name: str
+    """Folder of its state below the stage's."""
 
 
 def scaling_of(
-    step: FinetuneStepConfig, searched: Mapping[int, RopeScaling], shape: RotaryShape, *, key: str
+    step: FinetuneStepConfig, key: str, *, searched: Mapping[int, RopeScaling], shape: RotaryShape
 ) -> RopeScaling:
-    """The scaling that a step of the schedule names.
+    """The scaling that the step of the schedule with the configuration key ``key`` names.
+
+    Args:
+        searched: scalings by target length (`ropewalk.models.factors.SearchedFactors.by_length`).
 
     Raises:
-        FileNotFoundError: it is a file, and not there.
+        FileNotFoundError: it is a file that is not there.
         ValueError: nothing was searched for its length.
     """
     length = step.scaling_length or max(searched)
@@ -43,71 +61,158 @@ def scaling_of(
             target_length=length,
             key=f"{key}.scaling",
         )
-    return methods.METHODS[step.scaling](
-        rotary_dim=shape.rotary_dim, base=shape.base, original_length=shape.original_length, target_length=length
-    )
+    return methods.METHODS[step.scaling](**vars(shape), target_length=length)
 
 
-def train_schedule(
+def schedule_steps(
+    config: Config, part: str, scaling: Callable[[FinetuneStepConfig, str], RopeScaling]
+) -> list[TrainingStep]:
+    """The steps of the part ``first`` or ``second``, each under ``scaling`` of its configuration and its key."""
+    part_seed, steps = config.seed + (part == "second"), []
+    for number, (key, step) in enumerate(config.finetune.steps_of(part).items()):
+        main = key == f"finetune.{part}"
+        # The steps before the main one read other rows than it, also at its length.
+        seed = part_seed if main else part_seed + 1000 * (number + 1)
+        name = part if main else f"before_{part}_{number}"
+        steps.append(TrainingStep(step, scaling(step, key), seed, part, name))
+    return steps
+
+
+def searched_steps(config: Config, part: str, factors: Path, shape: RotaryShape) -> list[TrainingStep]:
+    """The steps of the part ``first`` or ``second`` under what they name, such as the ``factors`` of search_first."""
+    searched = SearchedFactors.read(factors).by_length
+    return schedule_steps(config, part, partial(scaling_of, searched=searched, shape=shape))
+
+
+def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:
+    """Rows of the original window with as many tokens as all steps of the schedule read, at the last one's rate."""
+    tokens = sum(step.batch_size * step.length * step.steps for step in config.schedule.values())
+    batch_size = max(1, config.second.batch_size * config.second.length // window)
+    steps = max(1, round(tokens / (batch_size * window)))
+    return replace(config.second, length=window, steps=steps, batch_size=batch_size)
+
+
+def train_steps(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     store: TokenStore,
     config: FinetuneConfig,
+    steps: Sequence[TrainingStep],
     *,
-    stage: str,
-    searched: Mapping[int, RopeScaling],
-    shape: RotaryShape,
-    seed: int,
     state_folder: Path,
+    label: str = "fine-tuning",
     logger: Logger | None = None,
     start: RopeScaling | None = None,
     parallel: ParallelConfig | None = None,
-) -> tuple[list[dict[str, float]], RopeScaling]:
-    """Train ``model`` through the steps of the stage ``first`` or ``second``; a row per optimizer step and the scaling.
+) -> tuple[Rows, RopeScaling | None]:
+    """Train ``model`` in place through ``steps``, and return their rows and the scaling that it ends with.
 
-    A step that is done is not done again after a kill, since its state is kept until the stage is done.
+    A finished step is not repeated after a kill, since its state is kept until the stage is done.
 
     Args:
-        searched: scalings by target length (`searched_scalings`).
-        parallel: the devices; this one alone by default.
-        start: what the model was trained under before; learned factors go on from it where it is for the same length.
+        start: what the model was trained under before, where learned factors continue if it is for the same length.
+        parallel: the devices; a single one by default.
 
     Raises:
         ValueError, MemoryError, KeyboardInterrupt: as `ropewalk.finetune.train.finetune`.
     """
-    rows: list[dict[str, float]] = []
-    samples = 0
-    steps = config.steps_of(stage)
-    for number, (key, step) in enumerate(steps.items()):
-        scaling = scaling_of(step, searched, shape, key=key)
-        if config.learn_factors and start is not None and start.target_length == scaling.target_length:
+    rows: Rows = {step.part: [] for step in steps}
+    for step in steps:
+        scaling, part_rows = step.scaling, rows[step.part]
+        if config.learn_factors and start and scaling and start.target_length == scaling.target_length:
             scaling = start
-        main = key == f"finetune.{stage}"
-        if step.steps:
-            rows += finetune(
-                model,
-                tokenizer,
-                store,
-                step,
-                config,
-                scaling=scaling,
-                # The steps before the main one read other rows than it, also at its length.
-                seed=seed if main else seed + 1000 * (number + 1),
-                state_folder=state_folder if main else state_folder / f"before_{number}",
-                label=f"fine-tuning at {step.length:,}",
-                logger=logger,
-                parallel=parallel,
-                first_step=len(rows),
-                first_sample=samples,
-            )
-            samples += step.steps * step.rows
-            start = current_scaling(model)
-        else:
+        if not step.config.steps:
             start = start or scaling
-    assert start is not None
+            continue
+        part_rows += finetune(
+            model,
+            tokenizer,
+            store,
+            step.config,
+            config,
+            scaling=scaling,
+            seed=step.seed,
+            state_folder=state_folder / step.name,
+            label=f"{label} at {step.config.length:,}",
+            logger=logger,
+            parallel=parallel,
+            earlier=tuple(part_rows),
+        )
+        start = current_scaling(model)
     return rows, start
 
 
-def shape_of(base: dict[str, Any]) -> RotaryShape:
-    """Of the model that the stage base describes."""
-    return RotaryShape(base["rotary_dim"], base["base"], base["original_length"])
+def train_model(
+    path: str,
+    steps: Sequence[TrainingStep],
+    config: Config,
+    base: BaseModel,
+    *,
+    state_folder: Path,
+    checkpoint: Path | None,
+    label: str = "fine-tuning",
+    logger: Logger | None = None,
+    start: RopeScaling | None = None,
+) -> Rows:
+    """Load the model at ``path``, train it through ``steps`` on the training split, save it, and return the rows.
+
+    Args:
+        base: what the stage base wrote of the model to extend, whose tokenizer is saved with this one.
+        checkpoint: folder of the trained model; None in a process that does not write.
+        start: what the model was trained under before, as in `train_steps`.
+
+    Raises:
+        FileNotFoundError, ValueError: ``path`` cannot be loaded, or is of another architecture than ``base``.
+        ValueError, MemoryError, KeyboardInterrupt: as `ropewalk.finetune.train.finetune`.
+    """
+    dtype = config.finetune.weights_dtype(config.model.dtype)
+    model = load_model(path, **{**config.model.loading, "dtype": dtype})
+    check_same_model(model, base, path=path)
+    tokenizer = load_tokenizer(base.path, **config.model.trust)
+    rows, scaling = train_steps(
+        model,
+        tokenizer,
+        TokenStore(Path(config.inputs) / "tokens" / "train"),
+        config.finetune,
+        steps,
+        state_folder=state_folder,
+        label=label,
+        logger=logger,
+        start=start,
+        parallel=config.parallel,
+    )
+    if checkpoint is not None:
+        save_checkpoint(model, tokenizer, scaling, checkpoint, mixed=config.finetune.short_share > 0)
+    return rows
+
+
+def train_baseline(
+    method: str, config: Config, base: BaseModel, *, state_folder: Path, checkpoint: Path | None
+) -> Rows:
+    """Train the base model under a published ``method`` for the steps of both parts, its factors not learned."""
+    scaling = methods.METHODS[method](**vars(base.shape), target_length=config.extension.target)
+    return train_model(
+        base.path,
+        [step for part in ("first", "second") for step in schedule_steps(config, part, lambda *_: scaling)],
+        replace(config, finetune=replace(config.finetune, learn_factors=False)),
+        base,
+        state_folder=state_folder,
+        checkpoint=checkpoint,
+        label=f"fine-tuning with {method}",
+    )
+
+
+def train_control(config: Config, base: BaseModel, *, state_folder: Path, checkpoint: Path | None) -> Rows:
+    """Train the base model on `control_step`, under plain RoPE or the scaling that it came with."""
+    step = control_step(config.finetune, window=base.window)
+    # Its rows are not those of the schedule, so what divides theirs need not divide them.
+    finetune_config = replace(config.finetune, micro_batch_size=None, short_share=0.0, learn_factors=False)
+    return train_model(
+        base.path,
+        [TrainingStep(step, base.start_scaling, config.seed + 1, "control", "control")],
+        replace(config, finetune=finetune_config),
+        base,
+        state_folder=state_folder,
+        checkpoint=checkpoint,
+        label="control",
+    )

@@ -1,4 +1,4 @@
-"""Lightning's strategies for several devices, and a sharded model's weights put together again."""
+"""Lightning's strategies for several devices, and the weights of a model split over them and gathered again."""
 
 import copy
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -28,30 +28,23 @@ from ropewalk.config import ParallelConfig
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def trainer_options(parallel: ParallelConfig) -> dict[str, Any]:
-    """Keyword arguments of Lightning's Trainer."""
-    options: dict[str, Any] = {
-        "devices": parallel.devices,
-        "num_nodes": parallel.nodes,
-        "use_distributed_sampler": False,
-    }
+def trainer_strategy(parallel: ParallelConfig) -> Strategy | str:
+    """The strategy of Lightning's Trainer."""
     if parallel.strategy == "ddp":
-        options["strategy"] = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-    elif parallel.strategy == "fsdp":
-        # Weights are split over all devices, those that share rows too. Checkpoints are whole, in one file, so that a
-        # training goes on under any strategy and on any number of devices.
-        options["strategy"] = ShardedStrategy(
-            data_parallel_size=parallel.devices * parallel.nodes,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
-        )
-    return options
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    if parallel.strategy == "single_device":
+        return "auto"
+    # Weights are split over all devices, including those that share rows. A checkpoint is one whole file, so that a
+    # training resumes under any strategy and on any number of devices.
+    return ShardedStrategy(
+        data_parallel_size=parallel.devices * parallel.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Checkpoints that hold what those of other strategies do: trained weights, and their states in their order.
+    """FSDP2 with the checkpoints of the other strategies, of trained weights and optimizer states in the same order.
 
-    Lightning's own would number the states by all weights, frozen ones too.
+    Lightning's own strategy numbers the optimizer states by all weights, including frozen ones.
     """
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -61,27 +54,27 @@ class ShardedStrategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         optimizer = getattr(optimizer, "optimizer", optimizer)
         assert self.model is not None
-        found = get_optimizer_state_dict(self.model, optimizer, options=_WHOLE)
+        state: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer, options=_WHOLE)
         if self.global_rank:
-            return found
+            return state
         return FullyShardedDataParallel.rekey_optim_state_dict(
-            found, OptimStateKeyType.PARAM_ID, self.model, optim=optimizer
+            state, OptimStateKeyType.PARAM_ID, self.model, optim=optimizer
         )
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         optimizers, self.optimizers = self.optimizers, []
         try:
-            found = super().load_checkpoint(checkpoint_path, weights_only)
+            checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         finally:
             self.optimizers = optimizers
         assert self.model is not None
-        for optimizer, states in zip(optimizers, found["optimizer_states"], strict=True):
+        for optimizer, states in zip(optimizers, checkpoint["optimizer_states"], strict=True):
             named = FullyShardedDataParallel.rekey_optim_state_dict(
                 states, OptimStateKeyType.PARAM_NAME, self.model, optim=optimizer
             )
             options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=self._strict)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=options)
-        return found
+        return checkpoint
 
     @property
     def _strict(self) -> bool:
@@ -91,9 +84,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
 @contextmanager
 def to_train(model: nn.Module, parallel: ParallelConfig) -> Iterator[Any]:
-    """``model`` itself, or where weights are to be split a twin with the same weights, which it takes over at the end.
+    """Yield ``model``, or a twin of it if weights are to be split; the model takes over the twin's weights on exit.
 
-    A module whose weights were split stays of another class, so that it could not be split or trained again.
+    A module whose weights were split stays of another class, and could not be split or trained again.
     """
     if parallel.strategy != "fsdp":
         yield model
@@ -105,18 +98,18 @@ def to_train(model: nn.Module, parallel: ParallelConfig) -> Iterator[Any]:
         parameter.data = trained.data
 
 
-def shard(module: nn.Module, model: Any, mesh: DeviceMesh, *, whole: set[nn.Parameter]) -> None:
-    """Split ``model``'s weights over ``mesh`` (FSDP2), layer by layer, below ``module`` and its training_step.
+def split_weights(module: nn.Module, model: Any, mesh: DeviceMesh, *, whole: set[nn.Parameter]) -> None:
+    """Split the weights of ``model``, a part of ``module``, over ``mesh`` layer by layer (FSDP2).
 
-    The parameters as they were are left empty.
+    The former parameters are left empty.
 
     Args:
-        whole: parameters that every process keeps.
+        whole: parameters that every process keeps as a whole.
     """
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [layer for layer in model.modules() if type(layer).__name__ in names]
-    # What is no layer's (embeddings, the last norm, the output matrix) is whole from here to the end of the step, since
-    # the loss uses the output matrix itself.
+    # Weights outside the layers (embeddings, last norm, output matrix) are gathered for the whole step, since the loss
+    # uses the output matrix itself.
     for part in (*layers, module):
         before = set(part.parameters()) - whole
         fully_shard(part, mesh=mesh, ignored_params=whole, reshard_after_forward=part is not module)
@@ -126,14 +119,14 @@ def shard(module: nn.Module, model: Any, mesh: DeviceMesh, *, whole: set[nn.Para
     register_fsdp_forward_method(module, "training_step")
 
 
-def put_together(model: nn.Module) -> None:
-    """Replace sharded weights by whole ones in the processor's memory, in place; every process must call it."""
+def gather_full_parameters(model: nn.Module) -> None:
+    """Replace split weights by whole ones in the processor's memory, in place; every process must call it."""
     whole: dict[int, nn.Parameter] = {}
     for parameter in model.parameters():
         if isinstance(parameter, DTensor):
             full = parameter.full_tensor().detach().cpu()
             whole[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
-    # By module, so that weights that are tied stay so.
+    # Module by module, so that tied weights stay tied.
     for module in model.modules():
         for name, old in module._parameters.items():
             if id(old) in whole:

@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: what a step must compute at least, as a share of what the device could."""
+"""Model FLOPs utilisation: what a step must compute, as a fraction of what the devices could in the same time."""
 
 import time
 from functools import cache
@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 
 def flops_per_token(model: PreTrainedModel, *, length: int) -> float:
-    """Forward and backward operations for one token of a row of ``length`` (PaLM, arXiv 2204.02311, App. B).
+    """FLOPs of the forward and backward pass for one token of a row of ``length`` (PaLM, arXiv 2204.02311, App. B).
 
-    Two for each weight of a matrix and token forward, four backward (two where the matrix itself is not trained), and
-    attention over half of the row on average, since it is causal. Recomputed activations do not count.
+    The forward pass takes two FLOPs for each weight of a matrix, the backward pass four, or two for a matrix that is
+    not trained. Causal attention is over half of the row on average. Recomputed activations do not count.
     """
     matrices = 0.0
     for module in model.modules():
@@ -24,14 +24,14 @@ def flops_per_token(model: PreTrainedModel, *, length: int) -> float:
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    # Scores and their product with the values: two matrix products forward, four backward, over length / 2 keys.
+    # Scores and outputs are two matrix products forward and four backward, over length / 2 keys.
     attention = 6 * 2 * heads * head_dim * config.num_hidden_layers * length / 2
     return float(matrices + attention)
 
 
 @cache
 def _measured_flops(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of a product of two square matrices, the fastest of a few."""
+    """FLOPs a second of the fastest of a few products of two square matrices."""
     size = 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
@@ -43,7 +43,7 @@ def _measured_flops(device: str, dtype: torch.dtype) -> float:
 
 
 def peak_flops(precision: str, *, device: torch.device, tflops: float | None) -> float:
-    """Of one device, a second: ``tflops`` if given, else what is known of the GPU, else measured."""
+    """FLOPs a second of one device: ``tflops`` if given, else the published peak of the GPU, else measured."""
     if tflops is not None:
         return tflops * 1e12
     dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float16 if "16" in precision else torch.float32
@@ -52,5 +52,5 @@ def peak_flops(precision: str, *, device: torch.device, tflops: float | None) ->
             if known := get_available_flops(device, dtype):
                 return float(known)
         except ValueError:
-            pass  # a chip that Lightning does not know
+            pass  # A GPU that Lightning does not know.
     return _measured_flops(str(device), dtype)

@@ -1,7 +1,7 @@
-"""Base models: loading any checkpoint, and the walker."""
+"""Base models: loading and describing any checkpoint, reading with it and training it, and the walker."""
 
 from transformers.utils import logging
 
-# Our errors say what is wrong with a checkpoint and our own bars what takes time. The bars of downloads stay.
+# Our own errors say what is wrong with a checkpoint, and our own bars show progress. The bars of downloads stay.
 logging.set_verbosity_error()
 logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))

@@ -1,276 +1,247 @@
-"""The model to extend: a local transformers checkpoint or a hub id, weights as safetensors only."""
+"""The model to extend: a local transformers checkpoint or a hub id with safetensors, or a GGUF file."""
 
-import json
 import logging
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.hub import cached_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ropewalk.files import file_hash
-from ropewalk.models.published import published_scaling
-from ropewalk.rope import LengthSwitch, RopeScaling, rotary_shape, switch_from_json, switch_to_json
+from ropewalk.files import file_hash, write_text
+from ropewalk.models.published import (
+    PublishedScaling,
+    check_saved_alone,
+    published_scaling,
+    read_config,
+    turn_off_sliding_window,
+)
+from ropewalk.models.reasons import reason
+from ropewalk.models.source import Source
+from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, rotary_shape
+from ropewalk.rope.json_value import JsonValue
 
 log = logging.getLogger(__name__)
 
 FROM_CHECKPOINT, FROM_PLAIN = "checkpoint", "plain"
-"""What ``model.start`` says an extension starts from: the scaling that the checkpoint came with, or plain RoPE."""
+"""Values of ``model.start``: an extension starts from the scaling that the checkpoint came with, or from plain RoPE."""
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """A checkpoint and what the later stages need to know of it."""
+class BaseModel(JsonValue):
+    """The model to extend, as the stage base describes it to the later ones in base.json."""
 
     name: str
     path: str
     weights_sha256: str
-    """Of the weight files' hashes; empty for a hub id, which its own revision names."""
+    """The sha256 of every weight file, one after another; empty for a hub id, whose revision names its weights."""
     original_length: int
     """Window before any scaling, in tokens."""
     rotary_dim: int
-    base: float
+    rope_theta: float
+    """Base of the rotary frequencies."""
     parameters: int
     vocab_size: int
-    start: LengthSwitch = ()
-    """Scalings that the checkpoint came with and that the road starts from; empty for plain RoPE."""
+    dtype: str = "float32"
+    """Floating-point type of the weights in the checkpoint, whatever they are computed in (``model.dtype``)."""
+    start_switch: LengthSwitch | None = None
+    """Scalings that the checkpoint came with and that the extension starts from; None for plain RoPE."""
+
+    @property
+    def shape(self) -> RotaryShape:
+        return RotaryShape(self.rotary_dim, self.rope_theta, self.original_length)
+
+    @property
+    def start_scaling(self) -> RopeScaling | None:
+        """The checkpoint's scaling for its longest inputs, which searched factors multiply; None for plain RoPE."""
+        return self.start_switch.longest if self.start_switch else None
+
+    @property
+    def window(self) -> int:
+        """Window in tokens before the extension: the original one, or that of the checkpoint's scaling."""
+        return _window(self.start_switch, self.original_length)
 
     def to_dict(self) -> dict[str, Any]:
-        """For base.json; `own_switch`, `own_scaling` and `own_window` read it."""
-        values = {key: value for key, value in asdict(self).items() if key != "start"}
-        if not self.start:
-            return values
-        return {**values, "window": self.start[-1][0], "start": json.loads(switch_to_json(self.start))}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "start_switch"}
+        start = {"window": self.window, "start": self.start_switch.to_dict()} if self.start_switch else {}
+        return values | start
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        start = LengthSwitch.from_dict(values["start"]) if "start" in values else None
+        names = (item.name for item in fields(cls) if item.name in values)
+        return cls(**{name: values[name] for name in names}, start_switch=start)
 
-def own_switch(base: Mapping[str, Any]) -> LengthSwitch:
-    """The scalings in base.json that the checkpoint came with; empty where the road starts from plain RoPE."""
-    return switch_from_json(json.dumps(base["start"])) if "start" in base else ()
-
-
-def own_scaling(base: Mapping[str, Any]) -> RopeScaling | None:
-    """The one of `own_switch` for the longest inputs, which everything that is found is composed with."""
-    return switch[-1][1] if (switch := own_switch(base)) else None
-
-
-def own_window(base: Mapping[str, Any]) -> int:
-    """Window in tokens that the model has before the road: the original one, or its own scaling's."""
-    return int(base.get("window", base["original_length"]))
-
-
-def _named(name: str, path: str) -> str:
-    """The configuration's name; for model=hf, whose name says nothing, the hub id or that of the folder."""
-    if name != "hf":
-        return name
-    return Path(path).resolve().name if Path(path).is_dir() else path
-
-
-def _check_path(path: str) -> None:
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"model.path {path} holds no config.json; give a folder that transformers saved")
-        if not list(folder.glob("*.safetensors")):
-            raise FileNotFoundError(f"model.path {path} holds no .safetensors weights; convert the checkpoint first")
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or folder.parent.is_dir():
-        raise FileNotFoundError(f"model.path {path} is not there; give a folder with a transformers checkpoint")
-
-
-def start_of(path: str, *, start: str, original_length: int | None) -> LengthSwitch:
-    """The scalings that the checkpoint came with, where the road starts from them; empty for plain RoPE.
-
-    Args:
-        start: ``model.start``, FROM_CHECKPOINT or FROM_PLAIN.
-        original_length: ``model.original_length``.
-
-    Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: its scaling is of no known kind, or ``original_length`` contradicts it.
-    """
-    if start == FROM_PLAIN:
-        return ()
-    _check_path(path)
-    try:
-        config = Path(path) if Path(path).is_dir() else Path(str(cached_file(path, "config.json")))
-        found = published_scaling(config).start
-    except OSError as error:
-        raise ValueError(f"model.path {path}: its config.json cannot be read: {_first_line(error)}") from None
-    except ValueError as error:
-        raise ValueError(
-            f"model.path {path}: {_first_line(error)}; model.start=plain starts without the checkpoint's scaling"
-        ) from None
-    if found and original_length not in (None, found[-1][1].original_length):
-        raise ValueError(
-            f"model.original_length is {original_length}, but the checkpoint's {found[-1][1].method} scaling starts "
-            f"from {found[-1][1].original_length} tokens; leave it out, or give model.start=plain"
-        )
-    return found
+    def write(self, path: Path) -> None:
+        write_text(path, self.to_json())
 
 
 def window_before(path: str, *, start: str, original_length: int | None, trust_remote_code: bool = False) -> int:
-    """Window in tokens that the road leads out of, as `own_window`, from the checkpoint's config alone.
+    """Window in tokens before the extension (`BaseModel.window`), from the checkpoint's config alone.
+
+    Args:
+        start: ``model.start``, FROM_CHECKPOINT or FROM_PLAIN.
+        original_length: ``model.original_length``, which is taken in place of the window that config.json states.
 
     Raises:
-        FileNotFoundError, ValueError: as `window_of` and `start_of`.
+        FileNotFoundError: there is no checkpoint at ``path``.
+        ValueError: its config cannot be read, or its model cannot be extended.
     """
-    if found := start_of(path, start=start, original_length=original_length):
-        return found[-1][0]
-    return original_length or window_of(path, trust_remote_code=trust_remote_code)
+    published = _published(path, original_length, trust_remote_code)
+    return _window(None if start == FROM_PLAIN else published.start, published.shape.original_length)
 
 
-def window_of(path: str, *, trust_remote_code: bool = False) -> int:
-    """Window in tokens that the checkpoint's config states, before any scaling it already has.
-
-    Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: its config cannot be read, or states no window.
-    """
-    _check_path(path)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.path {path}: its config.json cannot be read: {_first_line(error)}") from None
-    parameters = getattr(config, "rope_parameters", None) or {}
-    window = parameters.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
-    if window is None:
-        raise ValueError(f"model.path {path}: its config.json states no max_position_embeddings")
-    return int(window)
+def _window(start: LengthSwitch | None, original_length: int) -> int:
+    """The window in tokens that an extension starts from: that of the checkpoint's scaling, or the original one."""
+    return start.lengths[-1] if start else original_length
 
 
-def _first_line(error: Exception) -> str:
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "contains custom code" in line:
-        return "its code comes with the checkpoint; read it, and set model.trust_remote_code=true if you trust it"
-    return line
+def _published(path: str, original_length: int | None, trust_remote_code: bool) -> PublishedScaling:
+    Source.at(path).check_weights()
+    published = published_scaling(path, original_length=original_length, trust_remote_code=trust_remote_code)
+    if published.reading:
+        log.warning("model.path %s: %s", path, published.reading)
+    return published
 
 
 def load_model(
-    path: str, *, dtype: str = "float32", trust_remote_code: bool = False, keep_sliding_window: bool = False
+    path: str,
+    *,
+    dtype: str = "float32",
+    attention: str = "auto",
+    trust_remote_code: bool = False,
+    keep_sliding_window: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode.
+    """Load a causal language model in evaluation mode, onto the accelerator where there is one.
 
     Args:
+        attention: transformers' attention implementation, or auto: sdpa where the model's class supports it.
         trust_remote_code: run the model's code where it comes with the checkpoint.
-        keep_sliding_window: leave attention to the last tokens only, where the checkpoint has it. Otherwise it is
-            turned off, as LongRoPE does for Mistral: a model that never looks back further needs no extension.
+        keep_sliding_window: keep sliding-window attention where the checkpoint has it. It is turned off otherwise, as
+            LongRoPE does for Mistral: a model that never attends further back needs no extension.
 
     Raises:
-        FileNotFoundError: no checkpoint there, or none with safetensors weights.
-        ValueError: the checkpoint cannot be read or lacks weights, or its rotary table is not one that can be extended.
+        FileNotFoundError: there is no checkpoint at ``path``, or none with safetensors weights.
+        ValueError: the checkpoint cannot be read or lacks weights, its class or this machine does not support
+            ``attention``, or its rotary table is not one that can be extended.
     """
-    _check_path(path)
+    source = Source.at(path)
+    source.check_weights()
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if not keep_sliding_window and (sliding := _turn_off_sliding_window(config)):
+        config = read_config(path, trust_remote_code=trust_remote_code)
+        if not keep_sliding_window and (sliding := turn_off_sliding_window(config)):
             log.warning(
                 "%s attends to the last %d tokens only; this is turned off, so longer inputs give something else",
                 path,
                 sliding,
             )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+        model: PreTrainedModel = source.model(
             config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
+            attn_implementation=None if attention == "auto" else attention,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"model.path {path} cannot be loaded: {_first_line(error)}") from None
-    model: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        # transformers only warns, and goes on with random numbers in their place.
-        raise ValueError(f"model.path {path} lacks {len(missing)} weights ({missing[0]}, …); get the checkpoint again")
-    rotary_shape(model)
-    # A process among several trains on a device of its own, which Lightning moves or splits the weights to.
-    alone = "LOCAL_RANK" not in os.environ
-    device = "cuda" if alone and torch.cuda.is_available() else "cpu"
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if attention != "auto" and "ttention" in str(error):
+            sentence = reason(error).partition(". ")[0].rstrip(".")
+            raise ValueError(f"model.attention={attention}: {sentence}; take model.attention=auto") from None
+        raise ValueError(f"model.path {path} cannot be loaded: {reason(error)}") from None
+    try:
+        rotary_shape(model)
+        check_saved_alone(model, config)
+    except ValueError as error:
+        raise ValueError(f"model.path {path}: {error}") from None
+    # Where several processes train together, Lightning moves or shards the weights to the device of each.
+    is_alone = "LOCAL_RANK" not in os.environ
+    device = "cuda" if is_alone and torch.cuda.is_available() else "cpu"
+    is_eager = model.config._attn_implementation == "eager"
+    if attention == "auto" and device == "cuda" and is_eager and model._supports_flex_attn:
+        # The class has soft caps or sinks, which eager attention computes in the memory of all scores.
+        model.set_attn_implementation("flex_attention")
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
 
-def _turn_off_sliding_window(config: Any) -> int | None:
-    """Let every layer attend to all tokens; returns the window in tokens that was turned off, if any."""
-    sliding: int | None = getattr(config, "sliding_window", None)
-    if sliding is None:
-        return None
-    config.sliding_window = None
-    if getattr(config, "layer_types", None):
-        config.layer_types = ["full_attention"] * len(config.layer_types)
-    if hasattr(config, "use_sliding_window"):
-        config.use_sliding_window = False
-    return sliding
-
-
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer.
+    """Load the checkpoint's tokenizer.
 
     Raises:
-        FileNotFoundError: the checkpoint has none.
+        FileNotFoundError: the checkpoint has none that can be loaded.
     """
-    _check_path(path)
+    source = Source.at(path)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = source.tokenizer(trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
-            f"model.path {path} has no tokenizer that can be loaded ({_first_line(error)}); save one beside it"
+            f"model.path {path} has no tokenizer that can be loaded ({reason(error)}); save one beside it"
         ) from None
     return tokenizer
 
 
-def check_same_model(model: PreTrainedModel, base: dict[str, Any], *, path: str) -> None:
-    """Raise ValueError unless the model loaded from ``path`` is of the architecture of the stage base's ``base``."""
+def check_same_model(model: PreTrainedModel, base: BaseModel, *, path: str) -> None:
+    """Raise ValueError unless ``model``, which was loaded from ``path``, has the architecture of ``base``."""
     shape = rotary_shape(model)
-    found = {
+    architecture = {
         "parameters": model.num_parameters(),
-        "vocab_size": model.config.vocab_size,
+        "vocab_size": model.config.get_text_config().vocab_size,
         "rotary_dim": shape.rotary_dim,
-        "base": shape.base,
+        "rope_theta": shape.base,
     }
-    for key, value in found.items():
-        if value != base[key]:
+    for key, value in architecture.items():
+        if value != getattr(base, key):
             raise ValueError(
-                f"{path} is a checkpoint of another architecture than {base['path']}: {key} {value} where that "
-                f"has {base[key]}; run the earlier stages again"
+                f"{path} is a checkpoint of another architecture than {base.path}: {key} {value} where that "
+                f"has {getattr(base, key)}; run the earlier stages again"
             )
 
 
 def describe(
-    model: PreTrainedModel, *, name: str, path: str, original_length: int | None, start: str = FROM_CHECKPOINT
+    model: PreTrainedModel,
+    *,
+    name: str,
+    path: str,
+    original_length: int | None,
+    start: str = FROM_CHECKPOINT,
+    trust_remote_code: bool = False,
 ) -> BaseModel:
-    """What ``path`` holds, ``model`` being loaded from it; raises as `start_of`."""
-    shape = rotary_shape(model)
-    weights = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    """Describe ``model``, which was loaded from ``path``.
+
+    Args:
+        name: name of the configuration; in place of hf, which says nothing of the model, the name of the folder or
+            file or the hub id is taken.
+        original_length: ``model.original_length``; by default the window that the checkpoint's config states.
+        start: as in `window_before`, whose errors this raises.
+    """
+    published = _published(path, original_length, trust_remote_code)
+    if name == "hf":
+        name = Path(path).resolve().name if Path(path).exists() else path
     return BaseModel(
-        name=_named(name, path),
+        name=name,
         path=path,
-        weights_sha256="".join(file_hash(weight) for weight in weights),
-        original_length=original_length or shape.original_length,
-        rotary_dim=shape.rotary_dim,
-        base=shape.base,
+        weights_sha256="".join(file_hash(weight) for weight in Source.at(path).weights),
+        original_length=published.shape.original_length,
+        rotary_dim=published.shape.rotary_dim,
+        rope_theta=published.shape.base,
         parameters=model.num_parameters(),
-        vocab_size=model.config.vocab_size,
-        start=start_of(path, start=start, original_length=original_length),
+        vocab_size=model.config.get_text_config().vocab_size,
+        dtype=str(read_config(path, trust_remote_code=trust_remote_code).dtype or model.dtype).removeprefix("torch."),
+        start_switch=None if start == FROM_PLAIN else published.start,
     )
 
 
+def extended_path(base: BaseModel, checkpoints: Path) -> str:
+    """Path of the model whose window is extended: the fine-tuned one, or the base model where none was trained."""
+    tuned = checkpoints / "finetune_second"
+    return str(tuned) if (tuned / "config.json").is_file() else base.path
+
+
 def trained_under(checkpoint: Path, *, short: bool = False) -> RopeScaling | None:
-    """What a checkpoint of fine-tuning was trained under, if it says so.
+    """The scaling that a checkpoint of fine-tuning was trained under, None where it does not say.
 
     Args:
-        short: the same for inputs of the original window, which only a training with mixed windows has.
+        short: the scaling for inputs of the original window instead, which a training with mixed windows alone has.
     """
     path = checkpoint / ("short_scaling.json" if short else "scaling.json")
-    return RopeScaling.from_json(path.read_text()) if path.is_file() else None
+    return RopeScaling.read(path) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole or absent, taken between two optimizer steps, and gone on from."""
+"""Checkpoints of a training: written whole or not at all, between two optimizer steps, and resumed from."""
 
 import pickle
 import signal
@@ -15,10 +15,11 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from ropewalk.files import writing
+from ropewalk.models.reasons import reason
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints written aside and renamed, so that a kill never leaves half of one; the last ``keep`` are kept."""
+    """Writes a checkpoint aside and renames it, so that a kill never leaves half of one; keeps the last ``keep``."""
 
     def __init__(self, keep: int = 2) -> None:
         super().__init__()
@@ -33,40 +34,40 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def _aged(path: Path, age: int) -> Path:
-    """Name of the checkpoint that was the last one ``age`` checkpoints ago."""
+    """Path of the checkpoint that was the newest one ``age`` checkpoints ago."""
     return path if age == 0 else path.with_name(f"{path.name}.{age}")
 
 
 def newest_checkpoint(path: Path) -> Path | None:
-    """The newest whole checkpoint saved as ``path``, or None; a damaged one is said so, and put out of the way."""
-    older = [found for found in path.parent.glob(f"{path.name}.*") if found.suffix[1:].isdigit()]
-    for candidate in [path, *sorted(older, key=lambda found: int(found.suffix[1:]))]:
+    """Find the newest whole checkpoint saved as ``path``, if any; damaged ones are reported and renamed."""
+    older = [file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()]
+    for candidate in [path, *sorted(older, key=lambda file: int(file.suffix[1:]))]:
         try:
-            wrong = _damage(candidate)
+            damage = _damage(candidate)
         except FileNotFoundError:
             continue
-        if wrong is None:
+        if damage is None:
             return candidate
         aside = path.with_name(f"damaged-{candidate.name}")
         try:
             candidate.replace(aside)
         except FileNotFoundError:
-            # Another process of the same training was faster.
+            # Another process of the same training has renamed it already.
             continue
-        print(f"{candidate} is damaged ({wrong}) and now {aside.name}; going on from the one before", file=sys.stderr)
+        print(f"{candidate} is damaged ({damage}) and now {aside.name}; resuming from the one before", file=sys.stderr)
     return None
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None if every part of it has the checksum that it was written with."""
+    """Describe what is wrong with a checkpoint; None where every part has the checksum that it was written with."""
     try:
         with zipfile.ZipFile(path) as archive:
             if (part := archive.testzip()) is not None:
                 return f"{part} has another checksum"
-        found = _load(path)
+        checkpoint = _load(path)
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-    return None if "global_step" in found else "it holds no step"
+        return reason(error)
+    return None if "global_step" in checkpoint else "it holds no step"
 
 
 def _load(path: Path) -> Any:
@@ -74,10 +75,10 @@ def _load(path: Path) -> Any:
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves every so many optimizer steps, and only between two of them.
+    """Saves a checkpoint every ``every`` optimizer steps, and only between two steps.
 
-    ModelCheckpoint saves once more in the middle of the first step after a resume, and a run that
-    went on from there would put microbatches of two steps together.
+    Lightning's ModelCheckpoint also saves in the middle of the first step after a resume; a run resumed from there
+    would accumulate microbatches of two steps into one.
     """
 
     def __init__(self, path: Path, every: int) -> None:
@@ -91,15 +92,15 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self._path, weights_only=False)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Lightning counts microbatches, of which a step has another number on another number of devices.
+        # Lightning counts microbatches, and a step has a different number of them on another number of devices.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            more = checkpoint["global_step"] * trainer.accumulate_grad_batches - counts["ready"]
-            counts.update({name: count + more for name, count in counts.items()})
+            missing = checkpoint["global_step"] * trainer.accumulate_grad_batches - counts["ready"]
+            counts.update({name: count + missing for name, count in counts.items()})
 
 
 class SeededBatches(L.Callback):
-    """Random numbers of a forward pass (dropout) that depend on seed, step, microbatch and process alone."""
+    """Seeds each forward pass (dropout) from the run's seed, the step, the microbatch and the process alone."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -107,34 +108,34 @@ class SeededBatches(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        place = batch_idx % trainer.accumulate_grad_batches
-        words = np.random.SeedSequence((self._seed, trainer.global_step, place, trainer.global_rank)).generate_state(2)
+        microbatch = batch_idx % trainer.accumulate_grad_batches
+        entropy = (self._seed, trainer.global_step, microbatch, trainer.global_rank)
+        words = np.random.SeedSequence(entropy).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
 def steps_done(checkpoint: Path) -> int:
-    """Optimizer steps before the newest whole checkpoint saved as ``checkpoint``; 0 where there is none."""
-    found = newest_checkpoint(checkpoint)
-    return int(_load(found)["global_step"]) if found else 0
+    """Number of optimizer steps in the newest whole checkpoint saved as ``checkpoint``; 0 where there is none."""
+    newest = newest_checkpoint(checkpoint)
+    return int(_load(newest)["global_step"]) if newest else 0
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: Any, *, checkpoint: Path) -> None:
     """Train ``module`` on ``data``, from the newest whole checkpoint saved as ``checkpoint`` where there is one.
 
     Args:
-        data: a data module or loader whose rows depend on seed and step alone, and which begins
-            at `steps_done`.
+        data: a data module or loader whose batches depend on seed and step alone, and which begins at `steps_done`.
 
     Raises:
         KeyboardInterrupt: interrupted; the last checkpoint is kept.
     """
     for harmless in ("does not have many workers", "has `__len__` defined", "your dataloader is not resumable"):
-        # The rows of a step depend on (seed, step) alone: one worker is enough and a resume is exact.
+        # A batch depends on (seed, step) alone, so one worker is enough and a resume is exact.
         warnings.filterwarnings("ignore", message=f".*{harmless}.*")
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, data, ckpt_path=newest_checkpoint(checkpoint), weights_only=True)
     except SystemExit:
-        # Lightning turns an interrupt into an exit without a word, and leaves SIGINT ignored.
+        # Lightning turns an interrupt into a silent exit, and leaves SIGINT ignored.
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None

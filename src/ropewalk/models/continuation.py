@@ -1,22 +1,22 @@
-"""What follows a prompt that was read once: greedy decoding, and how likely a given text is, from one KV cache."""
+"""Greedy decoding after a prompt and the likelihood of given continuations, from one KV cache of the prompt."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from ropewalk.models.head import logits_of
 from ropewalk.models.prefill import FillingLayer, chunks, kv_cache, states_after
 
 
 class ReadPrompt:
-    """A prompt's KV cache and the logits after its last token; every call goes on from the prompt's end.
+    """A prompt that was read once: its KV cache, from which every method continues, and the logits after it.
 
     Args:
         ids: token ids of the prompt.
-        room: tokens that any continuation has, at most.
-        chunk: prompt tokens in a forward pass, at most.
+        room: number of tokens in the longest continuation.
+        chunk: largest number of prompt tokens in a forward pass.
     """
 
     @torch.no_grad()
@@ -27,53 +27,50 @@ class ReadPrompt:
         rows = torch.tensor([ids], device=self._device)
         for states in chunks(model, rows, self._cache, chunk=chunk):
             last = states[:, -1:]
-        self._logits = self._output(last)
+        self._logits = logits_of(model, last)
 
     @property
     def is_nan(self) -> bool:
-        """Whether the model gave no numbers here."""
+        """Whether the logits after the prompt contain NaN."""
         return bool(self._logits.isnan().any())
 
     @torch.no_grad()
     def greedy(self, tokens: int, *, stop: int | None = None) -> list[int]:
-        """The most likely tokens one after another, up to ``tokens`` of them or up to ``stop``, which is left out."""
-        cache, found = self._begun(), list[int]()
-        logits = self._logits
-        while len(found) < tokens:
+        """Decode at most ``tokens`` tokens greedily, ending before ``stop`` where it comes earlier."""
+        cache, continuation, logits = self._cache_to_extend(), list[int](), self._logits
+        while len(continuation) < tokens:
             best = int(logits[0, -1].argmax())
             if best == stop:
                 break
-            found.append(best)
-            if len(found) < tokens:
-                logits = self._output(states_after(self._model, self._row([best]), cache))
-        self._cut_back(cache)
-        return found
+            continuation.append(best)
+            if len(continuation) < tokens:
+                logits = self._logits_after([best], cache)
+        self._crop(cache)
+        return continuation
 
     @torch.no_grad()
     def log_likelihood(self, ids: list[int]) -> float:
-        """Log probability in nats of the tokens ``ids`` after the prompt."""
+        """Log-probability in nats of the tokens ``ids`` after the prompt."""
         logits = self._logits
         if len(ids) > 1:
-            cache = self._begun()
-            logits = torch.cat([logits, self._output(states_after(self._model, self._row(ids[:-1]), cache))], dim=1)
-            self._cut_back(cache)
+            cache = self._cache_to_extend()
+            logits = torch.cat([logits, self._logits_after(ids[:-1], cache)], dim=1)
+            self._crop(cache)
         chosen = logits[0].float().log_softmax(-1).gather(-1, self._row(ids).T)
         return float(chosen.double().sum())
 
     def _row(self, ids: list[int]) -> Tensor:
         return torch.tensor([ids], device=self._device)
 
-    def _output(self, states: Tensor) -> Tensor:
-        output: Any = self._model.get_output_embeddings()
-        logits: Tensor = output(states)
-        return logits
+    def _logits_after(self, ids: list[int], cache: Cache) -> Tensor:
+        return logits_of(self._model, states_after(self._model, self._row(ids), cache))
 
-    def _begun(self) -> Cache:
-        """The prompt's cache, or a copy of one that cannot be cut back (a sliding window forgets)."""
+    def _cache_to_extend(self) -> Cache:
+        """The prompt's cache, or a copy where it cannot be cropped afterwards (a sliding window drops old tokens)."""
         self._length = self._cache.get_seq_length()
         fills = all(isinstance(layer, FillingLayer) for layer in self._cache.layers)
         return self._cache if fills else copy.deepcopy(self._cache)
 
-    def _cut_back(self, cache: Cache) -> None:
+    def _crop(self, cache: Cache) -> None:
         if cache is self._cache:
             cache.crop(self._length - cache.get_seq_length())

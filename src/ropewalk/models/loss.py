@@ -1,44 +1,82 @@
-"""Next-token losses without the logits of a whole row: hidden states meet the output matrix in chunks."""
+"""Next-token losses without the logits of a whole row: the model's head is applied to hidden states in chunks."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from ropewalk.models.head import RECURRENT, evaluating, logits_of, plain_output, spread_ids, whole_states
 from ropewalk.models.prefill import chunks, kv_cache
+from ropewalk.rope.windows import layer_types
 
-_CHUNK = LinearCrossEntropyOptions(batch_chunk_size=1024, chunking_method=None)
+_CHUNK_TOKENS = 1024
+_CHUNK = LinearCrossEntropyOptions(batch_chunk_size=_CHUNK_TOKENS, chunking_method=None)
+
+_STAYING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""What is known of each model by `_stays_within_documents`."""
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, *, position_ids: Tensor | None = None) -> Tensor:
-    """(rows, length, hidden) output of the model's body, before the output matrix.
+    """Output of the model before its head, of shape (batch, length, hidden).
 
     Args:
-        position_ids: (rows, length); where they start again at 0, a document begins that attention does not leave.
+        position_ids: (batch, length); attention stays within documents, each of which begins where these are 0.
+
+    Raises:
+        ValueError: with position_ids, the model does not stay within documents.
     """
-    more = {} if position_ids is None else {"position_ids": position_ids}
-    states: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **more).last_hidden_state
-    return states
+    options = {} if position_ids is None else {"position_ids": position_ids}
+    if options and (recurrent := sorted(RECURRENT.intersection(layer_types(model.config)))):
+        raise ValueError(
+            f"{type(model).__name__} has layers of the type {recurrent[0]}, which go on from one document of a row to "
+            "the next; set finetune.short_share=0"
+        )
+    if options and not _stays_within_documents(model):
+        raise ValueError(
+            f"{type(model).__name__} lets the documents of a row attend to each other; set finetune.short_share=0"
+        )
+    return whole_states(model, input_ids, **options)
+
+
+@torch.no_grad()
+def _stays_within_documents(model: PreTrainedModel) -> bool:
+    """Whether a document's states are the same whatever precedes it in a row, tried on a short row the first time.
+
+    gpt-oss makes its masks without positions, and DeepSeek-V4 compresses keys across documents.
+    """
+    if model not in _STAYING:
+        ids = spread_ids(model, 16)
+        ids = torch.stack((ids, torch.cat((ids[:8].flip(0), ids[8:]))))
+        positions = torch.arange(8, device=ids.device).repeat(2).expand_as(ids)
+        with evaluating(model):
+            states = whole_states(model, ids, position_ids=positions)
+        first, second = states[:, 8:].float()
+        _STAYING[model] = bool((first - second).norm() < 0.01 * first.norm())
+    return _STAYING[model]
 
 
 def last_states(model: PreTrainedModel, input_ids: Tensor, count: int, *, chunk: int) -> Tensor:
-    """(rows, count, hidden) states of the last ``count`` tokens; rows longer than ``chunk`` are read in chunks."""
+    """Hidden states of the last ``count`` tokens, of shape (batch, count, hidden), read ``chunk`` tokens at a time."""
     if input_ids.shape[1] <= chunk:
         return hidden_states(model, input_ids)[:, -count:]
-    kept = input_ids.new_empty(0)
+    last: list[Tensor] = []
     for states in chunks(model, input_ids, kv_cache(model, input_ids.shape[1]), chunk=chunk):
-        kept = states[:, -count:] if kept.numel() == 0 else torch.cat([kept, states], dim=1)[:, -count:]
-    return kept
+        last = [torch.cat([*last, states], dim=1)[:, -count:]]
+    return last[0]
 
 
 def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    """Loss in nats of tokens 1 … length-1 of each row given all before: (rows, length - 1)."""
+    """Loss in nats of every token but the first given those before it, of shape (batch, length - 1)."""
     return losses_of(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)
 
 
 def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int) -> Tensor:
-    """`token_losses` of rows that are read ``chunk`` tokens at a time with a KV cache, on the CPU."""
+    """The same as `token_losses`, read ``chunk`` tokens at a time with a KV cache, and moved to the CPU."""
     cache, losses = kv_cache(model, rows.shape[1]), []
     for number, states in enumerate(chunks(model, rows[:, :-1], cache, chunk=chunk)):
         start = number * chunk + 1
@@ -48,70 +86,77 @@ def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int) -> Te
 
 
 def chosen_losses(model: PreTrainedModel, rows: Tensor, chosen: Tensor) -> Tensor:
-    """Loss in nats of the tokens where ``chosen`` (rows, length) is true, row by row; a first token is never chosen.
+    """Losses in nats of the tokens where ``chosen`` (batch, length) is true, row by row, without each row's first.
 
-    Only these tokens meet the output matrix.
+    The head is applied to these tokens only.
     """
-    wanted = chosen[:, 1:]
-    states = hidden_states(model, rows)[:, :-1][wanted]
-    return losses_of(model, states.unsqueeze(0), rows[:, 1:][wanted], "none").flatten()
+    states = hidden_states(model, rows)[:, :-1][chosen[:, 1:]]
+    return losses_of(model, states.unsqueeze(0), rows[:, 1:][chosen[:, 1:]], "none").flatten()
 
 
 def mean_loss(model: PreTrainedModel, rows: Tensor, *, ignore: int = -100) -> Tensor:
-    """Mean loss in nats over all tokens but the first of each row and those equal to ``ignore`` in the last place.
+    """Mean loss in nats over all tokens but the first of each row, and without a row's last where it is ``ignore``.
 
-    The last place holds EOS where a segment was cut; it cannot be foretold and is left out.
+    The last token is an EOS where a document was cut, which cannot be predicted.
     """
     return mean_loss_of(model, hidden_states(model, rows), targets_of(rows, ignore=ignore))
 
 
 def targets_of(rows: Tensor, *, ignore: int = -100) -> Tensor:
-    """(rows, length - 1): what `mean_loss` foretells, -100 where nothing is."""
+    """The tokens that `mean_loss` predicts, of shape (batch, length - 1), with -100 for those that it leaves out."""
     targets = rows[:, 1:].clone()
     targets[:, -1] = torch.where(targets[:, -1] == ignore, -100, targets[:, -1])
     return targets
 
 
 def mean_loss_of(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
-    """Mean loss in nats of ``targets`` (rows, length - 1) but those of -100, from `hidden_states`'s output."""
+    """Mean loss in nats of ``targets`` (batch, length - 1) other than -100, from the output of `hidden_states`."""
     return losses_of(model, states[:, :-1], targets, "mean")
 
 
-def answer_loss(model: PreTrainedModel, states: Tensor, targets: Tensor, answers: Tensor) -> Tensor | None:
-    """Mean loss in nats of each row's answers, averaged over the rows that have any; None where no row has.
-
-    Args:
-        states, targets: as `mean_loss_of`.
-        answers: (rows, length) bool.
-    """
-    chosen = answers[:, 1:]
-    counts = chosen.sum(dim=1)
-    if not counts.any():
-        return None
-    weights = (1 / counts)[:, None].expand(chosen.shape)[chosen] / (counts > 0).sum()
-    return losses_of(model, states[:, :-1][chosen].unsqueeze(0), targets[chosen], "none").flatten() @ weights
-
-
-@torch.no_grad()
-def target_losses(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
-    """Loss in nats of each of ``targets``, 0 where it is -100: (rows, length - 1), without gradient."""
-    return losses_of(model, states[:, :-1], targets, "none").view(targets.shape)
-
-
 def losses_of(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """Losses in nats of ``targets`` (…) from the states (…, hidden) that foretell them, -100 for none.
+    """Losses in nats of ``targets`` (batch, length) from the hidden states that predict them; -100 is left out.
 
     Args:
-        reduction: torch's: none, sum or mean.
+        reduction: "none", "sum" or "mean", as in torch.
     """
-    output: nn.Module | None = model.get_output_embeddings()
-    assert isinstance(output, nn.Linear)
+    states, targets = states.flatten(0, 1), targets.flatten()
     with torch.autocast(states.device.type, enabled=False):
-        return F.linear_cross_entropy(
-            states.flatten(0, 1).to(output.weight.dtype),
-            output.weight,
-            targets.flatten(),
-            linear_bias=output.bias,
-            reduction=reduction,
-            options=_CHUNK,
-        )
+        output = plain_output(model)
+        is_half = output is not None and output.weight.dtype.itemsize <= 2
+        if output is None or (is_half and not torch.is_grad_enabled()):
+            losses = _losses_by_class(model, states, targets)
+        else:
+            losses = F.linear_cross_entropy(
+                states.to(output.weight.dtype),
+                output.weight,
+                targets,
+                linear_bias=output.bias,
+                # torch adds up losses in the dtype of the weights, and a sum in half precision stops growing early.
+                reduction="none" if is_half else reduction,
+                options=_CHUNK,
+            )
+            if not is_half:
+                return losses
+            losses = losses.float()
+    if reduction == "none":
+        return losses
+    return losses.sum() / (targets != -100).sum() if reduction == "mean" else losses.sum()
+
+
+def _losses_by_class(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+    """Losses (tokens,) of ``targets`` (tokens,) in float32, from the class's own logits.
+
+    The backward pass computes the logits again, a chunk at a time.
+    """
+
+    def losses_of_chunk(states: Tensor, targets: Tensor) -> Tensor:
+        logits = logits_of(model, states[None])[0]
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
+
+    output: Any = model.get_output_embeddings()
+    states = states if output is None else states.to(output.weight.dtype)
+    parts = zip(states.split(_CHUNK_TOKENS), targets.split(_CHUNK_TOKENS), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([losses_of_chunk(*part) for part in parts])
+    return torch.cat([checkpoint(losses_of_chunk, *part, use_reentrant=False) for part in parts])

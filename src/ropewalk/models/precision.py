@@ -1,4 +1,4 @@
-"""Which precision a training computes in: bf16 only where the processor has it natively."""
+"""The precision of a training: bf16 only where the hardware computes in it natively."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 def native_bf16() -> bool:
-    """Whether matrix products in bf16 are at least as fast as in float32 here (elsewhere they are emulated)."""
+    """Whether this machine multiplies matrices in bf16 natively, and not by a slow emulation."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
@@ -14,7 +14,7 @@ def native_bf16() -> bool:
 
 
 def resolve_precision(precision: str) -> Any:
-    """Lightning's name for ``precision``, with ``auto`` decided by the processor."""
+    """Lightning's name for ``precision``, with "auto" decided by the hardware."""
     if precision != "auto":
         return precision
     return "bf16-mixed" if native_bf16() else "32-true"

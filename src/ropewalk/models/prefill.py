@@ -1,14 +1,17 @@
-"""Long inputs in chunks with a KV cache: memory is the cache and one chunk's activations, and no mask of both.
+"""Reading long inputs in chunks with a KV cache, in the memory of the cache and of one chunk's activations.
 
-A chunk attends to what came before it, all of which it may see, and to itself, causally. Where a model's attention is
-nothing but that, the two are computed apart and joined by their log-sum-exps, so that no mask of chunk by input is
-made, and the cache is one block per layer that fills up, so that it is never copied. Any other attention (sliding
-windows, soft caps) goes through transformers' own path and cache.
+A chunk attends to all tokens before it, and to its own causally. In models with no other kind of attention, the two
+are computed separately and joined by their log-sum-exps, so no mask of size chunk x input is needed; and the cache is
+one block per layer that fills up, so it is never copied. Other attention (sliding windows, soft caps, sinks) is
+computed by transformers. A short row shows which of the two a model needs, and whether it can be read in chunks at all.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from enum import Enum, auto
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,11 +20,35 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from ropewalk.models.head import base_model, evaluating, spread_ids, whole_states
+
+log = logging.getLogger(__name__)
+
 _ATTENTION = "ropewalk_prefill"
+_HARMLESS = {"position_ids", "use_cache"}
+"""Arguments of attention functions that change nothing in causal attention to all earlier tokens."""
+
+_UNLIKE_WHOLE = {"doge", "moshi"}
+"""Model types that beyond a window give other states with a cache than without, which a short row does not show."""
+
+
+class Reading(Enum):
+    """How long inputs of a model are read."""
+
+    JOINED = auto()
+    """In chunks, by this module's attention."""
+    CACHED = auto()
+    """In chunks, by transformers' own attention."""
+    WHOLE = auto()
+    """At once, since transformers' class does not continue from its cache as it reads a whole row."""
+
+
+_READINGS: WeakKeyDictionary[Any, dict[str, Reading]] = WeakKeyDictionary()
+"""What is known of each model under each attention implementation."""
 
 
 class FillingLayer(DynamicLayer):
-    """A cache layer for a known number of tokens: one block, of which keys and values are the part that is filled."""
+    """A cache layer for a known number of tokens: one block, the filled part of which holds the keys and values."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -35,7 +62,7 @@ class FillingLayer(DynamicLayer):
         )
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """(keys, values) so far, the new ones included; raises ValueError beyond the capacity."""
+        """Append keys and values, and return all so far; raises ValueError beyond the capacity."""
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if end > self.capacity:
@@ -49,32 +76,93 @@ class FillingLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def is_plain_attention(model: PreTrainedModel) -> bool:
-    """Whether every layer attends to all tokens before and nothing else, as far as the config says."""
-    config: Any = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    special = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping", "use_alibi", "alibi")
-    return (
-        kinds == {"full_attention"}
-        and not any(getattr(config, name, None) for name in special)
-        and config.model_type != "gpt_oss"
-        and config._attn_implementation in ("sdpa", _ATTENTION)
-    )
+class TokenCache(Cache):
+    """Stands for the KV cache of a model that does not continue from one: the tokens so far, which are read again."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.ids: Tensor | None = None
+
+    def append(self, ids: Tensor) -> Tensor:
+        """All tokens (batch, length), with ``ids`` (batch, new) at their end."""
+        self.ids = ids if self.ids is None else torch.cat((self.ids, ids), dim=1)
+        return self.ids
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0 if self.ids is None else self.ids.shape[1]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, whose number is given as a negative one, as transformers' caches do."""
+        if self.ids is not None:
+            self.ids = self.ids[:, : self.get_seq_length() + tokens_to_remove]
 
 
 def kv_cache(model: PreTrainedModel, capacity: int) -> Cache:
-    """An empty cache for inputs of ``capacity`` tokens; memory is taken as it fills."""
-    if not is_plain_attention(model):
-        return DynamicCache(config=model.config)
-    return Cache(layers=[FillingLayer(capacity) for _ in range(model.config.get_text_config().num_hidden_layers)])
+    """An empty cache for inputs of ``capacity`` tokens; memory is allocated as it fills."""
+    return TokenCache() if reading(model) is Reading.WHOLE else _kv_cache(model, capacity)
 
 
-def kv_bytes(model: PreTrainedModel, tokens: int) -> int:
-    """Bytes that the keys and values of ``tokens`` tokens take."""
-    config: Any = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize * tokens)
+def _kv_cache(model: PreTrainedModel, capacity: int) -> Cache:
+    # Layers with a sliding window or a recurrent state keep transformers' own.
+    cache = DynamicCache(config=model.config)
+    cache.layers = [FillingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def reading(model: PreTrainedModel) -> Reading:
+    """How ``model`` is read in chunks, which is tried on a row of 13 tokens when it is first asked for."""
+    known = _READINGS.setdefault(model, {})
+    attention: str = model.config._attn_implementation
+    if attention not in known:
+        with evaluating(model):
+            known[attention] = _tried_reading(model)
+    return known[attention]
+
+
+def take_as_known(model: PreTrainedModel, way: Reading) -> None:
+    """Have `reading` answer ``way``, where ``model`` has no weights that it could be tried with."""
+    _READINGS.setdefault(model, {})[model.config._attn_implementation] = way
+
+
+def ways_in_chunks(model: PreTrainedModel) -> list[Reading]:
+    """The ways to read in chunks that are worth trying, best first; the model may be on meta."""
+    if model.config.model_type in _UNLIKE_WHOLE:
+        return []
+    try:
+        is_sliding = any(_kv_cache(model, 1).is_sliding)
+    except Exception as error:  # A config may lack what a cache is made from.
+        log.debug("%s: a KV cache cannot be made: %s", type(model).__name__, error)
+        return []
+    # Windows are longer than the row that is tried, and need not be told to the attention function.
+    needs_masks = is_sliding or model.config._attn_implementation != "sdpa"
+    return [Reading.CACHED] if needs_masks else [Reading.JOINED, Reading.CACHED]
+
+
+@torch.no_grad()
+def _tried_reading(model: PreTrainedModel) -> Reading:
+    ids = spread_ids(model, 13)[None]
+    expected = whole_states(model, ids)[:, 8:].double()
+    for way in ways_in_chunks(model):
+        try:
+            cache = _kv_cache(model, ids.shape[1])
+            states = [_states_after(model, part, cache, way) for part in ids.split(8, dim=1)][1]
+        except Exception as error:  # A class may fail in any way with a cache or attention that it was not made for.
+            log.debug("%s: %s reading is not possible: %s", type(model).__name__, way.name, error)
+            continue
+        errors = (states - expected).norm(dim=-1) / expected.norm(dim=-1)
+        # Most tokens, since rounding may send one of them to other experts.
+        if errors.median() < (1e-3 if states.dtype.itemsize > 2 else 0.1):
+            return way
+    log.warning(
+        "%s does not continue from its cache in transformers, so each row is read at once, which takes more memory",
+        type(model).__name__,
+    )
+    return Reading.WHOLE
+
+
+def special_arguments(kwargs: Mapping[str, Any]) -> list[str]:
+    """Names of the arguments of an attention function that ask for more than causal attention."""
+    return sorted({name for name, value in kwargs.items() if value is not None and value is not False} - _HARMLESS)
 
 
 def _attention(
@@ -87,19 +175,25 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: the last queries of ``key``, each seeing all keys up to its own."""
+    """Attention of the last tokens to all keys up to their own, as transformers' attention interface calls it.
+
+    Raises:
+        ValueError: the layer asks for another kind of attention.
+    """
+    special = special_arguments(kwargs)
+    if special or attention_mask is not None or key.shape[-1] != value.shape[-1]:
+        raise ValueError(f"{type(module).__name__} needs more than causal attention ({', '.join(special) or 'masks'})")
     new, past = query.shape[2], key.shape[2] - query.shape[2]
     if past == 0 or new == 1:
-        found: tuple[Tensor, None] = sdpa_attention_forward(
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-        return found
     groups = getattr(module, "num_key_value_groups", 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
-        output = _past_and_own(query, key, value, past=past, groups=groups, scale=scale)
+        output = _joined_attention(query, key, value, past=past, groups=groups, scale=scale)
     else:
-        # Its flash and memory-efficient kernels know this mask without making it.
+        # The flash and memory-efficient kernels apply this mask without materialising it.
         output = torch.nn.functional.scaled_dot_product_attention(
             query,
             repeat_kv(key, groups),
@@ -110,30 +204,27 @@ def _attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _past_and_own(query: Tensor, key: Tensor, value: Tensor, *, past: int, groups: int, scale: float) -> Tensor:
-    """(rows, heads, new, head_dim): softmax over two sets of keys from the softmax over each and its log-sum-exp."""
+def _joined_attention(query: Tensor, key: Tensor, value: Tensor, *, past: int, groups: int, scale: float) -> Tensor:
+    """Softmax over past and new keys, from the softmax over each and its log-sum-exp: (batch, heads, new, head_dim)."""
     rows, heads, new, size = query.shape
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    # Heads that share keys are further queries of one head here, since all of them see all of the past.
+    # Heads that share keys are treated as one head with more queries, since all of them attend to all past keys.
     folded = query.reshape(rows, heads // groups, groups * new, size)
-    seen, seen_sum = flash(folded, key[:, :, :past], value[:, :, :past], 0.0, False, scale=scale)
-    own_keys, own_values = (repeat_kv(states[:, :, past:], groups) for states in (key, value))
-    own, own_sum = flash(query, own_keys, own_values, 0.0, True, scale=scale)
-    share = torch.sigmoid(seen_sum.reshape(rows, heads, new) - own_sum)[..., None]
-    return torch.lerp(own.float(), seen.reshape(rows, heads, new, size).float(), share.float()).to(query.dtype)
+    past_output, past_sum = flash(folded, key[:, :, :past], value[:, :, :past], 0.0, False, scale=scale)
+    new_keys, new_values = (repeat_kv(states[:, :, past:], groups) for states in (key, value))
+    new_output, new_sum = flash(query, new_keys, new_values, 0.0, True, scale=scale)
+    weight = torch.sigmoid(past_sum.reshape(rows, heads, new) - new_sum)[..., None]
+    past_output = past_output.reshape(rows, heads, new, size)
+    return torch.lerp(new_output.float(), past_output.float(), weight.float()).to(query.dtype)
 
 
 AttentionInterface.register(_ATTENTION, _attention)
 
 
 @contextmanager
-def _prefill_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model with the attention of this module, and its own afterwards."""
-    config: Any = model.config
-    if not is_plain_attention(model):
-        yield
-        return
-    before = config._attn_implementation
+def _joined_attention_of(model: PreTrainedModel) -> Iterator[None]:
+    """Give the model this module's attention, and its own back afterwards."""
+    before = model.config._attn_implementation
     model.set_attn_implementation(_ATTENTION)
     try:
         yield
@@ -142,18 +233,28 @@ def _prefill_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def states_after(model: PreTrainedModel, ids: Tensor, cache: Cache) -> Tensor:
-    """(rows, new, hidden) states of the body for ``ids`` (rows, new), which go on from what ``cache`` holds."""
+    """Hidden states (batch, new, hidden) of ``ids`` (batch, new), which continue the tokens in ``cache``."""
+    if isinstance(cache, TokenCache):
+        return whole_states(model, cache.append(ids))[:, -ids.shape[1] :]
+    return _states_after(model, ids, cache, reading(model))
+
+
+def _states_after(model: PreTrainedModel, ids: Tensor, cache: Cache, way: Reading) -> Tensor:
     start = cache.get_seq_length()
-    positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
-    # A first chunk and a single token need no mask anyway.
-    with _prefill_attention(model) if start and ids.shape[1] > 1 else nullcontext():
-        states: Tensor = model.base_model(
+    positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand(ids.shape)
+    # A first chunk and a single token need no mask in any case.
+    joined = way is Reading.JOINED and start > 0 and ids.shape[1] > 1
+    with _joined_attention_of(model) if joined else nullcontext():
+        states: Tensor = base_model(model)(
             input_ids=ids, position_ids=positions, cache=cache, use_cache=True
         ).last_hidden_state
     return states
 
 
 def chunks(model: PreTrainedModel, ids: Tensor, cache: Cache, *, chunk: int) -> Iterator[Tensor]:
-    """The states of ``ids`` (rows, length), ``chunk`` tokens at a time: (rows, up to chunk, hidden)."""
+    """Hidden states of ``ids`` (batch, length), ``chunk`` tokens at a time, or those of a whole row cut up."""
+    if isinstance(cache, TokenCache):
+        yield from states_after(model, ids, cache).split(chunk, dim=1)
+        return
     for part in ids.split(chunk, dim=1):
         yield states_after(model, part, cache)

@@ -1,4 +1,4 @@
-"""A training's progress; apart from ropewalk.progress because Lightning takes seconds to import."""
+"""The progress bar of a training; not in ropewalk.progress because Lightning takes seconds to import."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ropewalk.progress import Progress
 
 
 class TrainingProgress(ProgressBar):
-    """A `Progress` of optimizer steps, also after a resume; Lightning's own bar counts microbatches against steps."""
+    """Counts optimizer steps, also after a resume; Lightning's own bar compares microbatches with steps."""
 
     train_progress_bar: Progress
 
@@ -18,7 +18,7 @@ class TrainingProgress(ProgressBar):
         self._description, self._silent = description, False
 
     def disable(self) -> None:
-        """Lightning asks for it in all processes of a training but the first."""
+        """Show no bar; Lightning calls this in every process of a training but the first."""
         self._silent = True
 
     def enable(self) -> None:

@@ -1,8 +1,7 @@
-"""The scaling that a published checkpoint's config.json or a published table of factors holds.
+"""The scaling in a published checkpoint's config.json, or in a published table of factors.
 
-config.json is read as it is, since transformers refuses some of the spellings that checkpoints came with: the key
-``rope_scaling`` with ``type`` in place of ``rope_parameters`` with ``rope_type``, "su" for longrope, and the original
-window beside the section in place of in it.
+config.json is read by the config class of transformers, which knows the defaults of its architecture, and the scaling
+is what the rotary module of that config computes. Spellings that transformers refuses today are brought up to date.
 """
 
 from collections.abc import Mapping
@@ -10,140 +9,245 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ropewalk.files import read_json
-from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, methods
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-_KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+from ropewalk.files import read_json
+from ropewalk.models.config_values import check_values
+from ropewalk.models.reasons import reason
+from ropewalk.models.source import Source
+from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, model_scaling, rotary_shape
+from ropewalk.rope.windows import NO_WINDOW, read_window, rope_sections, sliding_window, trained_distance
+
+_AMBIGUOUS = {"pi": "after linear", "dynamic_ntk": "before dynamic"}
+"""How max_position_embeddings is read under methods whose checkpoints state it in either way."""
+
+
+_REMEDY = "save its language model as a checkpoint of its own, with the text_config as config.json, and extend that"
+"""What to do with a model that is one part of a larger one, which also sees or hears."""
 
 
 @dataclass(frozen=True)
 class PublishedScaling:
-    """What a checkpoint rotates by: one scaling, or for longrope one up to the original window and one beyond."""
+    """A checkpoint's rotary embedding: a single scaling, or longrope's two, up to the original window and beyond it."""
 
     shape: RotaryShape
     switch: LengthSwitch
+    start: LengthSwitch | None = None
+    """The switch that a further extension starts from, or None where that is plain RoPE.
+
+    Dynamic NTK also gives None: it is applied after training, so the weights were trained under plain RoPE.
+    """
+    reading: str | None = None
+    """How an ambiguous window was read, and what to give where it is meant in the other way; one line."""
 
     @property
     def scaling(self) -> RopeScaling:
-        """The one for the longest inputs; `RopeScaling.then` extends it further."""
-        return self.switch[-1][1]
-
-    @property
-    def start(self) -> LengthSwitch:
-        """What extending the checkpoint further starts from: its switch; empty where that is plain RoPE.
-
-        Also empty for dynamic NTK, which comes after training: the weights know plain RoPE.
-        """
-        plain = all(factor == 1 for factor in self.scaling.factors) and self.scaling.attention_factor == 1
-        return () if plain or self.scaling.method == "dynamic_ntk" else self.switch
+        """The scaling for the longest inputs; `RopeScaling.then` extends it further."""
+        return self.switch.longest
 
 
-def published_scaling(path: str | Path) -> PublishedScaling:
-    """Read the scaling of a checkpoint from its folder or config.json.
+def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The transformers config of a checkpoint's folder, its config.json, a GGUF file, or a hub id.
 
     Raises:
         FileNotFoundError: there is no config.json.
-        ValueError: it states no rotary dimension or window, a kind of scaling that is not known, or a number of
-            factors that is not the model's.
+        OSError: it cannot be read.
+        ValueError: it is none of a model that transformers knows, or its class does not take what it says.
     """
-    file = Path(path)
-    file = file / "config.json" if file.is_dir() else file
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; give a folder with a checkpoint, or its config.json")
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold the configuration of a model, found {type(config).__name__}")
-    config = config.get("text_config") or config
+    source = Source.at(path)
+    if source.gguf_file:
+        return AutoConfig.from_pretrained(source.path, **source.keywords)
+    file = source.config_file
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"it must hold the configuration of a model, found {type(values).__name__}")
+    check_values(values)
+    modern = _modern(values)
     try:
-        return _read(config)
-    except KeyError as error:
-        raise ValueError(f"{file} lacks {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from None
+        if modern != values and values.get("model_type") in CONFIG_MAPPING:
+            config = CONFIG_MAPPING[values["model_type"]].from_dict(modern)
+        else:
+            config = AutoConfig.from_pretrained(
+                source.path if trust_remote_code else file.parent,
+                trust_remote_code=trust_remote_code,
+                **source.keywords,
+            )
+        sections = rope_sections(config)
+    except Exception as error:  # Config classes check their values with errors of many types.
+        raise ValueError(reason(error)) from None
+    known = ("default", *ROPE_INIT_FUNCTIONS)
+    for section in sections:
+        if not trust_remote_code and (kind := section.get("rope_type", "default")) not in known:
+            raise ValueError(f"unknown kind of scaling {kind!r}; transformers knows {', '.join(known)}")
+    return config
+
+
+def _modern(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with longrope's first name, "su", and its window outside the section in today's spelling."""
+    modern = dict(values)
+    if isinstance(text := values.get("text_config"), dict):
+        modern["text_config"] = _modern(text)
+    section = values.get("rope_scaling")
+    if isinstance(section, dict) and "su" in (section.get("type"), section.get("rope_type")):
+        original = values.get("original_max_position_embeddings")
+        window = {"original_max_position_embeddings": original} if original else {}
+        modern["rope_scaling"] = {**window, **section, "type": "longrope", "rope_type": "longrope"}
+    return modern
+
+
+def turn_off_sliding_window(config: Any) -> int | None:
+    """Let every layer attend to all tokens where all have a sliding window; return it in tokens.
+
+    Where only some have one, as in Gemma-3 or gpt-oss, the others read the whole input, and nothing is changed.
+    """
+    config = config.get_text_config()
+    sliding = sliding_window(config)
+    if sliding is None:
+        return None
+    if getattr(config, "layer_types", None):
+        # Ministral makes the mask of a sliding window for no layer, too.
+        config.sliding_window = NO_WINDOW
+        config.layer_types = ["full_attention"] * len(config.layer_types)
+    else:
+        try:
+            config.sliding_window = None
+        except StrictDataclassFieldValidationError:
+            config.sliding_window = NO_WINDOW
+    if hasattr(config, "use_sliding_window"):
+        config.use_sliding_window = False
+    return sliding
+
+
+def check_saved_alone(model: Any, config: Any) -> None:
+    """Raise ValueError where ``model`` is a part of the model of ``config`` and cannot be loaded when saved alone."""
+    kind = model.config.model_type
+    if kind != config.model_type and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"transformers does not load {type(model).__name__} apart from the rest of {config.model_type}, so it "
+            f"cannot be saved after training or for export; {_REMEDY}"
+        )
+
+
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The causal language model of ``config`` without storage for its weights.
+
+    Raises:
+        ValueError: transformers has no causal language model for it, or cannot build it or save it alone.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).eval()
+    except Exception as error:  # Sizes that contradict one another fail anywhere in the class.
+        if "Unrecognized configuration class" in str(error):
+            remedy = f"; {_REMEDY}" if config.get_text_config() is not config else ""
+            raise ValueError(
+                f"transformers has no causal language model of the type {config.model_type}{remedy}"
+            ) from None
+        raise ValueError(f"transformers cannot build this model: {reason(error)}") from None
+    check_saved_alone(model, config)
+    return model
+
+
+def published_scaling(
+    path: str | Path, *, original_length: int | None = None, trust_remote_code: bool = False
+) -> PublishedScaling:
+    """Read the scaling of ``model.path``: a checkpoint's folder, its config.json, a GGUF file, or a hub id.
+
+    Args:
+        original_length: window in tokens before any scaling, where it is not what config.json states.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: it cannot be read, is none of a model with a rotary embedding that can be extended, or states no
+            window.
+    """
+    try:
+        config = read_config(path, trust_remote_code=trust_remote_code)
+        published = scaling_of_model(
+            empty_model(config, trust_remote_code=trust_remote_code), original_length=original_length
+        )
+        if original_length or published.reading:
+            return published
+        return replace(published, reading=_reading_by_default(Source.at(path), config))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"model.path {path}: its config.json cannot be read: {reason(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"model.path {path}: {error}") from None
+
+
+def scaling_of_model(model: Any, *, original_length: int | None = None) -> PublishedScaling:
+    """The scaling that the class of ``model`` applies by its config; arguments and errors as `published_scaling`."""
+    shape, short = rotary_shape(model), model_scaling(model)
+    long = model_scaling(model, length=short.target_length)
+    original, target = short.original_length, short.target_length
+    if long.method in _AMBIGUOUS:
+        target = round((original_length or original) * _ratio(long))
+    original = original_length or original
+    target = max(original, target)
+    short, long = (replace(scaling, original_length=original, target_length=target) for scaling in (short, long))
+    switch = LengthSwitch(((target, long),))
+    start = switch
+    if (short.factors, short.attention_factor) != (long.factors, long.attention_factor):
+        first = (original, replace(short, target_length=original))
+        if long.method == "longrope":
+            switch = start = LengthSwitch((first, (target, long))) if target > original else switch
+        else:
+            # What grows with the input comes after training.
+            start = LengthSwitch((first,))
+    trained = None if start.longest.is_plain else start
+    shape = replace(shape, original_length=original)
+    return PublishedScaling(shape, switch, trained, None if original_length else _reading(model, long))
+
+
+def _reading_by_default(source: Source, config: Any) -> str | None:
+    """How the window was read where config.json leaves it to the default of its class, None where it states one."""
+    if source.gguf_file:
+        return None
+    values, text = read_json(source.config_file), config.get_text_config()
+    section = values.get("text_config")
+    section = section if isinstance(section, dict) else values
+    names = {"max_position_embeddings", text.attribute_map.get("max_position_embeddings")}
+    if names & section.keys():
+        return None
+    return (
+        f"config.json states no max_position_embeddings, so the default of {type(text).__name__}, "
+        f"{text.max_position_embeddings} tokens, is taken; where the window is another, give model.original_length"
+    )
+
+
+def _ratio(scaling: RopeScaling) -> float:
+    return scaling.factors[0] if scaling.method == "pi" else scaling.ratio
+
+
+def _reading(model: Any, scaling: RopeScaling) -> str | None:
+    """How max_position_embeddings was read where it has two readings, and which setting asks for the other reading."""
+    config, ratio = model.config.get_text_config(), _ratio(scaling)
+    stated, original, target = config.max_position_embeddings, scaling.original_length, scaling.target_length
+    if scaling.method in _AMBIGUOUS and ratio > 1:
+        if target == getattr(config, "max_sequence_length", None):
+            return None
+        other = target if scaling.method == "pi" else round(original / ratio)
+        read = f"the window {_AMBIGUOUS[scaling.method]} scaling by {ratio:g}, which leads from {original} to {target}"
+    elif (distance := trained_distance(config)) and distance < stated:
+        other, read = stated, f"longer than the model was trained for, whose attention kept within {distance} tokens"
+    elif original > stated and original == read_window(config):
+        other, read = stated, f"shorter than the model's window, which is model_max_length {original}"
+    else:
+        return None
+    return (
+        f"max_position_embeddings {stated} is read as {read}; where it is meant otherwise, give "
+        f"model.original_length={other}"
+    )
 
 
 def published_table(path: str | Path, *, base: float, original_length: int, target_length: int) -> PublishedScaling:
-    """A CSV table of factors, one row or one row per layer; raises ValueError as `RopeScaling.from_csv`."""
+    """Read a CSV table of factors, one row or one row per layer; raises ValueError as `RopeScaling.from_csv`."""
     scaling = RopeScaling.from_csv(path, original_length=original_length, target_length=target_length)
     shape = RotaryShape(scaling.rotary_dim, base, original_length)
-    return PublishedScaling(shape, ((target_length, scaling),))
-
-
-def _read(config: Mapping[str, Any]) -> PublishedScaling:
-    section = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if any(isinstance(value, dict) for value in section.values()):
-        raise ValueError("one scaling per layer type is not supported")
-    kind = section.get("rope_type", section.get("type", "default"))
-    kind = "longrope" if kind == "su" else kind
-    if kind not in _KINDS:
-        raise ValueError(f"unknown kind of scaling {kind!r}; known are {', '.join(_KINDS)}")
-    shape = RotaryShape(
-        _rotary_dim(config, section),
-        float(section.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base", 10_000.0)))),
-        int(
-            section.get("original_max_position_embeddings")
-            or config.get("original_max_position_embeddings")
-            or config["max_position_embeddings"]
-        ),
-    )
-    if kind == "longrope":
-        return PublishedScaling(shape, _longrope(config, section, shape))
-    ratio = float(section["factor"]) if kind != "default" else 1.0
-    sizes: dict[str, Any] = {
-        "rotary_dim": shape.rotary_dim,
-        "base": shape.base,
-        "original_length": shape.original_length,
-        "target_length": round(shape.original_length * ratio),
-    }
-    made = {
-        "default": lambda: methods.none(**sizes),
-        "linear": lambda: methods.pi(**sizes),
-        "dynamic": lambda: methods.dynamic_ntk(**sizes, factor=ratio),
-        "yarn": lambda: methods.yarn(
-            **sizes,
-            beta_fast=section.get("beta_fast") or 32.0,
-            beta_slow=section.get("beta_slow") or 1.0,
-            **{
-                key: section[key]
-                for key in ("truncate", "mscale", "mscale_all_dim", "attention_factor")
-                if section.get(key) is not None
-            },
-        ),
-        "llama3": lambda: methods.llama3(
-            **sizes, low_freq_factor=section["low_freq_factor"], high_freq_factor=section["high_freq_factor"]
-        ),
-    }[kind]()
-    if kind == "llama3":
-        # Its ratio is of periods: Llama 3.1 reads 16 times its original window under a ratio of 8.
-        window = int(config.get("max_position_embeddings") or 0)
-        made = replace(made, target_length=max(made.target_length, window))
-    return PublishedScaling(shape, ((made.target_length, made),))
-
-
-def _rotary_dim(config: Mapping[str, Any], section: Mapping[str, Any]) -> int:
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    share = section.get("partial_rotary_factor") or config.get("partial_rotary_factor") or config.get("rotary_pct")
-    return int(head_dim * (share or 1.0))
-
-
-def _longrope(config: Mapping[str, Any], section: Mapping[str, Any], shape: RotaryShape) -> LengthSwitch:
-    original = shape.original_length
-    target = round(original * section["factor"]) if section.get("factor") else int(config["max_position_embeddings"])
-
-    def scaling(name: str, length: int) -> RopeScaling:
-        # Phi-3.5-MoE has an attention factor for each; elsewhere one, from the ratio, serves both.
-        attention_factor = section.get(f"{name}_mscale") or section.get("attention_factor")
-        made = methods.longrope(
-            rotary_dim=shape.rotary_dim,
-            base=shape.base,
-            original_length=original,
-            target_length=target,
-            factors=tuple(section[f"{name}_factor"]),
-            attention_factor=attention_factor,
-        )
-        return RopeScaling(made.factors, original, length, attention_factor=made.attention_factor)
-
-    short, long = scaling("short", original), scaling("long", target)
-    if target == original or (short.factors, short.attention_factor) == (long.factors, long.attention_factor):
-        return ((target, long),)
-    return ((original, short), (target, long))
+    return PublishedScaling(shape, LengthSwitch(((target_length, scaling),)))

@@ -1,9 +1,9 @@
-"""The walker: a small Llama with a window of 256 tokens, trained here, the model that the demo extends."""
+"""The walker: a small Llama with a window of 256 tokens, trained here; the demo extends it."""
 
 import math
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ropewalk.config import Config, WalkerConfig
-from ropewalk.corpus.prepare import prepare_stores, split_of_document
+from ropewalk.corpus.prepare import prepare_shards
 from ropewalk.corpus.segments import Rows, Segments
-from ropewalk.corpus.sources import read_corpus
-from ropewalk.corpus.split import SPLITS
+from ropewalk.corpus.shards import read_documents
+from ropewalk.corpus.sources import downloads_folder, find_shards
+from ropewalk.corpus.split import SPLITS, split_of
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_json, writing
 from ropewalk.models.checkpoints import LastCheckpoint, WholeCheckpointIO, fit, steps_done
@@ -30,13 +31,13 @@ from ropewalk.models.progress import TrainingProgress
 WINDOW = 256
 VOCABULARY = 1024
 CHECKPOINT_EVERY = 500
-"""Steps of training between two checkpoints."""
+"""Optimizer steps between two checkpoints."""
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1,024 entries, BOS added in front of every text.
+    """Train a byte-level BPE of 1,024 entries that puts BOS in front of every text.
 
-    Numbers are cut into pairs of digits, each pair one entry, so that a value has few places to look up.
+    Numbers are split into pairs of digits, each of them one entry, so that a number to recall has few tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -63,7 +64,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def new_walker(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
-    """0.73 M parameters: 3 layers of width 128, 4 heads with 16 rotary pairs each, base 10,000."""
+    """Initialise a Llama of 0.73 M parameters: 3 layers of width 128, 4 heads of 16 rotary pairs each, base 10,000."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -118,7 +119,7 @@ class _Walker(L.LightningModule):
 def train_walker(
     model: PreTrainedModel, tokenizer: Any, store: TokenStore, config: WalkerConfig, *, seed: int, state_folder: Path
 ) -> None:
-    """Train ``model`` in place; a killed training goes on from the last checkpoint in ``state_folder``.
+    """Train ``model`` in place, resuming from the last checkpoint in ``state_folder`` where there is one.
 
     Raises:
         KeyboardInterrupt: interrupted; the last checkpoint is kept.
@@ -128,7 +129,7 @@ def train_walker(
     segments = Segments(
         store,
         length=WINDOW,
-        rows=config.rows,
+        batch_size=config.batch_size,
         steps=sum(config.cycles),
         seed=seed,
         tokenizer=tokenizer,
@@ -151,39 +152,45 @@ def train_walker(
 
 @torch.no_grad()
 def window_perplexity(model: PreTrainedModel, store: TokenStore, *, rows: int = 256) -> float:
-    """Perplexity on ``rows`` windows of 256 tokens spread evenly over the store's documents."""
-    ids = []
+    """Perplexity of ``rows`` windows of 256 tokens, spread evenly over the store's documents."""
+    windows = []
     for index in range(len(store)):
         document = store.document(index)
         for start in range(0, len(document) - WINDOW + 1, WINDOW - 1):
-            ids.append(torch.tensor([store.bos, *document[start : start + WINDOW - 1].tolist()]))
-    chosen = torch.stack(ids)[torch.linspace(0, len(ids) - 1, rows).long()]
+            windows.append(torch.tensor([store.bos, *document[start : start + WINDOW - 1].tolist()]))
+    chosen = torch.stack(windows)[torch.linspace(0, len(windows) - 1, rows).long()]
     losses = [token_losses(model, batch) for batch in chosen.split(32)]
     return math.exp(torch.cat(losses).mean().item())
 
 
 def make_walker(config: Config, *, commit: str, state_folder: Path, folder: Path) -> dict[str, Any]:
-    """Train tokenizer and model on the training split and write both to ``folder`` with a record of the run.
+    """Train tokenizer and model on the training split, write both to ``folder``, and return a record of the run.
 
-    Weights are stored as float16 safetensors, and the figures are those of the stored weights.
+    Weights are stored as float16 safetensors, and the record's figures are those of the stored weights.
 
     Args:
-        commit: of the code that runs, for the record.
+        commit: git commit of the running code, for the record.
 
     Raises:
-        KeyboardInterrupt: interrupted; what was done so far is kept in ``state_folder``.
+        KeyboardInterrupt: interrupted; ``state_folder`` keeps the progress.
         OSError: the disk is full.
     """
-    rejected: Counter[str] = Counter()
-    documents = list(read_corpus(config.corpus, folder=state_folder, rejected=rejected))
-    tokenizer_folder, tokens = state_folder / "tokenizer", state_folder / "tokens"
-    if not (tokens / "card.json").is_file():
-        own = (d.text for d in documents if split_of_document(d, config.corpus) == "train")
+    # The tokenizer is trained on training text, so the splits cannot wait for lengths in tokens.
+    salt = config.corpus.salt or ""
+    corpus, tokenizer_folder, tokens = (
+        replace(config.corpus, salt=salt),
+        state_folder / "tokenizer",
+        state_folder / "tokens",
+    )
+    shards = find_shards(corpus, folder=state_folder, downloads=downloads_folder(corpus, Path(config.work)))
+    if not tokenizer_folder.is_dir():
+        split = partial(split_of, search_share=corpus.search_share, test_share=corpus.test_share, salt=salt)
+        texts = (document.text for document in read_documents(shards) if split(document.group) == "train")
         with writing(tokenizer_folder) as aside:
-            train_tokenizer(own).save_pretrained(aside)
-        trained = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-        prepare_stores(documents, config=config.corpus, tokenizer=trained, rejected=rejected, folder=tokens)
+            train_tokenizer(texts).save_pretrained(aside)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    if not (tokens / "card.json").is_file():
+        prepare_shards(shards, config=corpus, tokenizer=tokenizer, state=state_folder / "prepare", folder=tokens)
     card = read_json(tokens / "card.json")
     model = new_walker(tokenizer, seed=config.seed)
     train_walker(
@@ -198,7 +205,7 @@ def make_walker(config: Config, *, commit: str, state_folder: Path, folder: Path
             "training": asdict(config.walker),
             "precision": resolve_precision(config.walker.precision),
             "seed": config.seed,
-            "corpus": asdict(config.corpus),
+            "corpus": asdict(corpus),
             "tokens": {split: card[split]["tokens"] for split in SPLITS},
             "data_hash": card["train"]["hash"],
             "parameters": stored.num_parameters(),

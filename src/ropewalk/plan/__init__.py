@@ -1,1 +1,1 @@
-"""What a road costs before it is run: tokens, FLOPs, memory and time of every stage, from a model's config alone."""
+"""The tokens, FLOPs, memory and time of every stage of an extension, predicted from the model's config alone."""

@@ -1,10 +1,12 @@
-"""What a device computes in a second and holds: a published peak, or this machine's processor, measured."""
+"""Speed and memory of a device: a published peak, or measured on this machine's processor."""
 
+import copy
 import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,94 +16,114 @@ from ropewalk.config import PlanConfig
 from ropewalk.costs.shape import ModelShape, build, shape_of, with_layers
 from ropewalk.costs.work import Kind, Rate, Work, flops_of, forward_flops
 from ropewalk.models.loss import mean_loss, token_losses
+from ropewalk.models.precision import native_bf16
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 
 _SHORT, _ROWS = 256, 8
-"""Tokens of the rows, and their number, that linear maps are timed with."""
-_ATTENTION_FLOPS = 2e10
-"""Of the one row that attention is timed with."""
+"""Length and largest number of the rows that linear maps are timed with."""
+_LINEAR_FLOPS, _ATTENTION_FLOPS = 1e11, 2e10
+"""FLOPs of a pass that linear maps are timed with, at most, and of the row that attention is timed with."""
 _LONGEST_TIMED = 8192
-_LARGEST_LAYERS = 3
+_LARGEST_LAYERS, _LARGEST_VOCABULARY = 3, 16_384
+_LARGE = 1e8
+"""Number of parameters of a layer from which a single one is timed."""
 _REPEATS = 3
+_LONG_ENOUGH = 3.0
+"""Seconds of timed steps after which no further one is taken."""
 
 
 @dataclass(frozen=True)
 class Device:
     name: str
     memory: float
-    """Bytes."""
-    rate: Callable[[Kind], Rate] = field(compare=False)
-    mixed: bool
-    """Whether a precision of auto means bf16 there."""
+    """Bytes that a stage can use."""
+    gpu: bool
+    rate: Callable[[Work], Rate] = field(compare=False)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a precision of auto means bf16 there."""
+        return self.gpu or native_bf16()
 
 
-def device_of(config: PlanConfig, model_config: Any, *, mixed: bool, dtype: str) -> Device:
-    """The device that ``config`` names; without a published peak this machine's processor is timed with the model.
-
-    Args:
-        mixed: whether training on this machine's processor is in bf16.
-    """
-    memory = config.memory_gib * 2**30 if config.memory_gib else _machine_memory()
+def device_of(config: PlanConfig, model_config: Any) -> Device:
+    """The device that ``config`` names; without a published peak, this machine's processor is timed with the model."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = (config.memory_gib * 2**30 if config.memory_gib else float(machine)) * (1 - config.reserve)
     if config.tflops is not None:
-        reached = config.tflops * 1e12 * config.efficiency
-        return Device(config.name, memory, lambda kind: Rate(reached, reached), True)
-    known: dict[Kind, Rate] = {}
+        return Device(config.name, memory, True, lambda work: published_rate(config, work))
 
-    def measured(kind: Kind) -> Rate:
-        if kind not in known:
-            known[kind] = measured_rate(model_config, kind=kind, mixed=mixed and kind == "train", dtype=dtype)
-        return known[kind]
+    @cache
+    def measured(kind: Kind, dtype: str, mixed: bool) -> Rate:
+        return measured_rate(model_config, kind=kind, mixed=mixed, dtype=dtype)
 
-    return Device(config.name, memory, measured, mixed)
+    return Device(config.name, memory, False, lambda work: measured(work.kind, work.dtype, work.mixed))
 
 
-def _machine_memory() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+def published_rate(config: PlanConfig, work: Work) -> Rate:
+    """FLOPs a second in the dtype that ``work`` computes in; raises ValueError where none is given for it."""
+    is_half = work.computes_in in ("bfloat16", "float16")
+    tflops = config.tflops if is_half else config.float32_tflops
+    if tflops is None:
+        raise ValueError(
+            f"plan.float32_tflops must be given with plan.tflops, since {work.stage} computes in {work.computes_in}; "
+            "found none"
+        )
+    reached = tflops * 1e12 * config.efficiency
+    return Rate(reached, reached)
 
 
 def measured_rate(
     config: Any, *, kind: Kind, mixed: bool, dtype: str, clock: Callable[[], float] = time.perf_counter
 ) -> Rate:
-    """FLOPs a second of this machine's processor on a random model of ``config`` with a few of its layers."""
-    small = with_layers(config, min(config.num_hidden_layers, _LARGEST_LAYERS))
+    """FLOPs a second of this machine's processor on a model of ``config`` with random weights and a few layers."""
+    small = _small(config)
     shape = shape_of(small, name="timed")
     attention = _attention_rate(shape, kind=kind, dtype=torch.bfloat16 if mixed else getattr(torch, dtype), clock=clock)
-    step = _step(build(small, dtype=getattr(torch, dtype)), shape, kind, torch.full((_ROWS, _SHORT), 3), mixed)
-    flops = flops_of(Work("", "", kind, _SHORT, _ROWS, _ROWS, _ROWS), shape)
+    of_row = flops_of(Work("", "", kind, _SHORT, 1, 1, 1), shape)
+    rows = max(1, min(_ROWS, int(_LINEAR_FLOPS / of_row.total)))
+    step = _step(build(small, dtype=getattr(torch, dtype)), shape, kind, torch.full((rows, _SHORT), 3), mixed)
     whole = _fastest(step, clock)
-    # Attention over short rows is a small part, and may come out of the caches.
-    linear = max(whole - flops.attention / attention, whole / 4)
-    return Rate(flops.linear / linear, attention)
+    # Attention over short rows is a small part, and may be faster than measured, since it fits into the caches.
+    linear = max(whole - rows * of_row.attention / attention, whole / 4)
+    return Rate(rows * of_row.linear / linear, attention)
+
+
+def _small(config: Any) -> Any:
+    """``config`` with few layers and tokens, which are as fast as many."""
+    small = copy.deepcopy(config.get_text_config())
+    small.vocab_size = min(small.vocab_size, _LARGEST_VOCABULARY)
+    small.pad_token_id = None
+    large = shape_of(with_layers(small, 1), name="").layer_parameters > _LARGE
+    return with_layers(small, 1 if large else min(small.num_hidden_layers, _LARGEST_LAYERS))
 
 
 def _attention_rate(shape: ModelShape, *, kind: Kind, dtype: torch.dtype, clock: Callable[[], float]) -> float:
     """FLOPs a second of causal attention over a row long enough to fill the processor."""
-    one = replace(shape, layers=1)
-    length = int(math.sqrt(_ATTENTION_FLOPS / forward_flops(one, length=1).attention))
-    length = min(length, _LONGEST_TIMED)
+    layer = replace(shape, full_layers=1, windowed_layers=0, value_dim=shape.head_dim)
+    length = min(int(math.sqrt(_ATTENTION_FLOPS / forward_flops(layer, length=1).attention)), _LONGEST_TIMED)
     query, key, value = torch.randn(3, 1, shape.heads, length, shape.head_dim, dtype=dtype).unbind(0)
     for tensor in (query, key, value):
         tensor.requires_grad_(kind != "read")
 
     def step() -> None:
-        found = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         if kind != "read":
-            torch.autograd.grad(found.sum(), (query, key, value))
+            torch.autograd.grad(output.sum(), (query, key, value))
 
-    flops = flops_of(Work("", "", kind, length, 1, 1, 1), one).attention
+    flops = flops_of(Work("", "", kind, length, 1, 1, 1), layer).attention
     return flops / _fastest(step, clock)
 
 
 def _fastest(step: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Seconds of the fastest of a few, after one that sets up what libraries keep."""
+    """Seconds of the fastest of a few steps, after a first one that sets up what libraries keep."""
     step()
-    return min(_seconds(step, clock) for _ in range(_REPEATS))
-
-
-def _seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
-    begun = clock()
-    step()
-    return clock() - begun
+    times: list[float] = []
+    while len(times) < _REPEATS and sum(times) < _LONG_ENOUGH:
+        begun = clock()
+        step()
+        times.append(clock() - begun)
+    return min(times)
 
 
 def _step(model: Any, shape: ModelShape, kind: Kind, rows: torch.Tensor, mixed: bool) -> Callable[[], None]:
@@ -117,7 +139,7 @@ def _step(model: Any, shape: ModelShape, kind: Kind, rows: torch.Tensor, mixed: 
                 with torch.no_grad():
                     token_losses(model, rows)
                 return
-            if kind == "learn":
+            if kind != "train":
                 rotary.factors = torch.ones(pairs, requires_grad=True)
             mean_loss(model, rows).backward()
             model.zero_grad()

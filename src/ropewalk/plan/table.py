@@ -1,110 +1,67 @@
-"""The plan of a road: what every stage costs, what does not fit, and the setting that makes it fit."""
+"""The plan of an extension: whether it fits and what to do where it does not, and what every stage costs."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.config import Config
-from ropewalk.costs.activations import ActivationTable, needed
-from ropewalk.costs.shape import ModelShape, read_config, shape_of
-from ropewalk.costs.work import Memory, Work, flops_of, seconds
-from ropewalk.models.precision import native_bf16
-from ropewalk.plan.devices import Device, device_of
-from ropewalk.plan.road import road_works
-
-_MOST_DEVICES = 1024
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one piece of work costs on a device."""
-
-    work: Work
-    flops: float
-    memory: Memory
-    seconds: float
-
-    @property
-    def device_hours(self) -> float:
-        return self.seconds * self.work.devices / 3600
+from ropewalk.plan.costs import Cost, Planner
+from ropewalk.plan.devices import Device
+from ropewalk.plan.remedies import Remedy, memory_of_choices, remedies, too_large
 
 
 @dataclass(frozen=True)
 class Plan:
-    shape: ModelShape
+    model: str
+    """Name and sizes of the model, in words."""
     device: Device
     costs: tuple[Cost, ...]
-    advice: tuple[str, ...]
-    """A line for each piece of work that does not fit."""
+    remedies: tuple[Remedy, ...]
+    """Settings under which everything fits, best first; none are needed where it does."""
+    least: float
+    """Bytes that a device must hold under the settings that need least."""
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Whether everything fits, or else what to do; in one line."""
+        device = self.device
+        if not too_large(self.costs, device):
+            return f"fits: {_summary(self.costs, device)}"
+        if self.remedies:
+            return f"does not fit: set {self.remedies[0]}; then {_summary(self.remedies[0].costs, device)}"
+        larger = [name for name, memory in memory_of_choices() if memory >= self.least]
+        other = f"take plan={' or plan='.join(larger)}" if larger else "no device of conf/plan holds that"
+        return (
+            f"does not fit: no setting makes it fit into the {gib(device.memory)} of {device.name}, since "
+            f"{gib(self.least)} are needed at the least; {other}, a lower extension.target or a smaller model"
+        )
 
 
 def plan(config: Config) -> Plan:
-    """The whole road of ``config`` on the devices of its sections plan and parallel.
-
-    Raises:
-        ValueError: the model's config cannot be read, or transformers has no model for it.
-    """
-    model_config = read_config(config.model.path)
-    shape = shape_of(model_config, name=config.model.name, original_length=config.model.original_length)
-    precision = config.finetune.precision
-    here = native_bf16() if precision == "auto" else "mixed" in precision
-    device = device_of(config.plan, model_config, mixed=here, dtype=config.model.dtype)
-    mixed = device.mixed if precision == "auto" else here
-    table = ActivationTable(model_config)
-    costs, advice = [], []
-    for work in road_works(config, shape.rotary, mixed=mixed):
-        memory = needed(work, shape, table)
-        flops = flops_of(work, shape)
-        time = seconds(flops, device.rate(work.kind), devices=work.devices)
-        costs.append(Cost(work, flops.total, memory, time))
-        if memory.total > device.memory:
-            advice.append(f"{work.stage}, {work.what}: {_advice(work, memory, shape, table, device)}")
-    return Plan(shape, device, tuple(costs), tuple(advice))
+    """The plan of the whole pipeline of ``config``; raises ValueError where the model's config cannot be planned by."""
+    planner = Planner(config)
+    costs = planner.costs(config)
+    options, least = (remedies(planner, config)) if too_large(costs, planner.device) else ((), 0.0)
+    shape, dtypes = planner.shape, dict.fromkeys(cost.work.computes_in for cost in costs)
+    model = (
+        f"{shape.name}: {shape.parameters:,} parameters, window {planner.window:,}, extension.way="
+        f"{config.extension.way} to {config.extension.second_target:,}; {planner.device.name} with "
+        f"{gib(planner.device.memory)} for use, computing in {' and '.join(dtypes)}"
+    )
+    return Plan(model, planner.device, tuple(costs), options, least, tuple(_notes(config, planner.device)))
 
 
-def _advice(work: Work, memory: Memory, shape: ModelShape, table: ActivationTable, device: Device) -> str:
-    found = f"needs {gib(memory.total)} of {gib(device.memory)}"
-    for changed, settings in _smaller(work):
-        total = needed(changed, shape, table).total
-        if total <= device.memory:
-            return f"{found}; {gib(total)} with {' '.join(settings)}"
-    return f"{found}; no setting of this plan makes it fit, take a larger device or a smaller model"
-
-
-def _smaller(work: Work) -> Iterator[tuple[Work, list[str]]]:
-    """Work that needs less memory and the settings that make it so, each on top of the last."""
-    settings: list[str] = []
-    if work.kind == "read":
-        if work.rows_at_once > 1 and work.stage != "evaluate":
-            work = replace(work, rows_at_once=1)
-            settings.append(f"search.batch_tokens={work.length}")
-            yield work, settings
-        if work.dtype == "float32":
-            yield replace(work, dtype="bfloat16"), [*settings, "model.dtype=bfloat16"]
-        return
-    searching = not work.stage.startswith("finetune")
-    if work.rows_at_once > 1:
-        work = replace(work, rows_at_once=1)
-        settings.append("search.gradient_rows=1" if searching else "finetune.rows_at_once=1")
-        yield work, settings
-    if not work.recompute:
-        work = replace(work, recompute=True)
-        settings.append("search.gradient_checkpointing=true" if searching else "finetune.activations=recompute")
-        yield work, settings
-    if searching:
-        if work.dtype == "float32":
-            yield replace(work, dtype="bfloat16"), [*settings, "model.dtype=bfloat16"]
-        return
-    # More devices: weights split over them first, then rows too.
-    devices = max(2, work.devices)
-    groups_at_most = max(1, work.rows_per_step)
-    while devices <= _MOST_DEVICES:
-        for context in sorted({work.context, *(2**power for power in range(1, 11))}):
-            divides = devices % context == 0 and work.length % (2 * context) == 0
-            if divides and devices // context <= groups_at_most:
-                more = f"parallel=fsdp parallel.devices={devices} parallel.context={context}"
-                yield replace(work, devices=devices, context=context, sharded=True), [*settings, more]
-        devices *= 2
+def _notes(config: Config, device: Device) -> list[str]:
+    notes = ["hours are those of all devices together; a search that ends early costs less"]
+    count = config.parallel.devices
+    if device.gpu and config.search.workers < count:
+        notes.append(f"each search uses {config.search.workers} of {count} devices; search.workers={count} uses all")
+    if device.gpu and config.model.dtype == "float32":
+        notes.append("searches and evaluation compute in model.dtype=float32, which takes many times as long as bf16")
+    if config.evaluate.benchmarks.tasks:
+        notes.append("general benchmarks (evaluate.benchmarks) are not counted")
+    return notes
 
 
 def gib(size: float) -> str:
@@ -117,7 +74,22 @@ def _duration(value: float) -> str:
     return f"{value / 60:.0f} min" if value < 36_000 else f"{value / 3600:,.1f} h"
 
 
-def plan_rows(found: Plan) -> list[dict[str, Any]]:
+def _summary(costs: Sequence[Cost], device: Device) -> str:
+    """The largest memory, the time and the stage that takes most of it."""
+    largest = max(costs, key=lambda cost: cost.memory.total)
+    by_stage: dict[str, float] = {}
+    for cost in costs:
+        by_stage[cost.work.stage] = by_stage.get(cost.work.stage, 0.0) + cost.seconds
+    longest = max(by_stage, key=lambda stage: by_stage[stage])
+    hours = sum(cost.device_hours for cost in costs)
+    return (
+        f"{gib(largest.memory.total)} of {gib(device.memory)} at most (in {largest.work.stage}) and "
+        f"{_duration(sum(by_stage.values()))}, {hours:,.1f} device hours, most of them in {longest} "
+        f"({_duration(by_stage[longest])})"
+    )
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     """A row per piece of work."""
     return [
         {
@@ -125,34 +97,53 @@ def plan_rows(found: Plan) -> list[dict[str, Any]]:
             "work": cost.work.what,
             "tokens": cost.work.tokens,
             "flops": cost.flops,
+            "computes_in": cost.work.computes_in,
             "devices": cost.work.devices,
+            "weights_gib": cost.memory.weights / 2**30,
+            "gradients_gib": cost.memory.gradients / 2**30,
+            "optimizer_gib": cost.memory.optimizer / 2**30,
+            "activations_gib": cost.memory.activations / 2**30,
             "peak_gib": cost.memory.total / 2**30,
-            "fits": cost.memory.total <= found.device.memory,
+            "fits": cost.memory.total <= plan.device.memory,
             "seconds": cost.seconds,
             "device_hours": cost.device_hours,
         }
-        for cost in found.costs
+        for cost in plan.costs
     ]
 
 
-def plan_text(found: Plan) -> str:
-    """The plan as a table with a line per stage, and below it what does not fit."""
-    shape, device = found.shape, found.device
+def plan_text(plan: Plan) -> str:
+    """The verdict, the plan as a table with a line per stage, and below it notes and what does not fit."""
     lines = [
-        f"{shape.name}: {shape.parameters:,} parameters, window {shape.rotary.original_length:,}; "
-        f"{device.name} with {gib(device.memory)}",
+        plan.verdict,
+        *(f"  or set {remedy}; then {_summary(remedy.costs, plan.device)}" for remedy in plan.remedies[1:]),
+        "",
+        plan.model,
         f"{'stage':<46}{'tokens':>12}{'FLOPs':>10}{'devices':>9}{'peak each':>14}{'time':>10}{'hours':>9}",
     ]
-    for stage in dict.fromkeys(cost.work.stage for cost in found.costs):
-        own = [cost for cost in found.costs if cost.work.stage == stage]
-        lines.append(_line(stage, own, device))
-        if len(own) > 1:
-            lines += [_line(f"  {cost.work.what}", [cost], device) for cost in own]
-    lines.append(_line("all", found.costs, device))
-    lines.append("hours are those of all devices together; a search that ends early costs less")
-    if found.advice:
-        lines += ["", "does not fit:", *(f"  {line}" for line in found.advice)]
+    for stage in dict.fromkeys(cost.work.stage for cost in plan.costs):
+        stage_costs = [cost for cost in plan.costs if cost.work.stage == stage]
+        lines.append(_line(stage, stage_costs, plan.device))
+        if len(stage_costs) > 1:
+            lines += [_line(f"  {cost.work.what}", [cost], plan.device) for cost in stage_costs]
+    lines += [_line("all", plan.costs, plan.device), *plan.notes]
+    if large := too_large(plan.costs, plan.device):
+        lines += ["", "does not fit:", *(f"  {_parts(cost)}" for cost in large)]
     return "\n".join(lines)
+
+
+def _parts(cost: Cost) -> str:
+    """What makes up the memory of a piece of work that does not fit."""
+    memory, work = cost.memory, cost.work
+    copies = work.models * work.processes
+    parts = {
+        f"weights of {copies} models" if copies > 1 else "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer states": memory.optimizer,
+        "activations" + (" and KV cache" if work.has_cache else ""): memory.activations,
+    }
+    told = ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
+    return f"{work.stage}, {work.what}: {gib(memory.total)} ({told})"
 
 
 def _line(name: str, costs: Sequence[Cost], device: Device) -> str:

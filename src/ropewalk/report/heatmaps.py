@@ -6,48 +6,40 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ropewalk.report.style import FAINT, MODELS, PAPER, WHOLE, Row, groups, in_order, panels_of, short_length, style
+from ropewalk.evaluate.result_table import ResultTable
+from ropewalk.report.style import FAINT, MODELS, PAPER, WHOLE, in_order, panels_of, short_length, style
+from ropewalk.report.tables import MODEL_NAMES
 
 
-def passkey_panels(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+def passkey_panels(table: ResultTable) -> dict[tuple[str, str], ResultTable]:
     """Rows of each model and method, in the order in which they are compared: base, base with ours, fine-tuned."""
-    found = groups(rows, lambda row: (str(row["model"]), str(row["method"])))
-    models = [*MODELS, *dict.fromkeys(model for model, _ in found if model not in MODELS)]
-    methods = in_order({method: None for _, method in found})
-    return {(model, method): found[model, method] for model in models for method in methods if (model, method) in found}
+    models = [*MODELS, *(model for model in table.values("model") if model not in MODELS)]
+    methods = in_order(dict.fromkeys(table.values("method")))
+    panels = {(model, method): table.where(model=model, method=method) for model in models for method in methods}
+    return {key: panel for key, panel in panels.items() if len(panel)}
 
 
-def passkey(rows: Sequence[Row], *, only: tuple[str, str] | None = None, width: float = WHOLE) -> Figure:
-    """Accuracy by length and depth, in per cent in every cell, one panel per model and method on the same axes.
-
-    ``only`` is the (model, method) that is drawn.
-    """
-    panels = {key: own for key, own in passkey_panels(rows).items() if only in (None, key)}
+def passkey(table: ResultTable, *, only: tuple[str, str] | None = None, width: float = WHOLE) -> Figure:
+    """Accuracy by length and depth in per cent, a panel per model and method (or for ``only`` one) on the same axes."""
+    panels = {key: panel for key, panel in passkey_panels(table).items() if only in (None, key)}
     figure, grid = panels_of(len(panels), columns=min(len(panels), 3), height=3.4, width=width)
-    lengths = sorted({int(row["length"]) for row in rows})
-    depths = sorted({float(row["depth"]) for row in rows})
-    for place, (((model, method), own), axes) in enumerate(zip(panels.items(), grid, strict=True)):
-        _heat_map(axes, own, lengths=lengths, depths=depths)
+    for place, (((model, method), panel), axes) in enumerate(zip(panels.items(), grid, strict=True)):
+        _heat_map(axes, panel, lengths=table.lengths(), depths=sorted(table.values("depth")))
         axes.set_xlabel("input length, tokens (trials)")
         if place % 3 == 0:
             axes.set_ylabel("depth of the key")
-        axes.set_title(f"{_SHORT.get(model, model)}, {style(method)[0]}", fontsize=10.5, loc="left")
+        axes.set_title(f"{MODEL_NAMES.get(model, model)}, {style(method)[0]}", fontsize=10.5, loc="left")
     return figure
 
 
-_SHORT = {"base": "base model", "finetuned": "fine-tuned"}
 # Their own shades of white and black: a page that swaps paper and ink must not swap what stands on a coloured cell.
 _ON_DARK, _ON_LIGHT = "#fefefe", "#010101"
 
 
-def _heat_map(axes: Axes, rows: Sequence[Row], *, lengths: Sequence[int], depths: Sequence[float]) -> None:
-    trials = np.zeros((len(depths), len(lengths)))
-    correct = np.zeros_like(trials)
-    for row in rows:
-        place = depths.index(float(row["depth"])), lengths.index(int(row["length"]))
-        trials[place] += float(row["trials"])
-        correct[place] += float(row["correct"])
-    accuracy = np.divide(100 * correct, trials, out=np.full_like(trials, np.nan), where=trials > 0)
+def _heat_map(axes: Axes, table: ResultTable, *, lengths: Sequence[int], depths: Sequence[float]) -> None:
+    sums = table.frame.pivot_table(index="depth", columns="length", values=["trials", "correct"], aggfunc="sum")
+    trials, correct = (sums[name].reindex(index=depths, columns=lengths).fillna(0) for name in ("trials", "correct"))
+    accuracy = (100 * correct / trials.where(trials > 0)).to_numpy()
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.pcolormesh(accuracy, cmap="cividis", vmin=0, vmax=100, edgecolors=PAPER, linewidth=0.8)
@@ -55,7 +47,7 @@ def _heat_map(axes: Axes, rows: Sequence[Row], *, lengths: Sequence[int], depths
     for (row_index, column), value in np.ndenumerate(accuracy):
         text, colour = ("–", FAINT) if np.isnan(value) else (f"{value:.0f}", _ON_DARK if value < 45 else _ON_LIGHT)
         axes.text(column + 0.5, row_index + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
-    counts = trials.sum(axis=0)
+    counts = trials.to_numpy().sum(axis=0)
     ticks = [
         f"{short_length(length)}\n({count:.0f})" if count else short_length(length)
         for length, count in zip(lengths, counts, strict=True)

@@ -11,23 +11,26 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.files import write_text
-from ropewalk.report import tables
+from ropewalk.report import heatmaps, plots, style
 from ropewalk.report.answer import answer
-from ropewalk.report.results import Results
+from ropewalk.report.results import Results, setting
 from ropewalk.report.sections import sections
+from ropewalk.report.sentences import comparison_sentences, run_sentences
 from ropewalk.report.svg import colour_rules
 
 _PACKAGES = ("torch", "transformers", "lightning", "optuna", "hydra-core", "dvc", "mlflow")
+"""The software that the figures depend on."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run can be repeated from, beside its configuration."""
+    """What repeating a run takes beside its configuration."""
 
     commit: str = "unknown"
     overrides: tuple[str, ...] = ()
-    """Those of overrides.yaml."""
+    """The overrides in overrides.yaml."""
 
 
 def write_report(results: Path, *, config: Mapping[str, Any], out: Path, origin: Origin | None = None) -> None:
@@ -35,7 +38,6 @@ def write_report(results: Path, *, config: Mapping[str, Any], out: Path, origin:
 
     Args:
         config: the whole configuration as plain values; what it lacks is left out of the text.
-        origin: what the page says on repeating the run; by default nothing but the configuration.
 
     Raises:
         ValueError: a file is not what its stage writes; names it.
@@ -45,42 +47,32 @@ def write_report(results: Path, *, config: Mapping[str, Any], out: Path, origin:
     base_notes = files.noted()
     checks = files.json("checks.json", "evaluate")
     check_notes = files.noted()
-    original = int(
-        base.get("window") or base.get("original_length") or tables.setting(config, "model.original_length") or 1
-    )
-    name = str(base.get("name") or tables.setting(config, "model.name") or "a model")
-    target = tables.setting(config, "road.second_target")
-    perplexity, passkey = (files.optional_rows(f"plots/{part}.csv") for part in ("perplexity", "passkey"))
-    html = _template().render(
+    original = int(base.get("window") or base.get("original_length") or setting(config, "model.original_length") or 1)
+    name = str(base.get("name") or setting(config, "model.name") or "a model")
+    target = setting(config, "extension.second_target")
+    perplexity, passkey = files.table("perplexity"), files.table("passkey")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = package_files("ropewalk.report").joinpath("template.html").read_text("utf-8")
+    html = environment.from_string(template).render(
         title=f"{name[:1].upper()}{name[1:]}: a longer context window",
         span=f"from {original:,} to {target:,} tokens" if target and original > 1 else "",
         light=colour_rules(dark=False),
         dark=colour_rules(dark=True),
-        answer=answer(name, perplexity, passkey, checks or (), window=original),
-        run=tables.run_sentences(config, base),
+        answer=answer(name, perplexity, passkey, checks or (), window=original, target=target),
+        run=run_sentences(config, base),
         base_notes=base_notes,
         checks=checks,
         passed=sum(bool(check["passed"]) for check in checks or ()),
-        outcome=tables.comparison_sentences(perplexity),
+        outcome=comparison_sentences(perplexity),
         check_notes=check_notes,
         sections=sections(files, config, base),
         configuration=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         origin=origin,
         overrides=yaml.safe_dump({"overrides": list(origin.overrides)}, width=1000) if origin else "",
-        versions=_versions(),
+        versions=", ".join([f"Python {python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]),
         numbers=[(stage, _flat(values)) for stage, values in files.metrics().items()],
     )
     write_text(out, html)
-
-
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(package_files("ropewalk.report").joinpath("template.html").read_text("utf-8"))
-
-
-def _versions() -> str:
-    """Of what the figures depend on."""
-    return ", ".join([f"Python {python_version()}", *(f"{package} {version(package)}" for package in _PACKAGES)])
 
 
 def _flat(values: Any, prefix: str = "") -> Sequence[tuple[str, str]]:
@@ -88,3 +80,19 @@ def _flat(values: Any, prefix: str = "") -> Sequence[tuple[str, str]]:
     if not isinstance(values, Mapping):
         return [(prefix, f"{values:.6g}" if isinstance(values, float) else str(values))]
     return [pair for key, value in values.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def card_pictures(
+    perplexity: ResultTable, passkey: ResultTable, *, original_length: int, folder: Path
+) -> dict[Path, str]:
+    """Write PNG files to ``folder``; returns what each shows, and leaves out what was not measured."""
+    pictures = {}
+    if len(perplexity.where(model=tuple(style.MODELS))):
+        path = folder / "perplexity.png"
+        style.save(plots.perplexity(perplexity, original_length=original_length), path)
+        pictures[path] = "Perplexity against input length, one line per method"
+    if len(passkey):
+        path = folder / "passkey.png"
+        style.save(heatmaps.passkey(passkey), path)
+        pictures[path] = "Passkey accuracy by length and depth"
+    return pictures

@@ -1,19 +1,21 @@
 """Figures of a run from the rows of its CSV files, readable at 900 pixels and without telling colours apart.
 
-Rows are dictionaries as `ropewalk.files.read_table` gives them. No pyplot: nothing global.
+No pyplot: nothing global.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ropewalk.evaluate.result_table import ResultTable, Row
 from ropewalk.report.style import (
     BAND,
     FAINT,
@@ -23,7 +25,6 @@ from ropewalk.report.style import (
     PAPER,
     THIRD,
     WHOLE,
-    Row,
     groups,
     in_order,
     legend,
@@ -35,37 +36,27 @@ from ropewalk.report.style import (
 )
 
 
-def best_case(rows: Iterable[Row]) -> dict[int, Row]:
-    """Per length the row with the lowest perplexity: a method's best variant."""
-    best: dict[int, Row] = {}
-    for row in rows:
-        length = int(row["length"])
-        if length not in best or float(row["perplexity"]) < float(best[length]["perplexity"]):
-            best[length] = row
-    return dict(sorted(best.items()))
-
-
-def perplexity(rows: Sequence[Row], *, original_length: int, width: float = WHOLE) -> Figure:
+def perplexity(table: ResultTable, *, original_length: int, width: float = WHOLE) -> Figure:
     """Perplexity against length, one line per method in its best case, one panel per model; the control beside it.
 
     Figures on different document sets are different lines of one colour, filled and open, since they do not compare.
     Rows with ``low`` and ``high`` have a band between them.
     """
-    panels = [model for model in MODELS if any(row["model"] == model for row in rows)]
+    panels = [model for model in MODELS if len(table.where(model=model))]
     figure, grid = panels_of(max(len(panels), 1), columns=2 if len(panels) > 1 else 1, height=4.4, width=width)
     handles: dict[str, Any] = {}
     for model, axes in zip(panels, grid, strict=False):
-        shown = [(row["method"], row) for row in rows if row["model"] == model and row["method"] != "seed"]
-        if model == "finetuned":
-            shown += [("control", row) for row in rows if row["model"] == "control"]
-        lines = groups((row | {"line": line} for line, row in shown), lambda row: (row["line"], row["document_set"]))
-        for method in in_order({line: None for line, _ in lines}):
+        of_model = table.where(model=model)
+        lines = {name: of_model.where(method=name) for name in of_model.values("method") if name != "gradient"}
+        if model == "finetuned" and len(control := table.where(model="control")):
+            lines["control"] = control
+        for name in in_order(lines):
             for documents, filled in (("all", True), ("long", False)):
-                if (method, documents) in lines:
-                    handles |= _perplexity_line(axes, method, best_case(lines[method, documents]), filled=filled)
-        _perplexity_axes(axes, [row for _, row in shown], original_length)
+                if best := lines[name].best_by_length(document_set=documents):
+                    handles |= _perplexity_line(axes, name, best, filled=filled)
+        _perplexity_axes(axes, [row for line in lines.values() for row in line.rows()], original_length)
         axes.set_title(MODELS[model], fontsize=11, loc="left")
-    if any(row["document_set"] == "long" for row in rows):
+    if len(table.where(document_set="long")):
         for label, fill in (("all test documents", INK), ("the longest ones only", PAPER)):
             handles[label] = Line2D([], [], color=INK, marker="o", markerfacecolor=fill, linestyle="none")
     legend(figure, handles)
@@ -87,7 +78,7 @@ def _perplexity_line(axes: Axes, method: str, best: Mapping[int, Row], *, filled
     return {label: handle} if filled else {}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a cell of a table holds a finite number; one that was not measured is empty."""
     return isinstance(value, int | float) and math.isfinite(value)
 
@@ -100,12 +91,17 @@ def _perplexity_axes(axes: Axes, rows: Sequence[Row], original_length: int) -> N
     length_axis(axes, lengths)
     axes.axvspan(lengths[0] / 1.15, original_length, color=BAND, zorder=0, linewidth=0)
     axes.axvline(original_length, color=FAINT, linewidth=1, zorder=1)
-    axes.annotate(
-        "training window", (original_length, 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
-        textcoords="offset points", fontsize=8.5, color="#5c5c5c", va="top",
-    )  # fmt: skip
+    _annotate(axes, "training window", (original_length, 1), va="top")
     axes.set_xlim(lengths[0] / 1.15, lengths[-1] * 1.15)
     axes.set_ylabel(f"perplexity per token{' (log scale)' if axes.get_yscale() == 'log' else ''}")
+
+
+def _annotate(axes: Axes, text: str, place: tuple[float, float], *, va: str) -> None:
+    """Write small beside ``place``: x in data, y as a share of the axes."""
+    axes.annotate(
+        text, place, xycoords=("data", "axes fraction"), xytext=(4, -4 if va == "top" else 4),
+        textcoords="offset points", fontsize=8.5, color="#5c5c5c", va=va,
+    )  # fmt: skip
 
 
 def factors(
@@ -114,26 +110,26 @@ def factors(
     """Rescale factors lambda, published methods beside ours (names that begin with "ours").
 
     Args:
-        frequencies: of each pair under plain RoPE, in radians per token; with them the factors stand against
-            frequency, and the pairs' numbers above.
+        frequencies: the frequency of each pair under plain RoPE, in radians per token; with them the factors stand
+            against frequency, and the pairs' numbers above.
         critical: the first pair that does not turn once in the training window, marked.
     """
     figure, (axes,) = panels_of(1, columns=1, height=4.4, width=width)
     lines = groups(rows, lambda row: str(row["factors_of"]))
-    own = [name for name in lines if name.startswith("ours")]
+    ours = [name for name in lines if name.startswith("ours")]
     handles: dict[str, Any] = {}
-    for name in [*(name for name in in_order(lines) if name not in own), *own]:
+    for name in [*(name for name in in_order(lines) if name not in ours), *ours]:
         label, colour, line, marker = style(name)
-        if name in own:
-            place = own.index(name)
-            shade = round(place * (len(OURS) - 1) / max(len(own) - 1, 1)) if len(own) > 1 else 2
-            colour, line, marker = OURS[shade], "-", "osD^vP"[place % 6]
+        if name in ours:
+            number = ours.index(name)
+            shade = round(number * (len(OURS) - 1) / (len(ours) - 1)) if len(ours) > 1 else 2
+            colour, line, marker = OURS[shade], "-", "osD^vP"[number % 6]
         ordered = sorted(lines[name], key=lambda row: int(row["pair"]))
         pairs = [int(row["pair"]) for row in ordered]
         (handles[label],) = axes.plot(
             [frequencies[pair] for pair in pairs] if frequencies else pairs,
             [float(row["lambda"]) for row in ordered], line, color=colour, marker=marker, markersize=4,
-            linewidth=2.4 if name in own else 1.4, zorder=4 if name in own else 3,
+            linewidth=2.4 if name in ours else 1.4, zorder=4 if name in ours else 3,
         )  # fmt: skip
     log_y(axes, [float(row["lambda"]) for row in rows])
     axes.set_ylabel("rescale factor λ (log scale)")
@@ -143,30 +139,23 @@ def factors(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("dimension pair, from the highest frequency to the lowest")
     if critical is not None and critical < len(frequencies or range(critical + 1)):
-        axes.axvline(frequencies[critical] if frequencies else critical, color=FAINT, linewidth=1.2, zorder=1)
-        axes.annotate(
-            f"critical dimension {2 * critical}", (frequencies[critical] if frequencies else critical, 0),
-            xycoords=("data", "axes fraction"), xytext=(4, 4), textcoords="offset points", fontsize=8.5,
-            color="#5c5c5c", va="bottom",
-        )  # fmt: skip
+        place = frequencies[critical] if frequencies else critical
+        axes.axvline(place, color=FAINT, linewidth=1.2, zorder=1)
+        _annotate(axes, f"critical dimension {2 * critical}", (place, 0), va="bottom")
     legend(figure, handles)
     return figure
 
 
 def searched_factors(rows: Sequence[Row]) -> Figure:
     """The best factors for each length among ``rows`` of a search."""
-    whole = groups(
-        (row for row in rows if row["phase"] != "gradient" and is_number(row["loss"])), lambda row: row["length"]
-    )
-    best = {length: min(own, key=lambda row: float(row["loss"])) for length, own in whole.items()}
-    return factors(
-        [
-            {"factors_of": f"ours, {length:,} tokens", "pair": int(name.removeprefix("lambda_")), "lambda": value}
-            for length, row in best.items()
-            for name, value in row.items()
-            if name.startswith("lambda_")
-        ]
-    )
+    whole = [row for row in rows if row["phase"] != "gradient" and is_number(row["loss"])]
+    shown = []
+    for length, of_length in groups(whole, lambda row: row["length"]).items():
+        best = min(of_length, key=lambda row: float(row["loss"]))
+        values = [value for name, value in best.items() if name.startswith("lambda_")]
+        name = f"ours, {length:,} tokens"
+        shown += [{"factors_of": name, "pair": pair, "lambda": value} for pair, value in enumerate(values)]
+    return factors(shown)
 
 
 def _frequency_axis(axes: Axes, frequencies: Sequence[float]) -> None:
@@ -184,16 +173,14 @@ def _frequency_axis(axes: Axes, frequencies: Sequence[float]) -> None:
 
 
 def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure:
-    """Perplexity on search documents over tokens paid: trials as dots, the best so far as a line.
+    """Perplexity on search documents over tokens paid: a panel per length of each search (title -> rows).
 
     Steps of a gradient read rows of their own each, whose losses do not compare, so that they have no line.
-
-    ``runs`` maps a title to the rows of one search; each length of it has a panel.
     """
     panels = [
-        (f"{title}, {length:,} tokens", own)
+        (f"{title}, {length:,} tokens", of_length)
         for title, rows in runs.items()
-        for length, own in groups(rows, lambda row: int(row["length"])).items()
+        for length, of_length in groups(rows, lambda row: int(row["length"])).items()
     ]
     # A narrow one has its legend in lines.
     height = 3.6 if width > THIRD else 4.2
@@ -209,11 +196,12 @@ def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure
     return figure
 
 
-_PHASES = {
-    "published": ("published method", "#0072b2", "D"),
-    "gradient": ("gradient step, on rows of its own", "#009e73", "s"),
-    "learned": ("where the gradient ends", "#009e73", "P"),
-    "evolution": ("evolution, best so far", "#d55e00", "o"),
+_PHASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    # label, colour, marker, and how the dots are drawn
+    "published": ("published method", "#0072b2", "D", {"s": 26, "zorder": 4}),
+    "gradient": ("gradient step, on rows of its own", "#009e73", "s", {"s": 12, "alpha": 0.6, "zorder": 2}),
+    "learned": ("where the gradient ends", "#009e73", "P", {"s": 26, "zorder": 4}),
+    "evolution": ("evolution, best so far", "#d55e00", "o", {"s": 9, "alpha": 0.3, "linewidths": 0, "zorder": 2}),
 }
 
 
@@ -221,34 +209,29 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
     handles: dict[str, Any] = {}
     shown: list[float] = []
     phases = groups(rows, lambda row: row["phase"])
-    for phase, (label, colour, marker) in _PHASES.items():
-        own = sorted(phases.get(phase, []), key=lambda row: float(row["tokens"]))
-        if not own:
-            continue
+    for phase, (label, colour, marker, dots) in _PHASES.items():
+        of_phase = sorted(phases.get(phase, []), key=lambda row: float(row["tokens"]))
         # A trial that was stopped early has no loss of its own.
-        whole = [row for row in own if row["loss"] not in (None, "")]
+        whole = [row for row in of_phase if row["loss"] not in (None, "")]
         if not whole:
             continue
-        own = [row for row in own if row["best"] not in (None, "")]
         paid, scores = [float(row["tokens"]) for row in whole], [_exp(row["loss"]) for row in whole]
+        drawn = axes.scatter(paid, scores, marker=marker, color=colour, **dots)
+        if phase != "evolution":
+            handles[label] = drawn
         if phase in ("published", "learned"):
-            handles[label] = axes.scatter(paid, scores, s=26, marker=marker, color=colour, zorder=4)
             shown.append(min(scores))
-            continue
-        if phase == "gradient":
-            handles[label] = axes.scatter(paid, scores, s=12, marker=marker, color=colour, alpha=0.6, zorder=2)
+        elif phase == "gradient" and "evolution" not in phases:
             # Steps of a row or two differ by their text alone; where there is a line they must not press it flat.
-            if "evolution" not in phases:
-                shown += [float(np.quantile(scores, share)) for share in (0.05, 0.95)]
-            continue
-        line = [_exp(row["best"]) for row in own]
-        axes.scatter(paid, scores, s=9, marker=marker, color=colour, alpha=0.3, linewidths=0, zorder=2)
-        (handles[label],) = axes.plot(
-            [float(row["tokens"]) for row in own], line, color=colour, linewidth=2.2, drawstyle="steps-post", zorder=3
-        )
-        ends = _generations(own)
-        axes.scatter([x for x, _ in ends], [y for _, y in ends], s=22, marker="|", color=INK, zorder=5)
-        shown += [*line, float(np.quantile(scores, 0.75))]
+            shown += [float(np.quantile(scores, share)) for share in (0.05, 0.95)]
+        elif phase == "evolution":
+            with_best = [row for row in of_phase if row["best"] not in (None, "")]
+            tokens, line = [float(row["tokens"]) for row in with_best], [_exp(row["best"]) for row in with_best]
+            (handles[label],) = axes.plot(tokens, line, color=colour, linewidth=2.2, drawstyle="steps-post", zorder=3)
+            ends = {row["generation"]: (paid, best) for row, paid, best in zip(with_best, tokens, line, strict=True)}
+            last_tokens, last_best = zip(*ends.values(), strict=True)
+            axes.scatter(last_tokens, last_best, s=22, marker="|", color=INK, zorder=5)
+            shown += [*line, float(np.quantile(scores, 0.75))]
     # The worst trials would press everything else into a line.
     log_y(axes, [min(shown) / 1.03, max(shown) * 1.06])
     axes.set_ylim(min(shown) / 1.03, max(shown) * 1.06)
@@ -257,21 +240,19 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
     return handles
 
 
-def _generations(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """(tokens, best) at the last trial of every generation."""
-    last = {row["generation"]: row for row in rows}
-    return [(float(row["tokens"]), _exp(row["best"])) for row in last.values()]
-
-
 def _exp(nats: Any) -> float:
     return math.exp(min(float(nats), 50.0))
 
 
-def training(runs: Mapping[str, Sequence[Row]], *, only: Sequence[str] | None = None, width: float = WHOLE) -> Figure:
-    """Training loss by step; ``runs`` maps a title to the rows of one run, each in a panel with the same loss axis.
+def no_training() -> Figure:
+    """What stands in place of the losses where no weight was trained."""
+    figure = Figure(figsize=(WHOLE, 1.2), facecolor=PAPER)
+    figure.text(0.5, 0.5, "Nothing was trained: the weights are those of the base model.", ha="center", color=INK)
+    return figure
 
-    ``only`` names the runs that are drawn.
-    """
+
+def training(runs: Mapping[str, Sequence[Row]], *, only: Sequence[str] | None = None, width: float = WHOLE) -> Figure:
+    """Training loss by step of each run by its title, in panels with the same loss axis; ``only`` these are drawn."""
     drawn = [title for title in runs if only is None or title in only]
     figure, grid = panels_of(len(drawn), columns=min(len(drawn), 3), height=3.6, width=width)
     losses = [float(row["loss"]) for rows in runs.values() for row in rows]
@@ -279,22 +260,14 @@ def training(runs: Mapping[str, Sequence[Row]], *, only: Sequence[str] | None = 
     for title, axes in zip(drawn, grid, strict=True):
         rows, colour = runs[title], colours[title]
         steps = [int(row["step"]) for row in rows]
-        loss = np.array([float(row["loss"]) for row in rows])
+        loss = [float(row["loss"]) for row in rows]
         axes.plot(steps, loss, color=colour, alpha=0.35, linewidth=1)
-        axes.plot(steps, _smooth(loss), color=colour, linewidth=2.2)
+        # Over a tenth of the run, shorter at the ends.
+        mean = pd.Series(loss).rolling(2 * max(len(loss) // 20, 1) + 1, center=True, min_periods=1).mean()
+        axes.plot(steps, mean, color=colour, linewidth=2.2)
         axes.set_ylim(min(losses) - 0.05, float(np.quantile(losses, 0.995)) + 0.1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("optimizer step")
         axes.set_title(title, fontsize=10.5, loc="left")
     grid[0].set_ylabel("training loss, nats per token")
     return figure
-
-
-def _smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Running mean over a tenth of the run, shorter windows at the ends."""
-    half = max(len(values) // 20, 1)
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    places = np.arange(len(values))
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    smooth: np.ndarray[Any, Any] = (sums[high] - sums[low]) / (high - low)
-    return smooth

@@ -38,18 +38,17 @@ def profile_text(switch: LengthSwitch, shape: RotaryShape) -> str:
             "",
             f"inputs up to {up_to:,} tokens: attention factor {scaling.attention_factor:.4g}, n_hat {scaling.n_hat}",
             _HEADER,
-            *(_line(pair, first_untrained=pair.pair == critical) for pair in pairs),
+            *(_line(pair, critical) for pair in pairs),
             _verdict(pairs, up_to),
         ]
     return "\n".join(lines)
 
 
-def _line(pair: PairProfile, *, first_untrained: bool) -> str:
+def _line(pair: PairProfile, critical: int) -> str:
     reach = "any length" if math.isinf(pair.trained_up_to) else f"{pair.trained_up_to:,.0f}"
-    mark = " <" if first_untrained else ""
     return (
         f"{pair.pair:>4} {pair.plain_period:>12,.1f} {pair.factor:>9.3f} {pair.period:>13,.1f} "
-        f"{pair.turns_in_window:>16.2f} {reach:>14}{mark}"
+        f"{pair.turns_in_window:>16.2f} {reach:>14}{' <' if pair.pair == critical else ''}"
     )
 
 
@@ -68,7 +67,7 @@ def profile_figure(switch: LengthSwitch, shape: RotaryShape) -> Figure:
     """Factors by pair on the left, periods on the right, with the critical pair, the window and the targets."""
     figure, (left, right) = panels_of(2, columns=2, height=4.4)
     critical = critical_pair(rotary_dim=shape.rotary_dim, base=shape.base, original_length=shape.original_length)
-    plain = [pair.plain_period for pair in profile(switch[-1][1], base=shape.base)]
+    plain = [pair.plain_period for pair in profile(switch.longest, base=shape.base)]
     right.plot(range(len(plain)), plain, "--", color=FAINT, label="plain RoPE")
     for place, (up_to, scaling) in enumerate(switch):
         colour = OURS[round(place * (len(OURS) - 1) / max(len(switch) - 1, 1))]

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ropewalk.evaluate.needles import FAMILIES
+from ropewalk.evaluate.result_table import ResultTable, Row
 from ropewalk.report.plots import is_number
-from ropewalk.report.style import FAINT, HALF, PAPER, Row, groups, legend, length_axis, panels_of, style
-from ropewalk.report.tables import Cell, Table
+from ropewalk.report.style import FAINT, HALF, PAPER, groups, legend, length_axis, panels_of, style
+from ropewalk.report.tables import MODEL_NAMES, Cell, Table, length_table, protocols
 
 WAYS = {
     # label, colour, line, marker
@@ -16,24 +18,32 @@ WAYS = {
 }
 
 
+def family_name(name: str) -> str:
+    """How tables call a needle family or the passkey task."""
+    return FAMILIES[name].display_name if name in FAMILIES else name.replace("_", " ")
+
+
 def _task(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+    return family_name(name).capitalize()
 
 
 def retrieval_table(rows: Sequence[Row]) -> Table:
     """Both scores, tokens read and seconds of an answer, by task, length and way of reading."""
     body = []
-    for (task, length), own in groups(rows, lambda row: (str(row["task"]), int(row["length"]))).items():
-        best = max(float(row["accuracy"]) for row in own)
-        for row in sorted(own, key=lambda row: list(WAYS).index(str(row["way"]))):
+    for (task, length), ways in groups(rows, lambda row: (str(row["task"]), int(row["length"]))).items():
+        best = max(float(row["accuracy"]) for row in ways)
+        for row in sorted(ways, key=lambda row: list(WAYS).index(str(row["way"]))):
             share = float(row["accuracy"])
+            likelier, likely = Cell("–"), row.get("likelihood_accuracy")
+            if is_number(likely):
+                likelier = Cell(f"{100 * likely:.0f} %", f"chance {100 * float(row['chance']):.0f} %")
             interval = f"{100 * row['low']:.0f}–{100 * row['high']:.0f} %" if is_number(row.get("low")) else ""
             body.append(
                 (
                     Cell(f"{_task(task)}, {length:,}"),
                     Cell(WAYS[str(row["way"])][0]),
                     Cell(f"{100 * share:.0f} %", interval, best=share == best),
-                    _likelier(row),
+                    likelier,
                     Cell(f"{100 * float(row['held']):.0f} %"),
                     Cell(f"{float(row['tokens']):,.0f}"),
                     Cell(f"{1000 * float(row['seconds']):,.0f} ms"),
@@ -41,23 +51,10 @@ def retrieval_table(rows: Sequence[Row]) -> Table:
                 )
             )  # fmt: skip
     header = (
-        "task, tokens",
-        "what is read",
-        "accuracy",
-        "likelier than wrong answers",
-        "answer in what is read",
-        "tokens read",
-        "time an answer",
-        "trials",
-    )
-    protocols = dict.fromkeys(str(row["protocol"]) for row in rows if row.get("protocol"))
-    return Table("Retrieval or long context", header, tuple(body), tuple(f"Protocol: {one}." for one in protocols))
-
-
-def _likelier(row: Row) -> Cell:
-    if not is_number(row.get("likelihood_accuracy")):
-        return Cell("–")
-    return Cell(f"{100 * float(row['likelihood_accuracy']):.0f} %", f"chance {100 * float(row['chance']):.0f} %")
+        "task, tokens", "what is read", "accuracy", "likelier than wrong answers", "answer in what is read",
+        "tokens read", "time an answer", "trials",
+    )  # fmt: skip
+    return Table("Retrieval or long context", header, tuple(body), tuple(protocols(rows)))
 
 
 def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
@@ -66,8 +63,8 @@ def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
     figure, grid = panels_of(len(tasks), columns=min(len(tasks), 2), height=3.8, width=width)
     handles: dict[str, Line2D] = {}
     compared = False
-    for (task, own), axes in zip(tasks.items(), grid, strict=True):
-        for way, read in groups(own, lambda row: str(row["way"])).items():
+    for (task, of_task), axes in zip(tasks.items(), grid, strict=True):
+        for way, read in groups(of_task, lambda row: str(row["way"])).items():
             label, colour, line, marker = WAYS[way]
             ordered = sorted(read, key=lambda row: int(row["length"]))
             lengths = [int(row["length"]) for row in ordered]
@@ -82,7 +79,7 @@ def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
                 axes.plot(lengths, shares, ":", color=colour, marker=marker, markerfacecolor=PAPER, linewidth=1.2)
                 axes.axhline(100 * float(likely[0]["chance"]), color=FAINT, linewidth=0.8)
                 compared = True
-        length_axis(axes, sorted({int(row["length"]) for row in own}))
+        length_axis(axes, sorted({int(row["length"]) for row in of_task}))
         axes.set_xlabel("length of the document, tokens (log scale)")
         axes.set_ylim(-4, 104)
         axes.set_ylabel("right answers, %")
@@ -100,16 +97,12 @@ def benchmark_table(rows: Sequence[Row]) -> Table:
     """Scores of general benchmarks, one column per model and factors: the original window, then the extended one."""
     columns = list(dict.fromkeys((str(row["model"]), str(row["factors"])) for row in rows))
     body = []
-    for (task, metric), own in groups(rows, lambda row: (str(row["task"]), str(row["metric"]))).items():
-        cells = [Cell(f"{task}, {metric}")]
-        for column in columns:
-            here = [row for row in own if (str(row["model"]), str(row["factors"])) == column]
-            cells.append(_score(here[0]) if here else Cell("–"))
-        body.append(tuple(cells))
-    names = {"base": "base model", "finetuned": "fine-tuned"}
-    header = ("task", *(f"{names.get(model, model)}, {factors}" for model, factors in columns))
-    protocols = dict.fromkeys(f"{row['task']}: {row['protocol']}" for row in rows)
-    return Table("General benchmarks before and after", header, tuple(body), tuple(f"{one}." for one in protocols))
+    for (task, metric), of_task in groups(rows, lambda row: (str(row["task"]), str(row["metric"]))).items():
+        scores = {(str(row["model"]), str(row["factors"])): _score(row) for row in of_task}
+        body.append((Cell(f"{task}, {metric}"), *(scores.get(column, Cell("–")) for column in columns)))
+    header = ("task", *(f"{MODEL_NAMES.get(model, model)}, {factors}" for model, factors in columns))
+    notes = dict.fromkeys(f"{row['task']}: {row['protocol']}." for row in rows)
+    return Table("General benchmarks before and after", header, tuple(body), tuple(notes))
 
 
 def _score(row: Row) -> Cell:
@@ -119,51 +112,36 @@ def _score(row: Row) -> Cell:
     return Cell(f"{100 * float(row['score']):.1f} %", f"of {int(row['questions']):,}{cut}")
 
 
-def needle_table(rows: Sequence[Row]) -> Table:
+def needle_table(needles: ResultTable) -> Table:
     """Needle families by length, all depths together: answers decoded, and likelihood of the right answer beside it."""
-    lengths = sorted({int(row["length"]) for row in rows})
-    body = []
-    kinds = groups(rows, lambda row: (str(row["family"]), str(row["model"]), str(row["method"])))
-    names = {"base": "base model", "finetuned": "fine-tuned"}
-    for (family, model, method), own in kinds.items():
-        cells = [Cell(f"{family.replace('_', ' ')}: {names.get(model, model)}, {style(method)[0]}")]
-        for length in lengths:
-            here = [row for row in own if int(row["length"]) == length]
-            trials = sum(int(row["trials"]) for row in here)
-            if not trials:
-                cells.append(Cell("–"))
-                continue
-            shares = {
-                key: 100 * sum(float(row[key]) * int(row["trials"]) for row in here) / trials
-                for key in ("accuracy", "likelihood_accuracy", "chance")
-            }
-            likely = f"likelier than others {shares['likelihood_accuracy']:.0f} %, chance {shares['chance']:.0f} %"
-            cells.append(Cell(f"{shares['accuracy']:.0f} %", likely))
-        body.append(tuple(cells))
-    protocols = dict.fromkeys(str(row["protocol"]) for row in rows)
-    header = ("accuracy at length", *(f"{length:,}" for length in lengths))
-    return Table("Needles", header, tuple(body), tuple(f"Protocol: {one}." for one in protocols))
+    rows = []
+    for (family, model, method), table in needles.groups("family", "model", "method"):
+        label = f"{family_name(family)}: {MODEL_NAMES.get(model, model)}, {style(method)[0]}"
+        cells = {length: _needle_cell(of_length) for length, of_length in table.by_length().items()}
+        rows.append((label, cells))
+    return length_table("Needles", "accuracy at length", needles.lengths(), rows, protocols(needles.rows()))
 
 
-def paired_table(rows: Sequence[Row]) -> Table:
+def _needle_cell(table: ResultTable) -> Cell:
+    scores = [table.accuracy(score, scale=100) for score in ("accuracy", "likelihood_accuracy", "chance")]
+    accuracy, likely, chance = (f"{score:.0f} %" for score in scores)
+    return Cell(accuracy, f"likelier than others {likely}, chance {chance}")
+
+
+def paired_table(comparisons: ResultTable) -> Table:
     """Ours over each other method's best case on the same documents: the ratio of perplexities and how sure it is."""
-    names = {"base": "base model", "finetuned": "fine-tuned"}
-    kinds = groups(rows, lambda row: (str(row["model"]), str(row["against"])))
-    lengths = sorted({int(row["length"]) for row in rows})
-    body = []
-    for (model, against), own in kinds.items():
-        cells = [Cell(f"{names.get(model, model)}, {style(against)[0]}")]
-        for length in lengths:
-            here = [row for row in own if int(row["length"]) == length and is_number(row["perplexity_ratio"])]
-            cells.append(_ratio(here[0]) if here else Cell("–"))
-        body.append(tuple(cells))
+    rows = []
+    for model, against in (names for names, _ in comparisons.groups("model", "against")):
+        by_length = {n: comparisons.paired_ratio(model=model, against=against, length=n) for n in comparisons.lengths()}
+        cells = {length: _ratio(row) for length, row in by_length.items() if row is not None}
+        rows.append((f"{MODEL_NAMES.get(model, model)}, {style(against)[0]}", cells))
     note = "Below 1, ours is the lower one. In small print the 95 % interval, the p-value and the number of documents."
-    header = ("ours over", *(f"{length:,}" for length in lengths))
-    return Table("Perplexity of ours over that of others, same documents", header, tuple(body), (note,))
+    caption = "Perplexity of ours over that of others, same documents"
+    return length_table(caption, "ours over", comparisons.lengths(), rows, [note])
 
 
 def _ratio(row: Row) -> Cell:
     known = is_number(row["low"]) and is_number(row["high"])
     interval = f"{row['low']:.3f}–{row['high']:.3f}, " if known else ""
     p_value = f"p {row['p_value']:.2g}, " if is_number(row["p_value"]) else ""
-    return Cell(f"{row['perplexity_ratio']:.3f}", f"{interval}{p_value}{int(row['documents'])}")
+    return Cell(f"{row['perplexity_ratio']:.3f}", f"{interval}{p_value}{row['documents']}")

@@ -10,23 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from ropewalk.evaluate.result_table import Row
 from ropewalk.files import writing
-
-Row = dict[str, Any]
+from ropewalk.rope.methods import METHODS
 
 INK, FAINT = "#222222", "#8a8a8a"
-STYLES: dict[str, tuple[str, str, str, str]] = {
-    # label, colour (Okabe and Ito's, told apart by the colour-blind), line, marker
-    "none": ("plain RoPE", "#555555", "--", "X"),
-    "pi": ("PI", "#e69f00", "-", "s"),
-    "ntk": ("NTK-aware", "#56b4e9", "-", "^"),
-    "dynamic_ntk": ("dynamic NTK", "#009e73", "-", "v"),
-    "abf": ("ABF", "#b8a800", "-", "h"),
-    "yarn": ("YaRN", "#0072b2", "-", "D"),
-    "llama3": ("Llama 3", "#7a5195", "-", "<"),
-    "longrope": ("LongRoPE", "#cc79a7", "-", "*"),
+_OTHER_LINES: dict[str, tuple[str, str, str, str]] = {
     "control": ("control, trained in the short window", "#000000", ":", "P"),
-    "seed": ("gradient alone", "#cc79a7", "-", "o"),
+    "gradient": ("gradient alone", "#cc79a7", "-", "o"),
     "ours": ("ours", "#d55e00", "-", "o"),
 }
 _SPARE = ("#7a5195", "#3d7a00", "#a05000", "#4b4b9f")
@@ -35,7 +26,7 @@ OURS = ("#f5a26b", "#e07b33", "#d55e00", "#a34700", "#6b2e00")
 MODELS = {
     "base": "base model, no training",
     "finetuned": "after fine-tuning",
-    "rivals": "each fine-tuned under its own factors",
+    "trained_baselines": "each fine-tuned under its own factors",
 }
 PAPER, GRID, BAND = "#ffffff", "#e6e6e6", "#f3ead8"
 WHOLE, HALF, THIRD = 9.0, 4.6, 3.6
@@ -43,21 +34,23 @@ WHOLE, HALF, THIRD = 9.0, 4.6, 3.6
 
 
 def style(name: str) -> tuple[str, str, str, str]:
-    """(label, colour, line, marker) of a method, the same in every figure; names not known get a grey of their own."""
-    return STYLES.get(name, (name.replace("_", " "), _SPARE[sum(name.encode()) % len(_SPARE)], "-.", "."))
+    """(label, colour, line, marker) of a method, the same in every figure; an unknown name gets a spare colour."""
+    if method := METHODS.get(name):
+        return method.display_name, method.colour, method.line, method.marker
+    return _OTHER_LINES.get(name, (name.replace("_", " "), _SPARE[sum(name.encode()) % len(_SPARE)], "-.", "."))
 
 
 def legend(figure: Figure, handles: Mapping[str, Any], *, columns: int = 4) -> None:
-    """Below the panels, in as many columns as the figure's width has room for."""
+    """Draw the legend below the panels, in as many columns as the figure's width has room for."""
     width = figure.get_figwidth()
     columns = 1 if width <= THIRD else columns if width > HALF else max(columns // 2, 1)
-    labels = [str(label) for label in handles]
-    figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.legend(handles.values(), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def in_order(lines: Mapping[str, Any]) -> list[str]:
-    """Names in the order of `STYLES`, ours last and so on top; unknown ones after them."""
-    return [*(name for name in STYLES if name in lines), *(name for name in lines if name not in STYLES)]
+    """Names in the order of the registered methods, ours after them and so on top; unknown ones last."""
+    known = [*METHODS, *_OTHER_LINES]
+    return [*(name for name in known if name in lines), *(name for name in lines if name not in known)]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -83,10 +76,11 @@ def panels_of(panels: int, *, columns: int, height: float, width: float = WHOLE)
 
 
 def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    found: dict[Any, list[Row]] = {}
+    """Rows by their key, in order of the first row of each."""
+    by_key: dict[Any, list[Row]] = {}
     for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return found
+        by_key.setdefault(key(row), []).append(row)
+    return by_key
 
 
 def plain_number(value: float, _: object = None) -> str:

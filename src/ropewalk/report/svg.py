@@ -32,9 +32,7 @@ def colour_rules(*, dark: bool) -> str:
 def inline(figure: Figure, *, name: str, alt: str) -> str:
     """``figure`` as an <svg> element for an HTML page, the same text for the same figure.
 
-    Args:
-        name: put before every id, so that two figures on a page share none.
-        alt: what it shows, for those who do not see it.
+    ``name`` is put before every id, so that two figures on a page share none; ``alt`` is for those who do not see it.
     """
     FigureCanvasSVG(figure)
     buffer = BytesIO()
@@ -48,11 +46,10 @@ def inline(figure: Figure, *, name: str, alt: str) -> str:
     used = set(re.findall(r"#([\w-]+)[\")]", buffer.getvalue().decode("utf-8")))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {
-            key.rpartition("}")[2]: _value(key.rpartition("}")[2], value, name)
-            for key, value in element.attrib.items()
-            if key != "id" or value in used
-        }
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if attributes.get("id") not in used:
+            attributes.pop("id", None)
+        element.attrib = {key: _value(key, value, name) for key, value in attributes.items()}
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": alt}
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
 
@@ -66,8 +63,4 @@ def _value(key: str, value: str, name: str) -> str:
     if key != "style":
         return value
     value = re.sub(r"(font: [^;]*?[\d.]+px )[^;]*", rf"\g<1>{_FONT}", value)
-    return re.sub(r"#[0-9a-f]{6}\b", lambda found: _variable(found[0]), value)
-
-
-def _variable(colour: str) -> str:
-    return f"var(--c{colour[1:]})" if colour in DARK else colour
+    return re.sub("|".join(rf"{colour}\b" for colour in DARK), lambda colour: f"var(--c{colour[0][1:]})", value)

@@ -1,15 +1,25 @@
 """RopeScaling, the methods that make one, and the rotary module that applies it."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ropewalk.rope import methods
-from ropewalk.rope.learned import LearnedScaling
-from ropewalk.rope.rotary import RotaryEmbedding, RotaryShape, current_scaling, extend, find_rotary, rotary_shape
-from ropewalk.rope.scaling import (
-    LengthSwitch,
-    RopeScaling,
-    scaling_for_length,
-    switch_from_json,
-    switch_to_json,
-)
+from ropewalk.rope.length_switch import LengthSwitch
+from ropewalk.rope.scaling import RopeScaling
+
+if TYPE_CHECKING:
+    from ropewalk.rope.embedding import RotaryEmbedding
+    from ropewalk.rope.learned import LearnedScaling
+    from ropewalk.rope.rotary import (
+        RotaryShape,
+        current_scaling,
+        extend,
+        extended,
+        find_rotary,
+        model_scaling,
+        rotary_of_config,
+        rotary_shape,
+    )
 
 __all__ = [
     "LearnedScaling",
@@ -19,10 +29,18 @@ __all__ = [
     "RotaryShape",
     "current_scaling",
     "extend",
+    "extended",
     "find_rotary",
     "methods",
+    "model_scaling",
+    "rotary_of_config",
     "rotary_shape",
-    "scaling_for_length",
-    "switch_from_json",
-    "switch_to_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that the configuration can read the methods' names without importing torch.
+    if name in __all__:
+        modules = {"LearnedScaling": "learned", "RotaryEmbedding": "embedding"}
+        return getattr(import_module(f"ropewalk.rope.{modules.get(name, 'rotary')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

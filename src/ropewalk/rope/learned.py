@@ -1,4 +1,4 @@
-"""Rescale factors and attention factor as parameters, non-decreasing whatever the optimizer does to them."""
+"""Rescale factors and attention factor as trainable parameters; factors never decrease with the pair's index."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,18 +7,17 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ropewalk.rope.rotary import RotaryEmbedding
+from ropewalk.rope.embedding import RotaryEmbedding
 from ropewalk.rope.scaling import RopeScaling
 
-_GRADIENT_SHARE = 1e-3
+_GRADIENT_SCALE = 1e-3
 
 
 class LearnedScaling(nn.Module):
     """log lambda = first + cumsum(increments) with increments >= 0, and log t; float32 whatever the model's dtype.
 
-    It starts exactly from ``scaling`` (whose factors are raised to be non-decreasing where they are not), unlike a
-    softplus, which has no zero. `project` puts the increments back where a step of the optimizer left the allowed
-    half-space.
+    Training starts exactly at ``scaling``, its factors raised to their running maximum; with increments through a
+    softplus, which is never 0, it could not. `project` sets increments that an optimizer step made negative to 0.
     """
 
     def __init__(self, scaling: RopeScaling, *, device: torch.device | str = "cpu") -> None:
@@ -29,29 +28,30 @@ class LearnedScaling(nn.Module):
         self.log_t = nn.Parameter(torch.tensor(scaling.attention_factor, dtype=torch.float32, device=device).log())
         self._start = scaling
         for parameter in self.parameters():
-            # A gradient by lambda is far larger than one by a weight and would have the whole step clipped for it;
-            # Adam divides by its size anyway.
-            parameter.register_hook(lambda gradient: gradient * _GRADIENT_SHARE)
+            # The gradient with respect to a factor is far larger than that of a weight, and gradient clipping would
+            # scale down the whole step because of it. Adam divides by its size anyway.
+            parameter.register_hook(lambda gradient: gradient * _GRADIENT_SCALE)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # As in RotaryEmbedding: a change of device, never of dtype.
+        # As in RotaryEmbedding: the device may change, the dtype never.
         super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def factors(self) -> Tensor:
-        """(rotary_dim / 2), with gradient."""
+        """Rescale factors of shape (rotary_dim / 2), with gradient."""
         return torch.cat((self.first, self.first + torch.cumsum(self.increments, 0))).exp()
 
     def put_into(self, rotary: RotaryEmbedding) -> None:
-        """Let ``rotary`` rotate by these factors in passes to come, with gradient."""
+        """Make ``rotary`` apply these factors in later forward passes, with gradient."""
         rotary.factors, rotary.attention_factor = self.factors(), self.log_t.exp()
 
     @torch.no_grad()
     def project(self) -> None:
+        """Set negative increments to 0, which an optimizer step may have made."""
         self.increments.clamp_(min=0)
 
     @torch.no_grad()
     def scaling(self) -> RopeScaling:
-        """What was learned, with the lengths and n_hat of the start."""
+        """The learned scaling, with the lengths and n_hat of the one that training started from."""
         factors, t = self.factors().tolist(), float(self.log_t.exp())
         return replace(self._start, factors=tuple(factors), attention_factor=t, method="learned")

@@ -3,7 +3,10 @@ YaRN (2309.00071), and transformers' ``modeling_rope_utils``, which each equals 
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+from ropewalk.registry import Registry
 from ropewalk.rope.scaling import RopeScaling, su_attention_factor
 
 
@@ -157,24 +160,85 @@ def longrope(
     return scaling
 
 
-TRAINED = ("pi", "ntk", "yarn")
-"""Methods that models are commonly fine-tuned under."""
+Options = dict[str, dict[str, float]]
+"""Keyword arguments of a method's function, by the label of the choice in tables."""
 
 
-def for_training(method: str, *, rotary_dim: int, base: float, original_length: int, target_length: int) -> RopeScaling:
-    """The scaling that ``method``, one of `TRAINED`, is fine-tuned under: its defaults, for the target length."""
-    return METHODS[method](
-        rotary_dim=rotary_dim, base=base, original_length=original_length, target_length=target_length
-    )
+def _scale_alone(*, ratio: float, base: float, length: int) -> Options:
+    return {f"s={ratio:g}": {}}
 
 
-METHODS: dict[str, Callable[..., RopeScaling]] = {
-    "none": none,
-    "pi": pi,
-    "ntk": ntk,
-    "dynamic_ntk": dynamic_ntk,
-    "abf": abf,
-    "yarn": yarn,
-    "llama3": llama3,
-    "longrope": longrope,
-}
+def _none_options(*, ratio: float, base: float, length: int) -> Options:
+    return {"plain": {}}
+
+
+def _ntk_options(*, ratio: float, base: float, length: int) -> Options:
+    return {f"s={ratio:g}": {}, f"2s={2 * ratio:g}": {"multiple": 2.0}}
+
+
+def _dynamic_ntk_options(*, ratio: float, base: float, length: int) -> Options:
+    factors = {"factor=1": 1.0, f"factor={ratio:g}": ratio}
+    return {label: {"factor": factor, "current_length": length} for label, factor in factors.items()}
+
+
+def _abf_options(*, ratio: float, base: float, length: int) -> Options:
+    """From 10,000 to 500,000, the paper's (arXiv 2309.16039), and to CodeLlama's 1e6; no change where s is 1."""
+    return {f"base x{multiple}": {"new_base": base * multiple} for multiple in ((50, 100) if ratio > 1 else (1,))}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A scaling method: everything that tables, plots, checks and the configuration know about it.
+
+    Calling the entry calls `function`.
+    """
+
+    name: str
+    function: Callable[..., RopeScaling]
+    """Takes rotary_dim, base, original_length and target_length, and options of its own, by keyword."""
+    display_name: str
+    colour: str
+    """Colour in plots, as #rrggbb; the built-in ones are Okabe and Ito's, which the colour-blind tell apart."""
+    marker: str
+    line: str = "-"
+    """Line style and marker are matplotlib's."""
+    trainable: bool = False
+    """Whether models can be fine-tuned under it, with its defaults, for the target length."""
+    compared: bool = True
+    """Whether evaluate compares it."""
+    variants: Callable[..., Options] | None = _scale_alone
+    """The choices among which its best case is taken, given ``ratio`` s, the ``base`` of the model's RoPE and the
+    input ``length``; None where the factors are searched."""
+
+    def __call__(self, **arguments: Any) -> RopeScaling:
+        return self.function(**arguments)
+
+
+METHODS = Registry(
+    (
+        Method("none", none, "plain RoPE", "#555555", "X", "--", variants=_none_options),
+        Method("pi", pi, "PI", "#e69f00", "s", trainable=True),
+        Method("ntk", ntk, "NTK-aware", "#56b4e9", "^", trainable=True, variants=_ntk_options),
+        Method("dynamic_ntk", dynamic_ntk, "dynamic NTK", "#009e73", "v", variants=_dynamic_ntk_options),
+        Method("abf", abf, "ABF", "#b8a800", "h", variants=_abf_options),
+        Method("yarn", yarn, "YaRN", "#0072b2", "D", trainable=True),
+        Method("llama3", llama3, "Llama 3", "#7a5195", "<", compared=False),
+        Method("longrope", longrope, "LongRoPE", "#cc79a7", "*", variants=None),
+    ),
+    group="ropewalk.methods",
+)
+
+
+def compared() -> tuple[str, ...]:
+    """Names of the methods that evaluate compares; longrope stands for the searched factors."""
+    return METHODS.names(lambda method: method.compared)
+
+
+def baselines() -> tuple[str, ...]:
+    """Names of the methods among `compared` that ours, longrope, is compared with."""
+    return METHODS.names(lambda method: method.compared and method.variants is not None)
+
+
+def trainable() -> tuple[str, ...]:
+    """Names of the methods that baselines can be fine-tuned under."""
+    return METHODS.names(lambda method: method.trainable)

@@ -1,172 +1,270 @@
-"""The rotary module that applies a RopeScaling, and putting it into a transformers model."""
+"""The rotary module of a transformers model: where it is, what it computes, and how it is made to apply a scaling."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ropewalk.rope.embedding import RotaryEmbedding
 from ropewalk.rope.scaling import RopeScaling
+from ropewalk.rope.windows import is_windowed, rope_parameters, windows
 
 Model = TypeVar("Model", bound=nn.Module)
 
-
-class RotaryEmbedding(nn.Module):
-    """cos and sin under rescale factors, n_hat and attention factor, computed in float32 whatever the dtype.
-
-    ``factors`` (rotary_dim / 2) and ``attention_factor`` (scalar) are tensors that gradients flow through.
-    """
-
-    inv_freq: Tensor
-    factors: Tensor
-    attention_factor: Tensor
-
-    def __init__(self, inv_freq: Tensor, scaling: RopeScaling) -> None:
-        super().__init__()
-        self.register_buffer("inv_freq", inv_freq.detach().float().clone(), persistent=False)
-        self.register_buffer("factors", torch.ones_like(self.inv_freq), persistent=False)
-        self.register_buffer("attention_factor", torch.ones((), device=inv_freq.device), persistent=False)
-        self.n_hat = 0
-        self.set_scaling(scaling)
-
-    def set_scaling(self, scaling: RopeScaling) -> None:
-        """Raises ValueError when the factors are for another rotary dimension."""
-        scaling.check_rotary_dim(2 * len(self.inv_freq))
-        device = self.inv_freq.device
-        self.factors = torch.tensor(scaling.factors, dtype=torch.float32, device=device)
-        self.attention_factor = torch.tensor(scaling.attention_factor, dtype=torch.float32, device=device)
-        self.n_hat = scaling.n_hat
-        self.scaling = scaling
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # model.to(bfloat16) casts buffers too; only the change of device is wanted here.
-        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of shape (rows, length, rotary_dim) in ``x``'s dtype for positions (rows, length)."""
-        positions = position_ids[..., None].float()
-        with torch.autocast(x.device.type, enabled=False):
-            angles = positions * (self.inv_freq / self.factors)
-            if self.n_hat:
-                angles = torch.where(positions < self.n_hat, positions * self.inv_freq, angles)
-            angles = torch.cat((angles, angles), dim=-1)
-            cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
-        return cos.to(x.dtype), sin.to(x.dtype)
+_METHODS = {"default": "none", "proportional": "none", "linear": "pi", "dynamic": "dynamic_ntk"}
+"""Our names of transformers' rope_types, where they differ."""
 
 
 @dataclass(frozen=True)
 class RotaryShape:
-    """What a method needs to know of a model."""
+    """The sizes of a model's rotary embedding, which every method needs."""
 
     rotary_dim: int
     base: float
+    """The config's rope_theta: pair i turns by base^(-2i / rotary_dim) radians a token."""
     original_length: int
+    """Window before any scaling, in tokens."""
 
 
-def _rotary_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [
-        (name, module)
-        for name, module in model.named_modules()
+def _rotary_modules(model: Any) -> dict[str, nn.Module]:
+    """The rotary modules of the model's decoder by all their names; for a wrapped module, its wrapper."""
+    modules = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
         if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False))
-    ]
+    }
+    wrapped = {module.rotary for module in modules.values() if isinstance(module, RotaryEmbedding)}
+    modules = {name: module for name, module in modules.items() if module not in wrapped}
+    # A model that also sees or hears rotates there too. ModernBERT calls its output matrix the decoder.
+    decoder = set(model.get_decoder().modules()) if hasattr(model, "get_decoder") else set()
+    return {name: module for name, module in modules.items() if module in decoder} or modules
+
+
+def _are_equal(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two rotary modules compute the same."""
+    if first is second:
+        return True
+    if type(first) is not type(second) or isinstance(first, RotaryEmbedding):
+        return False
+    parameters = [getattr(getattr(module, "config", None), "rope_parameters", None) for module in (first, second)]
+    tables = [dict(module.named_buffers(recurse=False)) for module in (first, second)]
+    return (
+        parameters[0] == parameters[1]
+        and tables[0].keys() == tables[1].keys()
+        and all(
+            table.shape == tables[1][name].shape and (table.is_meta or torch.equal(table, tables[1][name]))
+            for name, table in tables[0].items()
+        )
+    )
 
 
 def find_rotary(model: nn.Module) -> tuple[str, nn.Module]:
-    """(name, module) of the model's one rotary table.
+    """The name of the module that computes the model's rotary embedding, and the module.
+
+    Where every layer has a module and all of these are equal, it is the first layer's.
 
     Raises:
-        ValueError: the model has none, several, or one per layer type.
+        ValueError: the model has no module that computes from frequencies, or several that differ.
     """
-    found = _rotary_modules(model)
+    modules = _rotary_modules(model)
     kind = type(model).__name__
-    if not found:
-        raise ValueError(f"{kind} has no rotary position embedding on the model; only RoPE models can be extended")
-    if len(found) > 1:
-        names = ", ".join(name for name, _ in found)
-        raise ValueError(f"{kind} has {len(found)} rotary tables ({names}); one is supported")
-    name, module = found[0]
-    tables = [buffer for buffer, _ in module.named_buffers(recurse=False) if buffer.endswith("inv_freq")]
-    if "inv_freq" not in tables:
-        raise ValueError(f"{kind} has a rotary table per layer type ({', '.join(tables)}); one is supported")
-    return name, module
+    config = getattr(model, "config", None)
+    if not modules or getattr(config, "alibi", False):
+        raise ValueError(f"{kind} {_without_rotary(config)}; only RoPE models can be extended")
+    name, rotary = next(iter(modules.items()))
+    if not all(_are_equal(rotary, other) for other in modules.values()):
+        names = list(dict(zip(modules.values(), modules, strict=True)).values())
+        raise ValueError(f"{kind} has {len(names)} different rotary tables ({', '.join(names)}); one can be extended")
+    return name, rotary
 
 
-def _plain_inverse_frequencies(model: Any, rotary: Any) -> Tensor:
-    """Float32 frequencies without any scaling; recomputed, since the model's own table may be scaled or in bfloat16."""
+def _without_rotary(config: Any) -> str:
+    """What a model does that has no rotary frequencies, or does not use them, for the message."""
+    if getattr(config, "alibi", False):
+        return "has ALiBi in place of rotary position embeddings"
+    # GPT-J and CodeGen have the first of these keys, RoFormer the second.
+    if getattr(config, "rotary_dim", None) or getattr(config, "rotary_value", None) is not None:
+        return "rotates by a fixed table of sines, which has no frequencies that could be rescaled"
+    return "has no rotary position embedding"
+
+
+def _layer_type(rotary: nn.Module, kind: str) -> str | None:
+    """Type of the layers whose table is to be extended; None where the module has a single table.
+
+    Raises:
+        ValueError: only layers with a sliding window have a table, or the module does not compute it from a config.
+    """
+    if not (hasattr(rotary, "compute_default_rope_parameters") and hasattr(rotary, "config")):
+        raise ValueError(f"{kind} does not say how its plain rotary frequencies are computed")
+    tables = [name for name, _ in rotary.named_buffers(recurse=False) if name.endswith("inv_freq")]
+    if "inv_freq" in tables:
+        return None
+    types = [name.removesuffix("_inv_freq") for name in tables if not name.endswith("original_inv_freq")]
+    for layer_type in types:
+        if not is_windowed(layer_type):
+            return layer_type
+    raise ValueError(
+        f"{kind} has rotary embeddings only in its layers of type {', '.join(types)}, which do not read beyond their "
+        "window, so there is nothing to extend"
+    )
+
+
+def _plain_inverse_frequencies(rotary: Any, layer_type: str | None) -> Tensor:
+    """Frequencies without any scaling in float32, recomputed since the table may be scaled, or in bfloat16."""
+    config = rotary.config
+    parameters = rope_parameters(config, layer_type)
+    if parameters.get("rope_type") == "proportional":
+        # Gemma-4 leaves part of the pairs at rest, which is no scaling.
+        return _frequencies(_rebuilt(rotary), layer_type) * float(parameters.get("factor") or 1.0)
+    options = {"layer_type": layer_type} if layer_type else {}
+    if layer_type and config.is_heterogeneous:
+        # The size of a head differs by layer type, as in Gemma-4.
+        config = config.per_layer_config[layer_type]
+    plain: Tensor = rotary.compute_default_rope_parameters(config, **options)[0]
+    return plain.float()
+
+
+def _frequencies(rotary: nn.Module, layer_type: str | None) -> Tensor:
+    """The frequencies that the module holds, in float32."""
+    frequencies: Tensor = getattr(rotary, f"{layer_type}_inv_freq" if layer_type else "inv_freq")
+    return frequencies.float()
+
+
+def _rebuilt(rotary: nn.Module) -> Any:
+    """The module made anew from its config on the CPU, since its tables may be in bfloat16 or without values."""
+    with torch.device("cpu"):
+        return type(rotary)(rotary.config)
+
+
+def _wrapped_rotary(model: nn.Module) -> tuple[Any, str | None]:
+    """The model's rotary module, out of its wrapper, and the layer type whose table is to be extended."""
+    _, rotary = find_rotary(model)
     if isinstance(rotary, RotaryEmbedding):
-        return rotary.inv_freq
-    if not hasattr(rotary, "compute_default_rope_parameters"):
-        raise ValueError(f"{type(model).__name__} does not say how its plain rotary frequencies are computed")
-    plain: Tensor = rotary.compute_default_rope_parameters(_config(model))[0]
-    return plain.float().to(rotary.inv_freq.device)
-
-
-def _config(model: Any) -> Any:
-    """The language model's configuration, also of a model that wraps one."""
-    return model.config.get_text_config()
+        return rotary.rotary, rotary.layer_type
+    return rotary, _layer_type(rotary, type(model).__name__)
 
 
 def rotary_shape(model: Any) -> RotaryShape:
-    """Rotary dimension, base and original window of a transformers model, from its own table and config.
+    """Rotary dimension, base and original window of a transformers model, from its rotary module and config.
 
     Raises:
-        ValueError: as `find_rotary`.
+        ValueError: as `find_rotary`, or only layers with a sliding window rotate.
     """
-    _, rotary = find_rotary(model)
-    config = _config(model)
-    parameters = config.rope_parameters
-    if isinstance(rotary, RotaryEmbedding):
-        original = rotary.scaling.original_length
+    scaled = find_rotary(model)[1]
+    rotary, layer_type = _wrapped_rotary(model)
+    if isinstance(scaled, RotaryEmbedding):
+        inv_freq, original = scaled.inv_freq, scaled.scaling.original_length
     else:
-        original = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
-    inv_freq = _plain_inverse_frequencies(model, rotary)
-    return RotaryShape(2 * len(inv_freq), float(parameters["rope_theta"]), int(original))
+        inv_freq = _plain_inverse_frequencies(rotary, layer_type)
+        original, _ = windows(rotary.config, layer_type)
+    return RotaryShape(2 * len(inv_freq), float(rope_parameters(rotary.config, layer_type)["rope_theta"]), original)
 
 
 def extend(model: Model, scaling: RopeScaling) -> Model:
-    """Put ``scaling`` into a transformers model in place, over whatever scaling it had, and return the model.
+    """Make a transformers model apply ``scaling`` in place of any scaling it has, and return the model.
 
     Raises:
-        ValueError: the model has no single rotary table, lays its pairs out in another way, or has
-            another rotary dimension than the factors.
+        ValueError: as `rotary_shape`, or the model has another rotary dimension than the factors.
     """
     _, rotary = find_rotary(model)
     if isinstance(rotary, RotaryEmbedding):
         rotary.set_scaling(scaling)
-        return model
-    _check_layout(rotary, type(model).__name__)
-    replacement = RotaryEmbedding(_plain_inverse_frequencies(model, rotary), scaling)
-    # One table may be reached under several names (shared by the layers); each must see the replacement.
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module is rotary:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, replacement)
+    else:
+        replace_rotary(model, _wrapper(model, scaling))
     return model
 
 
-def _check_layout(rotary: Any, kind: str) -> None:
-    """Raise ValueError unless the module gives the cos and sin that RotaryEmbedding gives for its frequencies."""
-    refusal = ValueError(f"{kind} lays its rotary pairs out in a way that is not supported")
-    x = torch.zeros(1, device=rotary.inv_freq.device)
-    positions = torch.arange(4, device=x.device)[None]
+@contextmanager
+def extended(model: nn.Module, scaling: RopeScaling) -> Iterator[None]:
+    """Let the model apply ``scaling`` within the block, and give it its rotary module back; raises as `extend`."""
+    before = _rotary_modules(model)
+    replace_rotary(model, _wrapper(model, scaling))
     try:
-        expected = rotary(x, positions)
-    except (TypeError, RuntimeError, IndexError):
-        raise refusal from None
-    attention_factor = float(getattr(rotary, "attention_scaling", 1.0))
-    unscaled = RopeScaling((1.0,) * len(rotary.inv_freq), 1, 1, attention_factor=attention_factor)
-    found = RotaryEmbedding(rotary.inv_freq, unscaled)(x, positions)
-    if not (
-        isinstance(expected, tuple)
-        and len(expected) == 2
-        and all(a.shape == b.shape and torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
-    ):
-        raise refusal
+        yield
+    finally:
+        for name, module in before.items():
+            _put(model, name, module)
+
+
+def _wrapper(model: nn.Module, scaling: RopeScaling) -> RotaryEmbedding:
+    """A new wrapper of the model's rotary module, which is not put into the model."""
+    scaled = find_rotary(model)[1]
+    rotary, layer_type = _wrapped_rotary(model)
+    if isinstance(scaled, RotaryEmbedding):
+        inv_freq = scaled.inv_freq
+    else:
+        inv_freq = _plain_inverse_frequencies(rotary, layer_type).to(next(rotary.buffers()).device)
+    return RotaryEmbedding(rotary, inv_freq, scaling, layer_type=layer_type)
+
+
+def replace_rotary(model: nn.Module, replacement: RotaryEmbedding) -> None:
+    """Put ``replacement`` wherever the model has a rotary module, be it for all layers or in each of them."""
+    for name in _rotary_modules(model):
+        _put(model, name, replacement)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def rotary_of_config(model: nn.Module) -> RotaryEmbedding:
+    """What `extend` puts into the model, made from its config alone and apart from it, on the CPU and unscaled.
+
+    Raises:
+        ValueError: as `extend`.
+    """
+    rotary, layer_type = _wrapped_rotary(model)
+    plain = _plain_inverse_frequencies(rotary, layer_type)
+    unscaled = RopeScaling((1.0,) * len(plain), 1, 1, method="none")
+    return RotaryEmbedding(_rebuilt(rotary), plain, unscaled, layer_type=layer_type)
 
 
 def current_scaling(model: nn.Module) -> RopeScaling | None:
-    """The scaling that `extend` put into the model, or None."""
+    """The scaling that `extend` made the model apply, or None."""
     _, rotary = find_rotary(model)
     return rotary.scaling if isinstance(rotary, RotaryEmbedding) else None
+
+
+def model_scaling(model: nn.Module, *, length: int = 1) -> RopeScaling:
+    """The scaling that the model's class applies by its config to inputs of ``length`` tokens, also under `extend`.
+
+    Raises:
+        ValueError: as `rotary_shape`, or the config has another number of factors than the model pairs, or the class
+            computes something else.
+    """
+    ours = rotary_of_config(model)
+    theirs, plain = ours.rotary, ours.inv_freq
+    parameters = rope_parameters(theirs.config, ours.layer_type)
+    for key in ("short_factor", "long_factor"):
+        if len(parameters.get(key) or plain) != len(plain):
+            raise ValueError(f"{key} has {len(parameters[key])} rescale factors, but the model has {len(plain)} pairs")
+    table = theirs(torch.zeros(1), torch.tensor([[0, length - 1]]), **ours.options)
+    scaled = _frequencies(theirs, ours.layer_type)
+    factors = torch.where(scaled == plain, 1.0, plain.double() / scaled.double())
+    # The cosine of position 0 is 1, so what it is multiplied by shows there.
+    cos = table.real if isinstance(table, Tensor) else table[0]
+    original, target = windows(theirs.config, ours.layer_type)
+    kind = "ntk" if parameters.get("alpha") else parameters.get("rope_type", "default")
+    scaling = RopeScaling(
+        tuple(map(_decimal, factors.tolist())),
+        original,
+        target,
+        attention_factor=_decimal(float(cos[..., 0, 0].flatten()[0])),
+        method=_METHODS.get(kind, kind),
+    )
+    ours.set_scaling(scaling)
+    if not ours.agrees_with(theirs, length=length):
+        raise ValueError(
+            f"{type(model).__name__} does not apply the scaling of its config to inputs of {length} tokens"
+        )
+    return scaling
+
+
+def _decimal(value: float) -> float:
+    """The decimal number of six digits that float32 rounds to ``value``, or ``value`` where there is no such number."""
+    short = float(f"{value:.6g}")
+    return short if abs(short - value) <= 4 * torch.finfo(torch.float32).eps * value else value

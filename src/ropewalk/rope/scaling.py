@@ -1,18 +1,21 @@
-"""RopeScaling: the one value that every way of extending a context window comes down to."""
+"""RopeScaling: the value that every way of extending a context window comes down to."""
 
-import json
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+from ropewalk.rope.json_value import JsonValue
 
 
 @dataclass(frozen=True)
-class RopeScaling:
-    """Pair i is rotated by ``n * inv_freq_i / factors[i]`` at positions n >= n_hat and by ``n * inv_freq_i`` before.
+class RopeScaling(JsonValue):
+    """A rescaled rotary embedding, independent of any model's weights.
 
-    cos and sin are multiplied by ``attention_factor``, so attention scores change by its square.
+    Dimension pair i is rotated by ``n * inv_freq_i / factors[i]`` at positions n >= n_hat and by ``n * inv_freq_i``
+    before. cos and sin are multiplied by ``attention_factor``, so attention scores change by its square.
 
     Raises:
         ValueError: a factor is not a positive number, or a length or n_hat is out of range.
@@ -25,10 +28,10 @@ class RopeScaling:
     target_length: int
     """Window that the factors are made for, in tokens."""
     n_hat: int = 0
-    """Count of first positions that keep the original rotation."""
+    """Number of first positions that keep the original rotation."""
     attention_factor: float = 1.0
     method: str = field(default="longrope", compare=False)
-    """Name of what made it, for tables."""
+    """Name of the method that made it, for tables."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", tuple(float(factor) for factor in self.factors))
@@ -60,14 +63,19 @@ class RopeScaling:
         """s = target length / original length."""
         return self.target_length / self.original_length
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it leaves the rotary embedding as it is."""
+        return self.attention_factor == 1 and all(factor == 1 for factor in self.factors)
+
     def then(self, second: "RopeScaling") -> "RopeScaling":
-        """Apply ``second`` on top of this one: factors multiply, n_hat and attention factor are the second's own.
+        """Apply ``second`` on top of this scaling: factors multiply, n_hat and attention factor are the second's.
 
         Raises:
             ValueError: the two are for different rotary dimensions.
         """
         second.check_rotary_dim(self.rotary_dim)
-        factors = tuple(first * more for first, more in zip(self.factors, second.factors, strict=True))
+        factors = tuple(ours * theirs for ours, theirs in zip(self.factors, second.factors, strict=True))
         return replace(second, factors=factors, original_length=self.original_length)
 
     def check_rotary_dim(self, rotary_dim: int) -> None:
@@ -78,34 +86,26 @@ class RopeScaling:
                 f"but the model has {rotary_dim}; use factors made for this model"
             )
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "factors": list(self.factors)}
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read ``to_json``'s text; unknown keys are ignored.
-
-        Raises:
-            ValueError: the text is not such JSON.
-        """
-        try:
-            values = json.loads(text)
-            known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
-            return cls(**{**known, "factors": tuple(values["factors"])})
-        except (KeyError, TypeError, OverflowError, json.JSONDecodeError) as error:
-            raise ValueError(f"not a RopeScaling in JSON: {error!r}") from None
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        return cls(**{**known, "factors": tuple(values["factors"])})
 
     @classmethod
     def from_file(
         cls, path: str | Path, *, rotary_dim: int, original_length: int, target_length: int, key: str
     ) -> Self:
-        """Factors for a model of ``rotary_dim``: JSON as of `to_json`, or a CSV table for these lengths (`from_csv`).
+        """Read factors for a given model from a file: `to_json`'s JSON, or a CSV table for these lengths (`from_csv`).
 
-        ``key`` is what the path was given as.
+        Args:
+            key: configuration key that the path is the value of, for messages.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it holds no factors, or not as many as the model has pairs.
+            ValueError: it holds no factors, or not as many as the model has dimension pairs.
         """
         path = Path(path)
         if not path.is_file():
@@ -130,7 +130,7 @@ class RopeScaling:
         n_hat: int = 0,
         attention_factor: float | None = None,
     ) -> Self:
-        """Read a published table: one row of factors, or one row per layer, which are averaged with a warning.
+        """Read a published table of factors: one row, or one row per layer, which are averaged with a warning.
 
         ``attention_factor`` defaults to LongRoPE's sqrt(1 + ln s / ln original_length).
 
@@ -160,34 +160,3 @@ class RopeScaling:
 def su_attention_factor(ratio: float, original_length: int) -> float:
     """LongRoPE's sqrt(1 + ln s / ln L0); 1 for s <= 1 (HF ``_compute_longrope_parameters``)."""
     return math.sqrt(1 + math.log(ratio) / math.log(original_length)) if ratio > 1 else 1.0
-
-
-LengthSwitch = tuple[tuple[int, RopeScaling], ...]
-"""(up_to_length, RopeScaling) in rising order: a model that chooses its factors by input length."""
-
-
-def scaling_for_length(switch: LengthSwitch, length: int) -> RopeScaling:
-    """The first scaling made for inputs of ``length`` tokens or more; the last one beyond all of them."""
-    return next((scaling for up_to, scaling in switch if length <= up_to), switch[-1][1])
-
-
-def switch_to_json(switch: LengthSwitch) -> str:
-    entries = [{"up_to_length": up_to, "scaling": asdict(scaling)} for up_to, scaling in switch]
-    return json.dumps({"switch": entries}, indent=2) + "\n"
-
-
-def switch_from_json(text: str) -> LengthSwitch:
-    """Read `switch_to_json`'s text.
-
-    Raises:
-        ValueError: the text is not such JSON, or its lengths do not rise.
-    """
-    try:
-        entries = json.loads(text)["switch"]
-        switch = tuple((int(e["up_to_length"]), RopeScaling.from_json(json.dumps(e["scaling"]))) for e in entries)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"not a length switch in JSON: {error!r}") from None
-    lengths = [up_to for up_to, _ in switch]
-    if not lengths or lengths != sorted(set(lengths)):
-        raise ValueError(f"the lengths of a switch must rise, found {lengths}")
-    return switch

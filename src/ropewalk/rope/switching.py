@@ -1,4 +1,4 @@
-"""A rotary module that chooses its scaling by input length, for every row of a batch on its own."""
+"""A rotary module that chooses the scaling of every row of a batch by the length of its input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,30 +6,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropewalk.rope.rotary import Model, RotaryEmbedding, extend, find_rotary
-from ropewalk.rope.scaling import LengthSwitch, RopeScaling, scaling_for_length
+from ropewalk.rope.embedding import RotaryEmbedding, text_positions
+from ropewalk.rope.length_switch import LengthSwitch
+from ropewalk.rope.rotary import Model, extend, find_rotary, replace_rotary
+from ropewalk.rope.scaling import RopeScaling
 
 
 class SwitchingRotaryEmbedding(RotaryEmbedding):
-    """Applies ``scaling_for_length(switch, n)`` to each row, n being the row's length when its input begins.
+    """Applies ``switch.for_length(n)`` to each row of a batch, n being the length of the row when its input begins.
 
-    A row whose positions contain 0 begins an input (a prefill, or a pass without cache; padding has position 0 or that
-    of a token beside it). A row whose positions are all above 0 continues one and keeps its scaling, so that the keys
-    of a row in a cache are never of two scalings. It is one state per model: finish with one cache before beginning
-    the next.
+    A row whose positions contain 0 begins an input: a prefill, or a pass without a cache (padding has position 0 or
+    that of a neighbouring token). A row whose positions are all above 0 continues its input and keeps its scaling, so
+    that the keys of a row in a cache are all of one scaling. A model has one such state: finish with one cache before
+    you begin the next.
     """
 
     held_length: int | None
-    """Input length to choose for whatever comes in; for prompts read in chunks, whose first pass shows only a part."""
+    """Input length to choose for, whatever the input; for prompts read in chunks, of which a pass sees only a part."""
     row_scalings: tuple[RopeScaling, ...]
-    """What the rows of the batch at hand have; one entry where all have the same."""
+    """Scaling of each row of the current batch; a single entry where all rows have the same."""
 
-    def __init__(self, inv_freq: Tensor, switch: LengthSwitch) -> None:
-        super().__init__(inv_freq, switch[-1][1])
-        for _, scaling in switch:
-            scaling.check_rotary_dim(2 * len(inv_freq))
+    def __init__(
+        self, rotary: nn.Module, inv_freq: Tensor, switch: LengthSwitch, *, layer_type: str | None = None
+    ) -> None:
+        super().__init__(rotary, inv_freq, switch.longest, layer_type=layer_type)
+        switch.check_rotary_dim(2 * len(inv_freq))
         self.switch = switch
         self.held_length = None
+        self._is_in_pass, self._is_to_choose = False, True
 
     def set_scaling(self, scaling: RopeScaling) -> None:
         """Replace the whole switch by ``scaling``.
@@ -38,59 +42,71 @@ class SwitchingRotaryEmbedding(RotaryEmbedding):
             ValueError: the factors are for another rotary dimension.
         """
         self._apply_scaling(scaling)
-        self.switch = ((scaling.target_length, scaling),)
+        self.switch = LengthSwitch(((scaling.target_length, scaling),))
         self.row_scalings = (scaling,)
 
     def _apply_scaling(self, scaling: RopeScaling) -> None:
         super().set_scaling(scaling)
 
     def for_lengths(self, lengths: Sequence[int]) -> tuple[RopeScaling, ...]:
-        """The scaling of rows whose inputs have so many tokens."""
+        """Scalings of rows whose inputs have ``lengths`` tokens; a single entry where all are the same."""
         if self.held_length is not None:
             lengths = [self.held_length]
-        return _merged([scaling_for_length(self.switch, length) for length in lengths])
+        return _merged([self.switch.for_length(length) for length in lengths])
+
+    def begin_pass(self) -> None:
+        """Choose at the first call in a forward pass only; DeepSeek-V4 calls again for its compressed keys."""
+        self._is_in_pass, self._is_to_choose = True, True
+
+    def end_pass(self) -> None:
+        """Choose at every call from now on, as is right outside of a forward pass."""
+        self._is_in_pass, self._is_to_choose = False, True
 
     def _choose(self, position_ids: Tensor) -> None:
         first, last = (bound.tolist() for bound in torch.aminmax(position_ids, dim=-1))
         if self.held_length is not None or max(first) == 0:
             self.row_scalings = self.for_lengths([position + 1 for position in last])
         elif min(first) == 0:
-            kept = self._rows(len(first))
-            begun = [scaling_for_length(self.switch, position + 1) for position in last]
+            continued = self._row_scalings(len(first))
+            begun = [self.switch.for_length(position + 1) for position in last]
             self.row_scalings = _merged(
-                [new if start == 0 else old for start, new, old in zip(first, begun, kept, strict=True)]
+                [new if start == 0 else old for start, new, old in zip(first, begun, continued, strict=True)]
             )
 
-    def _rows(self, count: int) -> tuple[RopeScaling, ...]:
-        """The scaling of each of ``count`` rows.
+    def _row_scalings(self, count: int) -> tuple[RopeScaling, ...]:
+        """Scaling of each of the ``count`` rows of a batch.
 
         Raises:
-            ValueError: the inputs at hand are of different scalings and were begun with another count of rows.
+            ValueError: the inputs have different scalings and began as a batch with another number of rows.
         """
         if len(self.row_scalings) == 1:
             return self.row_scalings * count
         if len(self.row_scalings) != count:
             raise ValueError(
-                f"{count} rows go on from inputs that began as {len(self.row_scalings)} rows of different scalings; "
-                "go on with the same rows, or fix one scaling with load_extended(path, length=...)"
+                f"{count} rows continue inputs that began as {len(self.row_scalings)} rows of different scalings; "
+                "continue with the same rows, or fix one scaling with load_extended(path, length=...)"
             )
         return self.row_scalings
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of shape (rows, length, rotary_dim); raises ValueError as the docstring of the rows says."""
-        self._choose(position_ids)
+    def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As in `RotaryEmbedding`; raises ValueError where the number of rows has changed."""
+        if not self.scales(*args, **kwargs):
+            return super().forward(x, position_ids, *args, **kwargs)
+        if self._is_to_choose:
+            self._choose(text_positions(position_ids))
+            self._is_to_choose = not self._is_in_pass
         if len(self.row_scalings) == 1:
             if self.row_scalings[0] != self.scaling:
                 self._apply_scaling(self.row_scalings[0])
-            return super().forward(x, position_ids)
-        scalings = self._rows(x.shape[0])
+            return super().forward(x, position_ids, *args, **kwargs)
+        scalings = self._row_scalings(x.shape[0])
+        rows = position_ids.expand(*position_ids.shape[:-2], len(scalings), -1)
         parts = []
-        for scaling, positions in zip(scalings, position_ids.expand(len(scalings), -1), strict=True):
+        for row, scaling in enumerate(scalings):
             if scaling != self.scaling:
                 self._apply_scaling(scaling)
-            parts.append(super().forward(x, positions[None]))
-        cos, sin = zip(*parts, strict=True)
-        return torch.cat(cos), torch.cat(sin)
+            parts.append(super().forward(x, rows[..., row : row + 1, :], *args, **kwargs))
+        return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def _merged(scalings: Sequence[RopeScaling]) -> tuple[RopeScaling, ...]:
@@ -98,31 +114,41 @@ def _merged(scalings: Sequence[RopeScaling]) -> tuple[RopeScaling, ...]:
 
 
 def extend_by_length(model: Model, switch: LengthSwitch) -> Model:
-    """Put ``switch`` into a transformers model in place, over whatever scaling it had, and return the model.
+    """Make a transformers model apply ``switch`` in place of any scaling it has, and return the model.
 
-    Rows padded on either side get the positions that they have alone, also where only an attention mask says so.
+    Rows padded on either side get the positions that they have without padding, also where only the attention mask
+    shows it.
 
     Raises:
         ValueError: as `ropewalk.rope.extend`, for any scaling of the switch.
     """
-    name, rotary = find_rotary(extend(model, switch[-1][1]))
+    name, rotary = find_rotary(extend(model, switch.longest))
     assert isinstance(rotary, RotaryEmbedding)
-    parent, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(parent)
-    setattr(owner, leaf, SwitchingRotaryEmbedding(rotary.inv_freq, switch))
-    owner.register_forward_pre_hook(_with_positions, with_kwargs=True)
+    switching = SwitchingRotaryEmbedding(rotary.rotary, rotary.inv_freq, switch, layer_type=rotary.layer_type)
+    replace_rotary(model, switching)
+    decoder = _decoder_of(model, name)
+    decoder.register_forward_pre_hook(_with_positions, with_kwargs=True)
+    decoder.register_forward_pre_hook(lambda *_: switching.begin_pass())
+    decoder.register_forward_hook(lambda *_: switching.end_pass(), always_call=True)
     return model
+
+
+def _decoder_of(model: nn.Module, rotary_name: str) -> nn.Module:
+    """The innermost module around the rotary module that takes tokens."""
+    parts = rotary_name.split(".")
+    around = [model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts)))]
+    return next((module for module in around if hasattr(module, "get_input_embeddings")), model)
 
 
 def _with_positions(
     module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Count positions over a two-dimensional attention mask, where it has padding and no positions are given."""
+    """Derive positions from a two-dimensional attention mask that has padding, where no positions are given."""
     mask = options.get("attention_mask")
-    new = options.get("input_ids", options.get("inputs_embeds"))
-    if options.get("position_ids") is not None or not isinstance(mask, Tensor) or mask.ndim != 2 or new is None:
+    inputs = options.get("input_ids", options.get("inputs_embeds"))
+    if options.get("position_ids") is not None or not isinstance(mask, Tensor) or mask.ndim != 2 or inputs is None:
         return None
     if bool(mask.all()):
         return None
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return arguments, {**options, "position_ids": positions[:, -new.shape[1] :]}
+    return arguments, {**options, "position_ids": positions[:, -inputs.shape[1] :]}

@@ -1,11 +1,14 @@
-"""What a search did, step by step and trial by trial, and what came out."""
+"""The history of a search, step by step and trial by trial, and its result."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from ropewalk.models.factors import Provenance
 from ropewalk.rope import RopeScaling
 from ropewalk.search.fitness import NO_LOSS, Evaluation
+from ropewalk.search.space import factor_params
 
 
 @dataclass(frozen=True)
@@ -14,40 +17,39 @@ class SearchResult:
     """Composed with any earlier scaling: ready to put into the model."""
     loss: float
     """Nats per token on the search documents."""
-    seed: RopeScaling | None
-    """What the gradient alone found (composed), to measure what evolution gained over it."""
-    seed_loss: float | None
+    gradient: RopeScaling | None
+    """The gradient's result alone (composed), to measure what evolution gained over it."""
+    gradient_loss: float | None
     rows: list[dict[str, Any]]
     """One row per published method, gradient step, end of the gradient (phase learned) and trial: phase, length, trial,
     generation, state, reason of a failure, loss, best of the phase, best_so_far, tokens and the point. A trial that
-    was not read whole has no loss. A gradient step reads rows of its own, so that its loss is no best_so_far."""
+    was not read whole has no loss. A gradient step reads other rows, so that its loss does not count to best_so_far."""
     seconds_of_rows: list[float | None]
-    """What each trial took; none for what is timed together."""
+    """Seconds that each trial took; None for what is not timed alone."""
     forward_tokens: int
-    """Tokens read, a backward counted as two more forwards."""
+    """Tokens read; a backward pass counts as two more forward passes."""
     saved_tokens: int
-    """Tokens that stopping hopeless trials early spared, less what early looks at shorter lengths cost."""
+    """Tokens saved by stopping hopeless trials early, less the cost of early looks at shorter lengths."""
     seconds: float
-    """Worked at it, by all workers together."""
+    """Working time of all workers together."""
     record: dict[str, Any]
-    """What the study is of: model, data, protocol, space, settings and seed."""
+    """Model, data, protocol, space, settings and seed of the study."""
     budget: dict[str, Any]
-    """How far it was allowed to go: trials, tokens, patience."""
+    """Limits of the search: trials, tokens, patience."""
     perplexity: float | None = None
-    """Of every token of the same documents, where the fitness is something else ..."""
-    seed_perplexity: float | None = None
-    """... and the seed's."""
+    """Perplexity of all tokens of the same documents, where the fitness is something else."""
+    gradient_perplexity: float | None = None
+    """The same under the gradient's result."""
 
 
 Results = dict[int, SearchResult]
-"""By length."""
+"""Results by target length."""
 
 
 class History:
     """Rows of a search, with the best so far of each phase and the tokens paid so far.
 
-    Args:
-        evaluation_tokens: what reading a point costs that is not stopped.
+    ``evaluation_tokens`` is what reading a point takes where it is not stopped.
     """
 
     def __init__(self, *, length: int, evaluation_tokens: int) -> None:
@@ -57,10 +59,10 @@ class History:
         self.seconds: list[float | None] = []
         self._best: dict[str, float] = {}
 
-    def add_read(self, phase: str, trial: int, point: RopeScaling, found: Evaluation) -> None:
-        """A point that was read before the first trial."""
-        state, reason = ("FAIL", NO_LOSS) if found.loss is None else ("COMPLETE", None)
-        self.add(phase, trial, point, loss=found.loss, tokens=found.forward_tokens, state=state, reason=reason)
+    def add_read(self, phase: str, trial: int, point: RopeScaling, read: Evaluation) -> None:
+        """Add a point that was read before the first trial."""
+        state, reason = ("FAIL", NO_LOSS) if read.loss is None else ("COMPLETE", None)
+        self.add(phase, trial, point, loss=read.loss, tokens=read.forward_tokens, state=state, reason=reason)
 
     def add(
         self,
@@ -95,15 +97,13 @@ class History:
                 "best": self._best.get(phase),
                 "best_so_far": min(read, default=None),
                 "tokens": self.tokens,
-                **{f"lambda_{pair:02d}": factor for pair, factor in enumerate(point.factors)},
-                "n_hat": point.n_hat,
-                "attention_factor": point.attention_factor,
+                **factor_params(point),
             }
         )
 
 
 def table(results: Results) -> list[dict[str, Any]]:
-    """The history of every length's search with the seconds of each trial."""
+    """The histories of all lengths, with the seconds of each trial."""
     return [
         {**row, "seconds": seconds}
         for result in results.values()
@@ -111,21 +111,33 @@ def table(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _seed_perplexity(result: SearchResult) -> dict[str, float]:
-    if result.seed_loss is None:
-        return {}
-    return {"seed_search_perplexity": result.seed_perplexity or math.exp(result.seed_loss)}
+def provenance(result: SearchResult, *, search: str, commit: str) -> Provenance:
+    """What is kept with searched factors of how they came about; ``search`` is the search's name in conf/search."""
+    phases = Counter(row["phase"] for row in result.rows)
+    return {
+        "method": search,
+        **result.record,
+        "budget": result.budget,
+        "trials": phases["evolution"],
+        "gradient_steps": phases["gradient"],
+        "forward_tokens": result.forward_tokens,
+        "search_loss": result.loss,
+        "commit": commit,
+    }
 
 
 def search_metrics(results: Results) -> dict[str, Any]:
-    """Search-split perplexity, the fitness's own loss (nats) and cost by length."""
+    """Perplexity on the search split, loss of the fitness (nats) and cost, by length."""
     metrics: dict[str, Any] = {}
     for length, result in results.items():
         trials = [row for row in result.rows if row["phase"] == "evolution"]
+        gradient = {}
+        if result.gradient_loss is not None:
+            gradient["gradient_search_perplexity"] = result.gradient_perplexity or math.exp(result.gradient_loss)
         metrics[f"at_{length}"] = {
             "search_perplexity": result.perplexity or math.exp(result.loss),
             "search_loss": result.loss,
-            **_seed_perplexity(result),
+            **gradient,
             "gradient_steps": sum(row["phase"] == "gradient" for row in result.rows),
             "trials": len(trials),
             "generations": len({row["generation"] for row in trials}),
@@ -136,6 +148,6 @@ def search_metrics(results: Results) -> dict[str, Any]:
             "saved_tokens": result.saved_tokens,
             "attention_factor": result.best.attention_factor,
             "n_hat": result.best.n_hat,
-            "largest_factor": max(result.best.factors),
+            "max_factor": max(result.best.factors),
         }
     return metrics

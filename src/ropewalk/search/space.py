@@ -1,11 +1,17 @@
-"""Search space: monotone rescale factors, n_hat and the attention factor as one point."""
+"""Search space: monotone rescale factors, n_hat and the attention factor as one point, and as Optuna's parameters."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ropewalk.rope import RopeScaling, methods
+
+Params = dict[str, Any]
+Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 
 N_HATS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 """LongRoPE's choices (paper Table 2)."""
@@ -54,7 +60,7 @@ class SearchSpace:
 
     def published(self) -> list[RopeScaling]:
         """PI, NTK-aware and YaRN (with its temperature where t is free), which begin the paper's population."""
-        return [self.made(method) for method in (methods.pi, methods.ntk, methods.yarn)]
+        return [self.apply(method) for method in (methods.pi, methods.ntk, methods.yarn)]
 
     def start(self) -> RopeScaling:
         """Where a gradient begins: YaRN that keeps every pair of 8 turns and more within the window.
@@ -62,14 +68,10 @@ class SearchSpace:
         Over lambda of a pair that turns often, the loss has a valley for every turn that lambda takes from it at a
         distance of one window. A gradient seldom leaves the valley it begins in, and that of lambda = 1 is a good one.
         """
-        return self.made(methods.yarn, beta_fast=8.0)
+        return self.apply(methods.yarn, beta_fast=8.0)
 
-    def starts_on_top(self, attention_factor: float) -> list[RopeScaling]:
-        """Where a search on top of another begins: the temperature belongs to the whole extension, not to its step."""
-        return [replace(point, attention_factor=attention_factor) for point in (*self.published(), self.start())]
-
-    def made(self, method: Callable[..., RopeScaling], **options: float) -> RopeScaling:
-        """What a published method gives, within the space."""
+    def apply(self, method: Callable[..., RopeScaling], **options: float) -> RopeScaling:
+        """The point of the space nearest to what a published method gives."""
         scaling = method(
             rotary_dim=self.rotary_dim,
             base=self.base,
@@ -84,8 +86,7 @@ class SearchSpace:
 class CriticalSpace(SearchSpace):
     """LongRoPE2's space: lambda in [s, 2s] from the critical pair up, and below it lambda_critical^(i / critical).
 
-    The critical pair is searched too: it is the first one whose factor reaches s, between half of the
-    theoretical critical pair and that itself (LongRoPE2 §3.2).
+    The critical pair, from half of the theoretical one up to it, is the first whose factor reaches s (LongRoPE2 §3.2).
     """
 
     @property
@@ -105,3 +106,80 @@ class CriticalSpace(SearchSpace):
         upper = np.maximum.accumulate(np.clip(factors[critical:], ratio, 2 * ratio))
         lower = upper[0] ** (np.arange(critical) / critical)
         return super().point(np.concatenate([lower, upper]), n_hat, attention_factor)
+
+
+def factor_params(point: RopeScaling) -> Params:
+    """A point by the names of its parameters: lambda_00, lambda_01, …, n_hat and attention_factor."""
+    factors = {f"lambda_{pair:02d}": factor for pair, factor in enumerate(point.factors)}
+    return {**factors, "n_hat": point.n_hat, "attention_factor": point.attention_factor}
+
+
+@dataclass(frozen=True)
+class FactorEncoding:
+    """lambda_00, lambda_01, … are the factors themselves."""
+
+    space: SearchSpace
+
+    def distributions(self) -> dict[str, Distribution]:
+        factors = {f"lambda_{pair:02d}": FloatDistribution(1.0, self.space.upper) for pair in range(self.space.pairs)}
+        return {
+            **factors,
+            "n_hat": CategoricalDistribution(self.space.n_hats),
+            "attention_factor": FloatDistribution(*self.space.attention_factors),
+        }
+
+    def point(self, params: Params) -> RopeScaling:
+        factors = tuple(params[f"lambda_{pair:02d}"] for pair in range(self.space.pairs))
+        return RopeScaling(
+            factors,
+            self.space.original_length,
+            self.space.target_length,
+            int(params["n_hat"]),
+            params["attention_factor"],
+        )
+
+    def params(self, scaling: RopeScaling) -> Params:
+        return factor_params(scaling)
+
+
+@dataclass(frozen=True)
+class KnotEncoding:
+    """rise_0, rise_1, … are how far log lambda rises up to each of a few pairs, with straight lines between them.
+
+    Factors never fall whatever the values, so that samplers which know nothing of order can be used; n_hat is its
+    index among the choices, which is a number to them.
+    """
+
+    space: SearchSpace
+    knots: int = 6
+
+    @property
+    def _pairs(self) -> np.ndarray:
+        return np.linspace(0, self.space.pairs - 1, self.knots)
+
+    def distributions(self) -> dict[str, Distribution]:
+        highest = math.log(self.space.upper)
+        return {
+            **{f"rise_{knot}": FloatDistribution(0.0, highest) for knot in range(self.knots)},
+            "n_hat_place": IntDistribution(0, len(self.space.n_hats) - 1),
+            "attention_factor": FloatDistribution(*self.space.attention_factors),
+        }
+
+    def point(self, params: Params) -> RopeScaling:
+        logs = np.cumsum([params[f"rise_{knot}"] for knot in range(self.knots)])
+        factors = np.exp(np.interp(np.arange(self.space.pairs), self._pairs, logs))
+        return self.space.point(factors, self.space.n_hats[int(params["n_hat_place"])], params["attention_factor"])
+
+    def params(self, scaling: RopeScaling) -> Params:
+        logs = np.interp(self._pairs, np.arange(self.space.pairs), np.log(scaling.factors))
+        rises = np.clip(np.diff(logs, prepend=0.0), 0.0, math.log(self.space.upper))
+        nearest = self.space.nearest(scaling)
+        return {
+            **{f"rise_{knot}": float(rise) for knot, rise in enumerate(rises)},
+            "n_hat_place": self.space.n_hats.index(nearest.n_hat),
+            "attention_factor": nearest.attention_factor,
+        }
+
+
+Encoding = FactorEncoding | KnotEncoding
+"""Parameters of Optuna trials that stand for points of a space."""

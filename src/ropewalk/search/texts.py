@@ -1,4 +1,4 @@
-"""A search on a model and a list of documents, without the pipeline."""
+"""A search with a model and a list of documents, without the pipeline."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,13 +23,13 @@ def search_factors(
     config: SearchConfig | None = None,
     seed: int = 0,
 ) -> RopeScaling:
-    """The scaling under which ``model`` reads the documents best, for inputs of ``target_length`` tokens.
+    """The scaling under which ``model`` reads the documents best, for inputs of up to ``target_length`` tokens.
 
     Args:
-        documents: texts; those of fewer than ``target_length`` tokens are left out, `ropewalk.config.SearchConfig`'s
-            ``documents`` are read.
-        first: scaling that the model was trained under, such as a published checkpoint's own; the search starts from
-            its window, and what it finds is composed with it. None for plain RoPE.
+        documents: texts; those of fewer than ``target_length`` tokens are left out, and as many are read as
+            ``config.documents`` says.
+        first: scaling that the model was trained under, such as that of a published checkpoint; the search starts from
+            its window, and the result is composed with it. None for plain RoPE.
         config: the search; by default 24 gradient steps without evolution.
 
     Raises:
@@ -46,23 +46,23 @@ def search_factors(
     if longest < target_length:
         raise ValueError(f"no document has {target_length} tokens; the longest has {longest}")
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-    own = [(Document(str(number), "texts", "", str(number)), ids) for number, ids in enumerate(tokens)]
+    tokenized = [(Document(str(number), "texts", "", str(number)), ids) for number, ids in enumerate(tokens)]
     with TemporaryDirectory() as folder:
         store = Path(folder) / "store"
-        write_store(store, own, bos=eos if bos is None else bos, eos=eos, vocab_size=len(tokenizer))
+        write_store(store, tokenized, bos=eos if bos is None else bos, eos=eos, vocab_size=len(tokenizer))
         search = TargetSearch(
-            partial(_loaded, model),
+            partial(_identity, model),
             TokenStore(store),
             config=config,
             target=SearchTargetConfig(lengths=[target_length]),
             original_length=original_length,
             seed=seed,
             state_folder=Path(folder) / "state",
-            load_tokenizer=partial(_loaded, tokenizer),
+            load_tokenizer=partial(_identity, tokenizer),
             label="search",
         )
         return search.first(first)[target_length].best
 
 
-def _loaded(it: Any) -> Any:
-    return it
+def _identity(loaded: Any) -> Any:
+    return loaded

@@ -1,0 +1,6 @@
+"""Whether a library really applies the scaling that a checkpoint is meant to have, or drops it without a word."""
+
+from ropewalk.doctor.diagnosis import Diagnosis
+from ropewalk.doctor.examine import diagnose, diagnose_model
+
+__all__ = ["Diagnosis", "diagnose", "diagnose_model"]

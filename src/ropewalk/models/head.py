@@ -1,0 +1,118 @@
+"""The logits of hidden states as the model's class computes them: its output matrix and whatever comes around it.
+
+Some classes divide, multiply or cap their logits in ``forward`` (Granite, Cohere, Gemma-2), so no module of theirs
+stands for the whole head. Their own ``forward`` is run instead, with given hidden states for those of the base model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+RECURRENT = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
+"""transformers' types of layers that have a state which goes from token to token."""
+
+
+class _GivenOutput(BaseModelOutput):
+    """Hidden states as the only output of a base model; any other that a class asks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _GivenStates:
+    """A base model that returns given hidden states, and whose attributes are those of the model it stands for."""
+
+    def __init__(self, base: nn.Module, states: Tensor) -> None:
+        self._base, self._states = base, states
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _GivenOutput:
+        return _GivenOutput(last_hidden_state=self._states)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._base, name)
+        # Some classes call a part of their base model, as its decoder.
+        return self if isinstance(value, PreTrainedModel) else value
+
+
+def base_model(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal language model that gives the hidden states which its head reads.
+
+    Raises:
+        ValueError: the model's class has none.
+    """
+    if model.base_model is not model:
+        return model.base_model
+    # Llama-4's class names another part than the one it has.
+    for module in model.children():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise ValueError(f"{type(model).__name__} has no base model, so its hidden states cannot be read on their own")
+
+
+def whole_states(model: PreTrainedModel, input_ids: Tensor, **options: Tensor) -> Tensor:
+    """Hidden states (batch, length, hidden) that the head reads, of whole rows (batch, length)."""
+    states: Tensor = base_model(model)(input_ids=input_ids, use_cache=False, **options).last_hidden_state
+    return states
+
+
+def spread_ids(model: PreTrainedModel, length: int) -> Tensor:
+    """A row (length,) of token ids that lie evenly over the vocabulary, to try a model with."""
+    embeddings: Any = model.get_input_embeddings()
+    return torch.linspace(0, len(embeddings.weight) - 1, length + 2, device=embeddings.weight.device)[1:-1].long()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have the model in evaluation mode, without dropout, within the block."""
+    is_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(is_training)
+
+
+def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Logits (batch, length, vocabulary) of hidden states (batch, length, hidden), in the dtype that the class gives.
+
+    Args:
+        states: what the base model returns as its last hidden state.
+    """
+    base = base_model(model)
+    name = next(name for name, module in model.named_children() if module is base)
+    # The same weights in a second module, since other threads and hooks may use the first one.
+    twin: Any = object.__new__(type(model))
+    twin.__dict__ = {**model.__dict__, "_modules": {**model._modules, name: _GivenStates(base, states)}}
+    ids = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+    logits: Tensor = type(model).forward(twin, input_ids=ids, use_cache=False).logits
+    return logits
+
+
+def plain_output(model: PreTrainedModel) -> nn.Linear | None:
+    """The output matrix, where logits are its product with the hidden states and nothing else; None for other heads.
+
+    The class's ``forward`` is followed on a row without tokens, so the weights may be of any kind, even on meta.
+    """
+    output = model.get_output_embeddings()
+    if type(output) is not nn.Linear:
+        return None
+    calls: list[tuple[Tensor, Tensor]] = []
+    handle = output.register_forward_hook(lambda _, inputs, result: calls.append((inputs[0], result)))
+    try:
+        # Tensors that are made for inference alone do not count their changes.
+        with torch.inference_mode(False), torch.no_grad():
+            states = output.weight.new_empty(1, 0, output.in_features)
+            logits = logits_of(model, states)
+    finally:
+        handle.remove()
+    if len(calls) != 1:
+        return None
+    (given, result), unchanged = calls[0], states._version
+    is_states = given is states or (given._base is states and given.shape == states.shape)
+    return output if is_states and result is logits and logits._version == unchanged == 0 else None

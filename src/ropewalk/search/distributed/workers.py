@@ -1,0 +1,84 @@
+"""Worker processes on one machine: each makes the same call, and they meet in the study's storage."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+
+def device_of(worker: int) -> torch.device:
+    """The accelerator of the worker with this number, or the CPU."""
+    count = torch.cuda.device_count()
+    return torch.device("cuda", worker % count) if count else torch.device("cpu")
+
+
+def set_threads(workers: int) -> None:
+    """Share the cores between the workers of this machine."""
+    if workers > 1 and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
+@contextmanager
+def run_workers(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
+    """Run ``work(1)`` … ``work(count)`` in processes, which are yielded, while the body does worker 0's part.
+
+    One that fails or is killed is reported in one line and leaves its part to the others. None outlives this process.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_work, args=(work, number, os.getpid())) for number in range(1, count + 1)]
+    with _ignoring_interrupts():
+        for process in processes:
+            process.start()
+    try:
+        yield processes
+        any_finished(processes)
+        for number, process in enumerate(processes, start=1):
+            if (code := process.exitcode or 0) < 0:
+                print(f"worker {number}: ended by signal {-code}; the others did its part", file=sys.stderr)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+            process.join()
+
+
+def any_finished(processes: list[Any]) -> bool:
+    """Wait for the processes; whether one of them did its work to the end."""
+    for process in processes:
+        process.join()
+    return any(process.exitcode == 0 for process in processes)
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal; those started here leave it to the first, which ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _work(work: Callable[[int], object], number: int, parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        work(number)
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(f"worker {number}: {' '.join(str(error).split())}")
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as its parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

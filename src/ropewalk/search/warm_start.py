@@ -1,0 +1,199 @@
+"""Before the first trial: the starts and published methods are read, and a gradient learns from the best of them.
+
+log lambda = cumsum(softplus(raw)) is non-decreasing by construction; Adam with cosine decay.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ropewalk.models.activation_checkpointing import checkpointed, offloaded
+from ropewalk.models.loss import mean_loss
+from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
+from ropewalk.search.fitness import Evaluation
+from ropewalk.search.space import SearchSpace
+
+NOT_A_NUMBER = "every candidate made the model emit NaN or infinite losses; check the model and its dtype"
+_SMALLEST_INCREMENT = 0.005
+"""Where softplus is saturated the gradient vanishes and the search stalls."""
+
+Step = tuple[float, RopeScaling]
+"""Loss of the step's segments in nats, and the point reached after it."""
+StepState = dict[str, Any]
+"""Loss and gradients of a step as JSON values, from which the step can be repeated to the bit without the model."""
+
+
+def learn_scaling(
+    model: Any,
+    space: SearchSpace,
+    batch: Callable[[int], Tensor],
+    *,
+    start: RopeScaling,
+    steps: int,
+    learning_rate: float,
+    first: RopeScaling | None = None,
+    activation_checkpointing: str = "none",
+    kept: Sequence[StepState] = (),
+    keep: Callable[[list[StepState]], None] = lambda states: None,
+) -> Iterator[Step]:
+    """Yield each step, those in ``kept`` first; the model's weights do not change.
+
+    Args:
+        batch: step -> token rows (rows, length), BOS first and EOS last.
+        start: where to begin, a point of ``space``.
+        first: earlier scaling that the learned one is applied on top of.
+        learning_rate: rate for log lambda's increments before softplus; log t learns at a sixteenth of it, within the
+            space's bounds.
+        activation_checkpointing: none, full or offload, as `ropewalk.models.activation_checkpointing` does them.
+        kept: the states that an earlier call gave to ``keep`` last: it is resumed from there to the bit.
+        keep: called after every step with the states of all steps so far.
+
+    Raises:
+        ValueError: the loss of a step, or what the step leads to, is not a number.
+    """
+    whole_start = first.then(start) if first else start
+    extend(model, whole_start)
+    rotary = find_rotary(model)[1]
+    assert isinstance(rotary, RotaryEmbedding)
+    device = rotary.inv_freq.device
+    before = torch.tensor(first.factors if first else (1.0,) * space.pairs, device=device)
+    increments = torch.diff(torch.tensor(start.factors, device=device).log(), prepend=torch.zeros(1, device=device))
+    # The inverse of softplus.
+    raw = torch.log(torch.expm1(increments.clamp(min=_SMALLEST_INCREMENT))).requires_grad_()
+    log_t = torch.tensor(math.log(start.attention_factor), device=device, requires_grad=True)
+    rates = [{"params": [raw], "lr": learning_rate}, {"params": [log_t], "lr": learning_rate / 16}]
+    optimizer = torch.optim.Adam(rates)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    states = list(kept)
+
+    def read(step: int) -> StepState:
+        rotary.factors = before * torch.cumsum(F.softplus(raw), 0).exp()
+        rotary.attention_factor = log_t.exp()
+        rows = batch(step).to(device)
+        with offloaded(activation_checkpointing, device):
+            loss = mean_loss(model, rows, ignore=int(rows[0, -1]))
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss of gradient step {step} is {loss.item()}; "
+                "lower search.gradient_learning_rate or set model.dtype=float32"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = [parameter.grad.tolist() for parameter in (raw, log_t) if parameter.grad is not None]
+        return {"loss": loss.item(), "gradients": gradients}
+
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    model.requires_grad_(False)
+    if activation_checkpointing != "none":
+        # transformers recomputes in training mode only; nothing of ours drops out.
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
+    try:
+        with checkpointed(model, activation_checkpointing):
+            for step in range(steps):
+                is_new = step == len(states)
+                if is_new:
+                    states.append(read(step))
+                state = states[step]
+                for parameter, gradient in zip((raw, log_t), state["gradients"], strict=True):
+                    parameter.grad = torch.tensor(gradient, device=device)
+                optimizer.step()
+                schedule.step()
+                with torch.no_grad():
+                    log_t.clamp_(*map(math.log, space.attention_factors))
+                    factors = torch.cumsum(F.softplus(raw), 0).exp().cpu().numpy()
+                if not np.isfinite(factors).all():
+                    raise ValueError(
+                        f"gradient step {step} leads to rescale factors that are not numbers; "
+                        "lower search.gradient_learning_rate"
+                    )
+                if is_new:
+                    keep(list(states))
+                point = space.point(factors, start.n_hat, math.exp(log_t.item()))
+                yield state["loss"], replace(point, method="gradient")
+    finally:
+        for parameter, flag in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(flag)
+        if activation_checkpointing != "none":
+            model.eval()
+        extend(model, whole_start)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What was read and learned before the first trial."""
+
+    published: tuple[RopeScaling, ...] = ()
+    """Starts and published methods."""
+    path: tuple[Step, ...] = ()
+    """Loss and point of every gradient step."""
+    known: dict[RopeScaling, Evaluation] = field(default_factory=dict)
+    """Points that are read already: the published ones and the path's end."""
+    seconds: float = 0.0
+
+
+def warm_start(
+    kept: Mapping[str, Any],
+    keep: Callable[[str, Any], None],
+    candidates: Sequence[RopeScaling],
+    starts: Sequence[RopeScaling],
+    *,
+    read: Callable[[RopeScaling], Evaluation],
+    learn: Callable[[RopeScaling, Sequence[StepState], Callable[[list[StepState]], None]], list[Step]],
+) -> WarmStart:
+    """Read ``candidates``, learn from the best start, and read where that ends.
+
+    Args:
+        kept: what an earlier call gave to ``keep`` before it was killed; none of it is paid again.
+        keep: (key, JSON value); called after every read and every gradient step.
+        starts: candidates to learn from; where none of them has a loss, the best of all will do.
+        learn: (start, states of the steps of an earlier call, keeper of this one's) -> path.
+
+    Raises:
+        ValueError: none of the candidates has a loss.
+    """
+    known: dict[RopeScaling, Evaluation] = {}
+    seconds = 0.0
+
+    def look_at(point: RopeScaling) -> None:
+        nonlocal seconds
+        key = f"read {len(known)}"
+        if key in kept:
+            values, elapsed = kept[key], kept[key]["seconds"]
+            # JSON has turned the blocks' numbers into text.
+            blocks = {int(block): loss for block, loss in values["blocks"].items()}
+            known[point] = Evaluation(values["loss"], values["forward_tokens"], blocks)
+        else:
+            begun = time.perf_counter()
+            known[point], elapsed = read(point), time.perf_counter() - begun
+            keep(key, {**asdict(known[point]), "seconds": elapsed})
+        seconds += elapsed
+
+    for candidate in candidates:
+        look_at(candidate)
+    losses = {point: math.inf if read.loss is None else read.loss for point, read in known.items()}
+    start = min(candidates, key=lambda point: (losses[point] == math.inf, point not in starts, losses[point]))
+    if not math.isfinite(losses[start]):
+        raise ValueError(NOT_A_NUMBER)
+    gradient = kept.get("gradient", {"steps": [], "seconds": 0.0})
+    begun = time.perf_counter() - gradient["seconds"]
+
+    def keep_steps(states: list[StepState]) -> None:
+        nonlocal gradient
+        gradient = {"steps": states, "seconds": time.perf_counter() - begun}
+        keep("gradient", gradient)
+
+    path = learn(start, gradient["steps"], keep_steps)
+    seconds += gradient["seconds"]
+    if path and path[-1][1] not in known:
+        look_at(path[-1][1])
+    return WarmStart(tuple(candidates), tuple(path), known, seconds)
