@@ -13,7 +13,7 @@ test-numeric: install
 llama: install
 	timeout 1800 python tests/llama_build.py
 test-slow: llama
-	python -m pytest -m slow
+	OMP_NUM_THREADS=1 python -m pytest -m slow -n auto --dist loadfile
 docs: install
 	pip install --quiet --constraint constraints.txt --editable '.[docs]' && mkdocs build --strict
 ui: install

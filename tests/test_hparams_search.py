@@ -59,15 +59,15 @@ def test_a_space_names_keys_of_the_configuration_and_their_values(monkeypatch: p
 
 @pytest.mark.slow
 def test_a_study_continues_with_the_trial_that_was_killed_and_its_runs_are_below_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = evaluate_inputs(tmp_path / "results")
+    inputs = evaluate_inputs(scratch / "results")
     byte_store(inputs / "tokens" / "search")
-    places = (f"output={tmp_path / 'sweep'}", f"inputs={inputs}", f"work={tmp_path / 'work'}")
+    places = (f"output={scratch / 'sweep'}", f"inputs={inputs}", f"work={scratch / 'work'}")
     settings = ("hparams_search=finetune", "hparams_search.trials=2", "hparams_search.documents=2")
     stage = Stage("sweep", config(monkeypatch, *settings, *places), ("hparams_search", "finetune", "model"), "inputs")
     stage.config.hparams_search.space = SPACE
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(scratch)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     killed = open_study(stage).ask()
     rate = killed.suggest_float("finetune.first.learning_rate", 1e-5, 1e-3, log=True)
@@ -76,8 +76,8 @@ def test_a_study_continues_with_the_trial_that_was_killed_and_its_runs_are_below
     trials = open_study(stage).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
     assert trials[0].params["finetune.first.learning_rate"] == rate
-    assert [path.name for path in (tmp_path / "sweep" / "trials").iterdir()] == ["resolved.yaml"]
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [path.name for path in (scratch / "sweep" / "trials").iterdir()] == ["resolved.yaml"]
+    client = MlflowClient(f"sqlite:///{scratch / 'mlflow.db'}")
     runs = {run.info.run_id: run for run in client.search_runs(["1"])}
     names = {run.info.run_id: run.info.run_name for run in runs.values()}
     above = sorted((run.info.run_name, names.get(run.data.tags.get("mlflow.parentRunId", ""))) for run in runs.values())

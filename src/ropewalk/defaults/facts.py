@@ -46,14 +46,7 @@ def _read_facts(path: str, start: str, original_length: int | None, trust_remote
     # Late, because transformers takes seconds to import, and most configurations leave nothing to follow.
     from ropewalk.models.published import empty_model, published_scaling, read_config
 
-    try:
-        published = published_scaling(path, original_length=original_length, trust_remote_code=trust_remote_code)
-    except FileNotFoundError:
-        if Path(path).exists():
-            raise
-        raise FileNotFoundError(
-            f"model.path {path} is not there; give a folder with a transformers checkpoint"
-        ) from None
+    published = published_scaling(path, original_length=original_length, trust_remote_code=trust_remote_code)
     window = published.shape.original_length
     if start == "checkpoint" and published.start is not None:
         window = published.start.lengths[-1]
