@@ -6,11 +6,11 @@ from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.compare import measure
 from ropewalk.evaluate.extension import Extension
 from ropewalk.evaluate.result_table import ResultTable
-from ropewalk.export.card import license_of, model_card, searches
+from ropewalk.export.card import how_made, license_of, model_card
 from ropewalk.export.checkpoint import export_checkpoint
 from ropewalk.export.cost import cost_metrics, cost_tasks
 from ropewalk.export.gguf import export_gguf
-from ropewalk.files import write_table
+from ropewalk.files import read_json, write_table
 from ropewalk.models.base import BaseModel, extended_path, load_model, load_tokenizer
 from ropewalk.models.factors import FactorsByLength
 from ropewalk.report.page import card_pictures
@@ -25,12 +25,13 @@ def export(stage: Stage) -> None:
     short, long = extension.document_sets(TokenStore(stage.inputs / "tokens" / "test"))
     target, switch, short_factor = extension.first.target_length, extension.switch, config.export.short_factor
     tasks = cost_tasks(extension.extended, switch, config.evaluate.lengths, target=target, short=short, long=long)
-    models, settings = {extension.extended: model}, config.evaluate
-    cache = model_cache(settings.cache, {extension.extended: path}, models)
-    costs = [result.row for result in measure(models, tasks, cache=cache, chunk=settings.chunk_tokens)]
+    models = {extension.extended: model}
+    cache = model_cache(config.evaluate.cache, {extension.extended: path}, models)
+    costs = [result.row for result in measure(models, tasks, cache=cache, chunk=config.evaluate.chunk_tokens)]
     write_table(stage.output / "plots" / "export.csv", costs)
     perplexity, passkey = (ResultTable.read(stage.inputs / f"plots/{name}.csv") for name in ("perplexity", "passkey"))
     factors = FactorsByLength.read(stage.inputs / "factors" / "recovered.json")
+    settings = stage.values("corpus", *(["finetune"] if extension.is_trained else []))
     pictures = card_pictures(perplexity, passkey, original_length=extension.window, folder=stage.state)
     card = model_card(
         base=base,
@@ -38,16 +39,15 @@ def export(stage: Stage) -> None:
         switch=switch,
         perplexity_rows=perplexity.rows(),
         passkey_rows=passkey.rows(),
-        how_made={**searches(factors), **stage.values("corpus", *(["finetune"] if extension.is_trained else []))},
+        how_made=how_made(factors, settings, read_json(stage.inputs / "tokens" / "card.json")),
         cost_rows=costs,
         short_factor=short_factor,
         pictures={path.name: description for path, description in pictures.items()},
         extended=extension.extended,
     )
     out = stage.output / "model"
-    files = {path.name: path.read_bytes() for path in pictures}
     dtype = base.dtype if config.export.dtype == "auto" else config.export.dtype
-    export_checkpoint(model, tokenizer, switch, out, card=card, short_factor=short_factor, dtype=dtype, files=files)
+    export_checkpoint(model, tokenizer, switch, out, card=card, short_factor=short_factor, dtype=dtype, files=pictures)
     if config.export.gguf is not None:
         export_gguf(out, out / "model.gguf", dtype=config.export.gguf)
     tracking.log_file(out / "README.md")
@@ -55,5 +55,5 @@ def export(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    inputs = ("base.json", "checkpoints", "factors", "plots/perplexity.csv", "plots/passkey.csv", "tokens/test")
+    inputs = "base.json checkpoints factors plots/perplexity.csv plots/passkey.csv tokens/card.json tokens/test".split()
     run("export", export, sections=("export", "model", "corpus", "finetune", "evaluate"), inputs=inputs)

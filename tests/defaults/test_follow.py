@@ -141,11 +141,14 @@ def test_what_would_spoil_a_model_of_that_size_is_warned_of(
     assert not list(unusual(untrained, read_facts(untrained.model)))
 
 
-def test_the_kind_of_text_follows_from_the_path(tmp_path: Path) -> None:
+def test_the_kind_of_text_follows_from_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text("a text")
+    (tmp_path / "texts" / "a.TXT").write_text("a text")
     model = f"model.path={ROOT / 'models' / 'walker'}"
     assert composed([model, f"corpus.path={tmp_path / 'texts'}", *OUT]).corpus.name == "text"
+    assert composed([model, f"corpus.path={tmp_path / 'texts' / 'a.TXT'}", *OUT]).corpus.name == "text"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert composed([model, "corpus.path='~/texts'", *OUT]).corpus.name == "text"
     assert composed([model, f"corpus.path={tmp_path}/*.jsonl", *OUT]).corpus.name == "jsonl"
     embedded = composed([model, *OUT]).corpus
     assert (embedded.name, embedded.salt) == ("stdlib", "42")

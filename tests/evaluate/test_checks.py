@@ -185,4 +185,6 @@ def test_the_summary_shows_one_set_of_documents_in_a_column() -> None:
 
 def test_the_summary_of_an_evaluation_without_passkeys_or_checks_can_be_printed() -> None:
     rows, _ = passing()
-    assert text_of(rows, [], []).splitlines()[-1] == "0 of 0 checks passed"
+    lines = text_of(rows, [], []).splitlines()
+    assert lines[-1].startswith("Passkey accuracy") or not lines[-1].strip()
+    assert not [line for line in lines if "checks passed" in line]

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ropewalk.export import model_card
-from ropewalk.export.card import license_of, searches
+from ropewalk.export.card import how_made, license_of
 from ropewalk.models.base import BaseModel
 from ropewalk.models.factors import FactorsByLength, FactorsEntry
 from ropewalk.rope import LengthSwitch, RopeScaling
@@ -75,14 +75,16 @@ def test_a_model_that_was_not_trained_is_said_to_be_the_base_model_under_other_f
 
 def test_the_searches_are_told_with_their_budget_and_nothing_empty_is() -> None:
     origin = {"method": "hybrid", "trials": 12, "gradient_steps": 24, "model_hash": "ab" * 32, "commit": "abc1234"}
-    made = searches(FactorsByLength((FactorsEntry(2048, SHORT, origin), FactorsEntry(4096, LONG))))
-    assert list(made) == ["factors for up to 2,048 tokens"]
-    text = model_card(
-        base=BASE, switch=LONG_ONLY, perplexity_rows=[], passkey_rows=[],
-        how_made={**made, "corpus": {"name": "text", "quality": {}, "path": None}},
-    )  # fmt: skip
+    factors = FactorsByLength((FactorsEntry(2048, SHORT, origin), FactorsEntry(4096, LONG)))
+    settings = {"corpus": {"name": "text", "quality": {}, "path": None}}
+    made: dict[str, Any] = {"base": BASE, "switch": LONG_ONLY, "perplexity_rows": [], "passkey_rows": []}
+    text = model_card(**made, how_made=how_made(factors, settings, {"rows": 3}))
     lines = ["- factors for up to 2,048 tokens:", "  - method: hybrid", "  - gradient steps: 24", "  - trials: 12"]
     assert "\n".join([*lines, "  - commit: abc1234", "- corpus:", "  - name: text\n\n"]) in text
+    assert "4,096 tokens:" not in text
+    assert "- salt that was chosen for the split: 3\n" in model_card(
+        **made, how_made=how_made(factors, {}, {"salt": "3"})
+    )
 
 
 def test_what_plain_transformers_leaves_out_is_said() -> None:

@@ -211,8 +211,9 @@ def test_a_tokenizers_own_length_limit_does_not_survive(llama: Any, tokenizer: A
 
 
 def test_more_files_lie_beside_the_card(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
-    files = {"perplexity.png": b"picture"}
-    export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), tmp_path / "model", card="", files=files)
+    picture = tmp_path / "perplexity.png"
+    picture.write_bytes(b"picture")
+    export_checkpoint(llama, tokenizer, switch_for(llama, n_hat=0), tmp_path / "model", card="", files=[picture])
     assert (tmp_path / "model" / "perplexity.png").read_bytes() == b"picture"
 
 

@@ -9,7 +9,8 @@ def name(known: Known) -> Default:
     path = known["corpus.path"]
     if path is None:
         return Default("stdlib", "no corpus.path: the standard library of this Python")
-    if path.endswith(".txt") or (Path(path).is_dir() and any(Path(path).rglob("*.txt"))):
+    place = Path(path).expanduser()
+    if any(file.suffix.lower() == ".txt" for file in (place, *place.rglob("*"))):
         return Default("text", "corpus.path holds .txt files")
     return Default("jsonl", "corpus.path holds no .txt files")
 

@@ -49,14 +49,14 @@ def summary(perplexity: ResultTable, passkey: ResultTable, checks: Sequence[Mapp
     for model in models:
         table = perplexity.where(model=model)
         lines += [_TITLES[model], _line("", [f"{length:,}" for length in table.lengths()])]
-        for method, name in names.items():
+        for method in (method for method in names if method in table.values("method")):
             cells = []
             for length in table.lengths():
                 # Ours is also read on the long documents alone; a column must hold one set of documents.
                 documents = "all" if len(table.where(length=length, document_set="all")) else "long"
                 best = table.best_perplexity(model=model, method=method, length=length, document_set=documents)
                 cells.append("" if best is None else f"{best:.3f}" if math.isfinite(best) else "NaN")
-            lines.append(_line(name, cells))
+            lines.append(_line(names[method], cells))
         lines.append("")
     is_trained = "finetuned" in models
     keys = passkey.where(model="finetuned" if is_trained else "base")
@@ -66,10 +66,10 @@ def summary(perplexity: ResultTable, passkey: ResultTable, checks: Sequence[Mapp
         shares = keys.where(method=method).accuracies()
         cells = [f"{shares[length]:.0%}" if length in shares else "" for length in keys.lengths()]
         lines.append(_line(names[method], cells))
-    lines.append("")
-    failed = [check for check in checks if not check["passed"]]
-    lines.append(f"{len(checks) - len(failed)} of {len(checks)} checks passed" + (":" if failed else ""))
-    lines += [f"  not met: {c['claim']}: {c['measured']:.4g}, limit {c['limit']:.4g}" for c in failed]
+    if checks:
+        failed = [check for check in checks if not check["passed"]]
+        lines += ["", f"{len(checks) - len(failed)} of {len(checks)} checks passed" + (":" if failed else "")]
+        lines += [f"  not met: {c['claim']}: {c['measured']:.4g}, limit {c['limit']:.4g}" for c in failed]
     return "\n".join(lines)
 
 

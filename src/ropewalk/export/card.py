@@ -69,15 +69,22 @@ def model_card(
 _SHOWN_PROVENANCE = ("method", "gradient_steps", "trials", "forward_tokens", "protocol", "seed", "commit")
 
 
-def searches(factors: FactorsByLength) -> dict[str, Any]:
-    """The searches behind the exported scalings, as `model_card` takes them in ``how_made``."""
-    return {
+def how_made(factors: FactorsByLength, settings: Mapping[str, Any], data_card: Mapping[str, Any]) -> dict[str, Any]:
+    """What led to the model, as `model_card` takes it.
+
+    Args:
+        factors: the exported scalings, with the provenance of their searches.
+        settings: sections of the configuration.
+        data_card: of the prepared text; its salt is there where it was chosen, and is needed to split the text again.
+    """
+    searches = {
         f"factors for up to {entry.up_to_length:,} tokens": {
             key.replace("_", " "): entry.provenance[key] for key in _SHOWN_PROVENANCE if key in entry.provenance
         }
         for entry in factors.entries
         if entry.provenance
     }
+    return {**searches, **settings, "salt that was chosen for the split": data_card.get("salt")}
 
 
 def license_of(path: str | Path) -> str | None:

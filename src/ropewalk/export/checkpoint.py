@@ -6,7 +6,7 @@ card) and ropewalk.json: the whole length switch, and n_hat, for which transform
 
 import fnmatch
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def export_checkpoint(
     card: str,
     short_factor: str = SAME,
     dtype: str | None = None,
-    files: Mapping[str, bytes] | None = None,
+    files: Iterable[Path] = (),
 ) -> None:
     """Write ``model`` extended by ``switch`` to ``folder``, whole or not at all; the model in memory is not changed.
 
@@ -46,7 +46,7 @@ def export_checkpoint(
         short_factor: the scaling that plain transformers applies up to the original window: "same" for the last one,
             or "recovered" for the switch's scaling for that length (`ropewalk.export.cost.exported_scalings`).
         dtype: name of the floating-point type of the weights written; by default that in memory.
-        files: contents of further files by name, such as the card's pictures.
+        files: further files that are copied into the folder, such as the card's pictures.
 
     Raises:
         ValueError: a scaling is for another rotary dimension, the model's class cannot apply it from a config, what was
@@ -70,8 +70,8 @@ def export_checkpoint(
             _set(generation, "max_length", target)
         write_text(aside / "README.md", card)
         write_text(aside / SWITCH_FILE, switch.to_json())
-        for name, content in (files or {}).items():
-            (aside / name).write_bytes(content)
+        for file in files:
+            shutil.copyfile(file, aside / file.name)
         loaded = _reloaded(model, switch, aside)
         check_same_weights(model, loaded, path=str(folder), dtype=written)
         _check_logits(model, loaded, switch, short_factor, folder)

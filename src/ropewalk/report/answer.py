@@ -73,10 +73,10 @@ def answer(
     best = perplexity.best_case(model=extended, method=baselines(), length=longest)
     if is_number(ours) and best is not None and is_number(best["perplexity"]):
         published = number(best["perplexity"])
-        lower = 100 * (1 - ours / best["perplexity"])
-        how = f"{lower:.0f} % lower" if lower >= 0 else f"{-lower:.0f} % higher"
+        lower = round(100 * (1 - ours / best["perplexity"]))
+        how = f"{lower} % lower than" if lower > 0 else f"{-lower} % higher than" if lower else "within 1 % of"
         sentences.append(
-            f"At {longest:,} tokens, {which}, its perplexity is {number(ours)}: {how} than that "
+            f"At {longest:,} tokens, {which}, its perplexity is {number(ours)}: {how} that "
             f"of the best published method on the same weights and documents, {style(best['method'])[0]} ({published})."
         )
         figures.append(Figure(number(ours), f"perplexity at {longest:,}; best published method {published}"))
