@@ -83,9 +83,9 @@ def test_overrides_compose_or_are_refused_in_one_line_that_names_them(overrides:
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(OVERRIDES)
-def test_2000_overrides_compose_or_are_refused_in_one_line_that_names_them(overrides: list[str]) -> None:
+def test_400_overrides_compose_or_are_refused_in_one_line_that_names_them(overrides: list[str]) -> None:
     composes_or_is_one_line(overrides)
 
 
@@ -195,9 +195,9 @@ def test_sweeps_run_or_are_refused_in_one_line_that_names_them(folder: Path, ove
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(overrides=OVERRIDES)
-def test_300_sweeps_run_or_are_refused_in_one_line_that_names_them(folder: Path, overrides: list[str]) -> None:
+def test_60_sweeps_run_or_are_refused_in_one_line_that_names_them(folder: Path, overrides: list[str]) -> None:
     ended = sweep(overrides)
     if isinstance(ended, str):
         is_one_line_that_names(ended, overrides)
