@@ -8,7 +8,7 @@ standard library, or a folder of .txt files; further arguments are overrides.
     python benchmarks/smollm2/run.py --texts ../novels extension.target=32768
 
 Every row of results.json is a figure with its 95 % interval over documents: perplexity by method and length, the
-difference from ours on the same documents, passkeys, and the export's loss in transformers and llama.cpp.
+ratio of our perplexity to it on the same documents, passkeys, and the export's loss in transformers and llama.cpp.
 """
 
 import argparse
@@ -31,8 +31,8 @@ BEYOND_WINDOW = 9216
 """Tokens that the export is read at by transformers and llama.cpp."""
 COLUMNS = {
     "perplexity": ("model", "method", "variant", "length", "documents", "perplexity", "low", "high"),
-    "paired": ("model", "method", "variant", "length", "documents", "difference", "low", "high"),
-    "passkey": ("model", "method", "length", "depth", "trials", "accuracy"),
+    "paired": ("model", "against", "against_variant", "length", "documents", "perplexity_ratio", "low", "high"),
+    "passkey": ("model", "method", "length", "depth", "trials", "correct"),
 }
 """Columns of the tables of an evaluation that are kept."""
 
@@ -52,7 +52,8 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of results.json from the folder of a whole run."""
     for table, columns in COLUMNS.items():
         for row in read_table(folder / "plots" / f"{table}.csv"):
-            yield {"table": table, **{column: row[column] for column in columns if column in row}}
+            # Fewer than three documents give no interval.
+            yield {"table": table, **{column: row[column] for column in columns if row[column] != ""}}
     for library, figures in read_json(folder / "doctor" / "metrics" / "doctor.json").items():
         yield {"table": "export", "library": library, **figures}
 
