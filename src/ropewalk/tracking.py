@@ -1,12 +1,10 @@
 """MLflow: every stage, Hydra job and search is a run on one store. The only module that imports mlflow."""
 
-import atexit
 import fcntl
 import logging
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +16,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow
-from hydra.experimental.callback import Callback
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import LifecycleStage, LoggedModelInput, LoggedModelStatus, Metric, Run, RunStatus
-from omegaconf import DictConfig
+from mlflow.entities import LifecycleStage, LoggedModelInput, LoggedModelStatus, Metric, Run
 
 from ropewalk.config import TrackingConfig
 from ropewalk.files import read_json, write_text
@@ -285,24 +281,11 @@ def lightning_logger() -> "MLFlowLogger":
     return MLFlowLogger(tracking_uri=mlflow.get_tracking_uri(), run_id=_active().info.run_id, log_model=False)
 
 
-class SweepParent(Callback):
-    """Hydra callback: one MLflow run around a ``-m`` sweep, whose jobs become its children."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        tracking = TrackingConfig(**{key: config.tracking[key] for key in ("experiment", "uri")})
-        experiment = open_experiment(tracking)
-        overrides = " ".join(map(str, config.hydra.overrides.task)) or "no overrides"
-        tags = {"commit": commit_of(), "overrides": overrides[:LONGEST_VALUE]}
-        run = mlflow.MlflowClient().create_run(experiment, run_name=f"{Path(sys.argv[0]).stem} sweep", tags=tags)
-        os.environ[PARENT] = run.info.run_id
-        # Hydra calls on_multirun_end only where every job succeeded.
-        atexit.register(_end_sweep, run.info.run_id, RunStatus.FAILED)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if run_id := os.environ.pop(PARENT, None):
-            atexit.unregister(_end_sweep)
-            _end_sweep(run_id, RunStatus.FINISHED)
+def begin_run(experiment: str, name: str, tags: Mapping[str, str]) -> str:
+    """Begin a run that no block is around, in the experiment with this id; returns the run's id."""
+    return str(mlflow.MlflowClient().create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
 
 
-def _end_sweep(run_id: str, status: int) -> None:
-    mlflow.MlflowClient().set_terminated(run_id, RunStatus.to_string(status))
+def end_run(run_id: str, status: str) -> None:
+    """End a run of `begin_run`, as "FINISHED" or "FAILED"."""
+    mlflow.MlflowClient().set_terminated(run_id, status)

@@ -70,10 +70,10 @@ def _unrecovered(first: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """The base model's own scaling up to its window, and beyond it the searched factors ``first``."""
     provenance, shorter = first.pop("provenance", None), first.pop("shorter", [])
     if "start" in base:
-        own = LengthSwitch.from_dict(base["start"])
+        of_base = LengthSwitch.from_dict(base["start"])
     else:
         window, ones = base["original_length"], (1.0,) * len(first["factors"])
-        own = LengthSwitch(((window, RopeScaling(ones, window, window, method="none")),))
+        of_base = LengthSwitch(((window, RopeScaling(ones, window, window, method="none")),))
     searched = [{"up_to_length": scaling["target_length"], "scaling": scaling} for scaling in (*shorter, first)]
     searched[-1]["provenance"] = provenance
-    return {"switch": [*own.to_dict()["switch"], *searched]}
+    return {"switch": [*of_base.to_dict()["switch"], *searched]}

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from processes import trials_done
 from ropewalk import load_extended
 from ropewalk.files import read_json
 from tiny_inputs import BUDGETS, MODEL, TEXTS, write_inputs
@@ -92,24 +92,13 @@ def test_a_sweep_over_targets_extends_to_each_and_resumes(scratch: Path) -> None
     assert "Passkey accuracy, base model" in again
 
 
-def trials_done(folder: Path) -> int:
-    for study in folder.glob("outputs/extend/*/work/search_first/*/256/study.db"):
-        with sqlite3.connect(f"file:{study}?mode=ro", uri=True) as base:
-            try:
-                ((count,),) = base.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'")
-            except sqlite3.OperationalError:
-                return 0
-            return int(count)
-    return 0
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_an_extension_that_was_killed_amid_its_search_goes_on_there(scratch: Path) -> None:
     write_inputs(scratch)
     process = extend(scratch, *GIVEN, "search.trials=40")
     deadline = time.monotonic() + 600
-    while trials_done(scratch) < 4:
+    while trials_done(scratch.glob("outputs/extend/*/work/search_first/*/256/study.db")) < 4:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)

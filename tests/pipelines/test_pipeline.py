@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import time
 import urllib.request
@@ -20,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors import safe_open
 
+from processes import trials_done
 from ropewalk.files import read_json
 from workspace import ROOT, commit, copy_project, environment, run, write_overrides
 
@@ -200,17 +200,6 @@ def disturb(project: Path, ready: Callable[[str], bool], how: signal.Signals) ->
     return log.read_text()
 
 
-def trials_done(project: Path) -> int:
-    for study in (project / "work" / "search_first").glob("*/2048/study.db"):
-        with sqlite3.connect(f"file:{study}?mode=ro", uri=True) as base:
-            try:
-                ((count,),) = base.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'")
-            except sqlite3.OperationalError:
-                return 0
-            return int(count)
-    return 0
-
-
 def begins(output: str, description: str) -> int:
     """Where the progress of something began: the count in its first line."""
     first = re.search(rf"{re.escape(description)}:.*?(\d+)/\d+ \[", output)
@@ -233,7 +222,7 @@ def disturbed(extension: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         assert not [out for out in declared(stage) if (project / out).exists()], f"half a result of {stage}"
 
     kill("prepare", lambda _: bool(list(results.glob(".tokens.writing-*"))))
-    kill("search_first", lambda _: trials_done(project) >= 4)
+    kill("search_first", lambda _: trials_done(project.glob("work/search_first/*/2048/study.db")) >= 4)
     kill("finetune_first", lambda output: "fine-tuning at 1,024:" in output, signal.SIGINT)
     kill("finetune_second", lambda _: bool(list(work.glob("finetune_second/*/second/last.ckpt"))))
     kill("evaluate", lambda output: "perplexity:" in output, signal.SIGINT)
