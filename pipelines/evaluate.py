@@ -4,37 +4,35 @@ from ropewalk import tracking
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.checks import checks
-from ropewalk.evaluate.compare import measure, measure_sliding, paired_rows, position_rows
+from ropewalk.evaluate.compare import perplexity_tables
 from ropewalk.evaluate.extension import Extension, with_gradient
+from ropewalk.evaluate.far_context import far_context_rows, with_key_tokens
 from ropewalk.evaluate.models import load_models, model_paths, weights_of
 from ropewalk.evaluate.prompt_sets import PromptSets, needle_draws, passkey_draws
 from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.evaluate.retrieval import retrieval_rows
 from ropewalk.evaluate.summary import metrics
+from ropewalk.evaluate.verdict import TABLES, Verdict
 from ropewalk.files import read_json, write_json, write_table
 from ropewalk.models.base import BaseModel, load_tokenizer
 from ropewalk.report.mlflow_runs import log_comparison
-from ropewalk.rope.methods import compared
+from ropewalk.rope.methods import common
 from ropewalk.stage import Stage, run
 
 
 def evaluate(stage: Stage) -> None:
     config, base = stage.config, BaseModel.read(stage.inputs / "base.json")
-    settings, paths = config.evaluate, model_paths(base, stage.inputs / "checkpoints")
+    seed, settings, paths = config.seed, config.evaluate, model_paths(base, stage.inputs / "checkpoints")
     models = load_models(paths, **config.model.loading)
     cache = model_cache(settings.cache, paths, models)
     extension = Extension.read(stage.inputs, base, settings, methods=tuple(config.rope.methods))
     store, tokenizer = TokenStore(stage.inputs / "tokens" / "test"), load_tokenizer(base.path, **config.model.trust)
-    tasks = list(with_gradient(extension, store, stage.inputs / "factors" / "first_gradient.json", models))
-    results = measure(models, tasks, cache=cache, chunk=settings.chunk_tokens)
-    sliding = measure_sliding(models, tasks, stride=settings.stride, cache=cache, chunk=settings.chunk_tokens)
-    prompts = PromptSets.open(stage.inputs / "prompts", tokenizer, store)
-    seed, target = config.seed, extension.first.target_length
+    sets = with_key_tokens(extension.document_sets(store), extension, models, cache=cache)
+    tasks = list(with_gradient(extension, sets, stage.inputs / "factors" / "first_gradient.json", models))
+    prompts, target = PromptSets.open(stage.inputs / "prompts", tokenizer, store), extension.first.target_length
     rows = {
-        "perplexity": [result.row for result in results],
-        "positions": list(position_rows(results)),
-        "paired": list(paired_rows(results)),
-        "sliding": [result.row for result in sliding],
+        **perplexity_tables(models, tasks, stride=settings.stride, cache=cache, chunk=settings.chunk_tokens),
+        "far_context": far_context_rows(sets, extension, models, cache=cache),
         "passkey": extension.recall(passkey_draws(settings, target=target, seed=seed), models, prompts, cache=cache),
         "needles": extension.recall(needle_draws(settings, seed=seed), models, prompts, cache=cache),
         "benchmarks": extension.benchmarks(models, tokenizer, cache=cache),
@@ -44,13 +42,15 @@ def evaluate(stage: Stage) -> None:
     for name, of_table in rows.items():
         write_table(stage.output / "plots" / f"{name}.csv", of_table)
         tracking.log_file(stage.output / "plots" / f"{name}.csv")
-    perplexity, passkey, needles = (ResultTable.from_rows(rows[name]) for name in ("perplexity", "passkey", "needles"))
-    stage.write_metrics(metrics(perplexity, passkey, needles, rows["benchmarks"]))
-    whole = set(extension.methods) == set(compared())
+    perplexity, passkey, needles, _ = tables = [ResultTable.from_rows(rows[name]) for name in TABLES]
+    verdict = Verdict.of(*tables, window=extension.window, extended=extension.extended)
+    write_json(stage.output / "verdict.json", verdict.to_json())
+    stage.write_metrics(metrics(perplexity, passkey, needles, rows["benchmarks"]) | verdict.lengths)
+    whole = set(extension.methods) >= set(common())
     promised = checks(perplexity, passkey, window=extension.window, target=target, reach=extension.switch.lengths[-1])
     write_json(stage.output / "checks.json", [check.to_dict() for check in promised if whole])
     card = read_json(stage.inputs / "tokens" / "card.json")
-    log_comparison(perplexity, passkey, name=base.name, weights=weights_of(paths), card=card, target=target)
+    log_comparison(perplexity, passkey, verdict, name=base.name, weights=weights_of(paths), card=card, target=target)
     tracking.log_file(stage.output / "checks.json")
 
 

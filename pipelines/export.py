@@ -12,7 +12,6 @@ from ropewalk.export.cost import cost_metrics, cost_tasks
 from ropewalk.export.gguf import export_gguf
 from ropewalk.files import read_json, write_table
 from ropewalk.models.base import BaseModel, extended_path, load_model, load_tokenizer
-from ropewalk.models.factors import FactorsByLength
 from ropewalk.report.page import card_pictures
 from ropewalk.stage import Stage, run
 
@@ -22,15 +21,14 @@ def export(stage: Stage) -> None:
     extension = Extension.read(stage.inputs, base, config.evaluate, methods=())
     path = extended_path(base, stage.inputs / "checkpoints")
     model, tokenizer = load_model(path, **config.model.loading), load_tokenizer(path, **config.model.trust)
-    short, long = extension.document_sets(TokenStore(stage.inputs / "tokens" / "test"))
-    target, switch, short_factor = extension.first.target_length, extension.switch, config.export.short_factor
-    tasks = cost_tasks(extension.extended, switch, config.evaluate.lengths, target=target, short=short, long=long)
+    sets = extension.document_sets(TokenStore(stage.inputs / "tokens" / "test"))
+    switch, short_factor, target = extension.switch, config.export.short_factor, extension.first.target_length
+    tasks = cost_tasks(extension.extended, switch, config.evaluate.lengths, sets, target=target)
     models = {extension.extended: model}
     cache = model_cache(config.evaluate.cache, {extension.extended: path}, models)
     costs = [result.row for result in measure(models, tasks, cache=cache, chunk=config.evaluate.chunk_tokens)]
     write_table(stage.output / "plots" / "export.csv", costs)
     perplexity, passkey = (ResultTable.read(stage.inputs / f"plots/{name}.csv") for name in ("perplexity", "passkey"))
-    factors = FactorsByLength.read(stage.inputs / "factors" / "recovered.json")
     settings = stage.values("corpus", *(["finetune"] if extension.is_trained else []))
     pictures = card_pictures(perplexity, passkey, original_length=extension.window, folder=stage.state)
     card = model_card(
@@ -39,14 +37,15 @@ def export(stage: Stage) -> None:
         switch=switch,
         perplexity_rows=perplexity.rows(),
         passkey_rows=passkey.rows(),
-        how_made=how_made(factors, settings, read_json(stage.inputs / "tokens" / "card.json")),
+        how_made=how_made(stage.inputs, settings),
         cost_rows=costs,
         short_factor=short_factor,
         pictures={path.name: description for path, description in pictures.items()},
         extended=extension.extended,
+        query_scales=extension.first.query_scales,
+        verdict=read_json(stage.inputs / "verdict.json")["sentences"],
     )
-    out = stage.output / "model"
-    dtype = base.dtype if config.export.dtype == "auto" else config.export.dtype
+    out, dtype = stage.output / "model", base.dtype if config.export.dtype == "auto" else config.export.dtype
     export_checkpoint(model, tokenizer, switch, out, card=card, short_factor=short_factor, dtype=dtype, files=pictures)
     if config.export.gguf is not None:
         export_gguf(out, out / "model.gguf", dtype=config.export.gguf)
@@ -55,5 +54,5 @@ def export(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    inputs = "base.json checkpoints factors plots/perplexity.csv plots/passkey.csv tokens/card.json tokens/test".split()
+    inputs = ("base.json", "checkpoints", "factors", "plots", "verdict.json", "tokens")
     run("export", export, sections=("export", "model", "corpus", "finetune", "evaluate"), inputs=inputs)

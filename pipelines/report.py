@@ -18,7 +18,11 @@ def report(stage: Stage) -> None:
     # Commit and overrides of the project at hand, which need not be the one that the package was installed from; a run
     # without DVC keeps its overrides beside its results.
     files = [path for path in (stage.inputs / "overrides.yaml", Path("overrides.yaml")) if path.is_file()]
-    origin = Origin(tracking.commit_of(), tuple(read_overrides(files[0])) if files else ())
+    origin = Origin(
+        tracking.commit_of(),
+        tuple(read_overrides(files[0])) if files else (),
+        script="pipelines/extend.py" if files and files[0].parent == stage.inputs else None,
+    )
     write_report(stage.inputs, config=stage.values(*SECTIONS, "seed"), out=out, origin=origin)
     results, base = Results(stage.inputs, stage.output / "plots"), BaseModel.read(stage.inputs / "base.json")
     stage.write_metrics(headline(results, window=base.window, target=stage.config.extension.target))
@@ -28,5 +32,5 @@ def report(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    needed = ("base.json", "metrics", "plots", "factors", "checks.json", "tokens/card.json")
+    needed = ("base.json", "metrics", "plots", "factors", "checks.json", "verdict.json", "tokens/card.json")
     run("report", report, sections=SECTIONS, inputs=needed)

@@ -6,6 +6,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -45,6 +47,15 @@ class Cluster:
 
     def stop(self) -> None:
         self._run("pg_ctl", "-w", "-m", "fast", "stop")
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Away within the block, and back for the tests that follow whatever happens in it."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
 
     def create(self, name: str) -> str:
         """Address of a new, empty database."""

@@ -19,6 +19,7 @@ from ropewalk import config as schema
 from ropewalk.composition import checked, explain, read_overrides, register, section, with_demo
 from ropewalk.config import Config, names
 from ropewalk.consistency import check_measured, check_window
+from ropewalk.rope import methods
 from tiny_models import tiny_gpt2, tiny_llama, tiny_qwen2
 from workspace import ROOT, environment, run_script, write_overrides
 
@@ -209,6 +210,10 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "packed documents around a ring": (
         ["parallel.attention=ring", "finetune.short_share=0.5"],
         ["finetune.short_share", "parallel.attention=ring", "take auto"],
+    ),
+    "short contexts of rows in slices": (
+        ["parallel.strategy=ddp", "parallel.devices=2", "parallel.context=2", "finetune.long_context_weight=5"],
+        ["finetune.long_context_weight needs whole rows on a device", "found parallel.context=2"],
     ),
     "a sliding window around a ring": (
         ["parallel.attention=ring", "model.keep_sliding_window=true"],
@@ -523,3 +528,9 @@ def test_every_key_is_documented_or_obvious(kind: Any) -> None:
     sections = {item.name for item in fields(Config)}
     left = {item.name for item in fields(kind)} - documented(kind) - OBVIOUS - sections
     assert not left, f"say in {kind.__name__} what {', '.join(sorted(left))} mean"
+
+
+def test_the_groups_of_methods_are_those_of_the_registry() -> None:
+    for name, listed in (("all", methods.compared()), ("common", methods.common())):
+        assert tuple(OmegaConf.load(CONF / "rope" / f"{name}.yaml").methods) == listed
+    assert {path.stem for path in (CONF / "rope").glob("*.yaml")} == {*methods.compared(), "all", "common"}

@@ -42,7 +42,7 @@ assert {case.label: case.scaling.factors[-1] for case in best_cases} == {"to s":
 assert style("log_ramp") == ("log ramp", "#8c564b", "-", "p")
 row = {"model": "base", "method": "log_ramp", "variant": "to s", "length": 256, "perplexity": 5.0, "documents": 3,
        "tokens": 765, "document_set": "all", "protocol": "one pass"}
-table = summary(ResultTable.from_rows([row]), ResultTable.from_rows([]), [])
+table = summary(ResultTable.from_rows([row]), ResultTable.from_rows([]), [], [])
 assert [line.split() for line in table.splitlines() if line.startswith("log ramp")][0] == ["log", "ramp", "5.000"]
 
 (prompt,) = needle_prompts(byte_tokenizer(), "door", length=200, trials=1, depths=1, seed=0).prompts

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from ropewalk.corpus.split import SEARCH, TEST, Shares
+from ropewalk.corpus.sufficiency import SALTS
+from ropewalk.files import read_json
 from ropewalk.rope import RopeScaling, methods
 from workspace import ROOT, run_script, write_overrides
 
@@ -132,10 +135,24 @@ def test_documents_that_are_all_too_short(workspace: Path) -> None:
     assert not result_files(workspace)
 
 
+def test_documents_of_which_none_is_left_to_train_on(workspace: Path) -> None:
+    (workspace / "rows.jsonl").write_bytes(rows(documents=4))
+    names = [f"document-{number}" for number in range(4)]
+    shares = Shares(0.45, 0.45)
+    salt = next(salt for salt in SALTS if sorted(shares.split(names, salt)) == [SEARCH, SEARCH, TEST, TEST])
+    corpus = ("corpus=jsonl", "corpus.path=rows.jsonl", "corpus.search_share=0.45", "corpus.test_share=0.45")
+    message = stops("prepare", *corpus, f"corpus.salt={salt}")
+    assert "no document of at least 2046 tokens (corpus.train_tokens) is left to the training split" in message
+    assert "the corpus has 4; add some, or change corpus.search_share, corpus.test_share or corpus.salt" in message
+    assert not result_files(workspace)
+    run_script("prepare", *SMALL, *corpus, f"corpus.salt={salt}", "corpus.train_tokens=0", "output=results")
+    assert read_json(workspace / "results" / "tokens" / "card.json")["train"]["documents"] == 0
+
+
 def test_a_corpus_that_changed_after_compose(workspace: Path) -> None:
     (workspace / "rows.jsonl").write_bytes(rows())
     message = stops("prepare", "corpus=jsonl", "corpus.path=rows.jsonl", "corpus.fingerprint=other")
-    assert "the corpus changed since resolved.yaml was made" in message
+    assert "the corpus changed since the configuration was made" in message
     assert "dvc repro --force --single-item compose" in message
 
 
@@ -193,7 +210,7 @@ def test_a_factor_table_of_the_wrong_size_or_form(workspace: Path, base: Path, f
 
 
 def test_an_input_that_is_not_there(workspace: Path) -> None:
-    assert "results/base.json is not there; run `dvc repro` up to the stage that makes it" in stops("search_first")
+    assert "results/base.json is not there; run the stage that makes it first" in stops("search_first")
 
 
 SMALL_DISK = "1500k"

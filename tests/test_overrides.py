@@ -161,7 +161,10 @@ def sweep(overrides: list[str]) -> list[Config] | str:
         ("seed=range(0,3,0)", r"seed=range\(0,3,0\) cannot be applied: range\(\) arg 3 must not be zero"),
         ("seed=interval(1,2)", r"seed=interval\(1,2\) cannot be applied: BasicSweeper does not support"),
         ("seed=1 experiment=null,smoke", "experiment=null,smoke cannot be applied: .*experiment takes one of demo, "),
-        ("search.fitness=mix,needles", "search.fitness: .*; search/fitness takes one of mix, needles, perplexity"),
+        (
+            "search.fitness=mix,needles",
+            "search.fitness: .*; search/fitness takes one of joint, mix, needles, perplexity",
+        ),
         ("~model=1,2", "~model=1"),
         ("hydra.sweep.dir=a,b", "Sweeping over Hydra's configuration is not supported : 'hydra.sweep.dir=a,b'"),
         ("hydra.sweeper=nonsense", "hydra.sweeper=nonsense cannot be applied: .*; hydra/sweeper takes one of basic"),

@@ -95,6 +95,7 @@ def test_make_ui_shows_the_table_first_to_this_machine_alone_and_ends_with_all_i
 ) -> None:
     client, trained = MlflowClient(store), tracking.open_experiment(TrackingConfig(uri=store, experiment="mine"))
     run = client.create_run(trained, run_name="report", tags={"model": "walker", "way": "trained"}).info.run_id
+    client.log_metric(run, "works_to", 4096)
     client.log_metric(run, "perplexity_at_target", 2.71828)
     environ = environment(ROOT) | {"MLFLOW_TRACKING_URI": store}
     command = (sys.executable, "-m", "ropewalk.run_table", "tracking.experiment=mine")
@@ -114,7 +115,7 @@ def test_make_ui_shows_the_table_first_to_this_machine_alone_and_ends_with_all_i
             run_table.free_port(port, tries=1)
         with chromium(tmp_path / "profile", width=1700, height=1000) as browser:
             browser.get(address)
-            shown = ("report", "walker", "trained", "perplexity_at_target", "2.71828", "Model training")
+            shown = ("report", "walker", "trained", "works_to", "perplexity_at_target", "2.71828", "Model training")
             until(lambda: all(text in text_of(browser) for text in shown), "the table of runs")
         os.kill(page.pid, signal.SIGTERM)
         assert page.wait(30) == 0

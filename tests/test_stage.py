@@ -111,7 +111,10 @@ def test_inputs_are_told_apart_by_their_bytes(run_stage: Run, scratch: Path) -> 
 def test_an_input_that_is_not_there_is_named_before_the_stage_begins(run_stage: Run) -> None:
     with pytest.raises(SystemExit) as raised:
         run_stage(lambda stage: pytest.fail("began"), inputs=("base.json",))
-    assert message(raised) == "base: results/base.json is not there; run `dvc repro` up to the stage that makes it"
+    assert message(raised) == (
+        "base: results/base.json is not there; run the stage that makes it first "
+        "(`dvc repro` and pipelines/extend.py run them all)"
+    )
 
 
 def test_a_target_inside_the_window_of_the_base_model_is_refused(run_stage: Run, scratch: Path) -> None:

@@ -18,6 +18,7 @@ from ropewalk import tracking
 from ropewalk.composition import checked, register
 from ropewalk.config import TrackingConfig
 from ropewalk.evaluate.result_table import ResultTable
+from ropewalk.evaluate.verdict import Verdict
 from ropewalk.files import read_json, write_json, write_table
 from ropewalk.report.mlflow_runs import log_comparison, log_search
 from ropewalk.stage import Stage, tracked
@@ -324,13 +325,30 @@ def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_
 ) -> None:
     row = {"variant": "s", "documents": 2, "tokens": 9, "protocol": "one pass"}
     rows = [
-        row | {"model": model, "method": method, "length": length, "document_set": documents, "perplexity": value}
+        row
+        | {"model": model, "method": method, "length": length, "document_set": documents, "perplexity": value}
+        | {"key_perplexity": value + 1 if length == 64 else "", "key_tokens": 5 * (length == 64)}
         for model in ("base", "finetuned")
-        for method in ("pi", "yarn")
+        for method in ("pi", "yarn", "ours")
         for length, documents, value in ((64, "all", 3.0), (64, "all", 2.5), (256, "all", 2.0), (512, "long", 4.0))
-    ] + [row | {"model": "base", "method": "none", "length": 64, "document_set": "all", "perplexity": float("inf")}]
+    ] + [
+        row
+        | {"model": "base", "method": "none", "length": 64, "document_set": "all", "perplexity": float("inf")}
+        | {"key_perplexity": "", "key_tokens": 0}
+    ]
     keys = [
-        {"model": "base", "method": "pi", "length": 64, "depth": depth, "trials": 4, "correct": 1} for depth in (0, 1)
+        {
+            "model": "base",
+            "method": "pi",
+            "length": 64,
+            "form": "varied",
+            "depth": depth,
+            "cluster": 0,
+            "trials": 4,
+            "correct": 1,
+            "likely": 2,
+        }
+        for depth in (0, 1)
     ]
     card = {"corpus": "words", "test": {"documents": 2, "tokens": 99, "longest": 60, "hash": "0123456789abcdef0"}}
     weights = {"base": "a" * 64, "finetuned": "b" * 64}
@@ -339,6 +357,7 @@ def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_
             log_comparison(
                 ResultTable.from_rows(rows),
                 ResultTable.from_rows(keys),
+                Verdict(64, "finetuned", 256, None, {}, {}, {}),
                 name="Tiny/model: 1",
                 weights=weights,
                 card=card,
@@ -348,9 +367,9 @@ def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_
         mlflow_run for mlflow_run in runs(store, stage.config.tracking.experiment) if "method" in mlflow_run.data.params
     ]
     assert sorted({str(mlflow_run.info.run_name) for mlflow_run in tracked_runs}) == [
-        "base none", "base pi", "base yarn", "finetuned pi", "finetuned yarn",
+        "base none", "base ours", "base pi", "base yarn", "finetuned ours", "finetuned pi", "finetuned yarn",
     ]  # fmt: skip
-    assert len(tracked_runs) == 10
+    assert len(tracked_runs) == 14
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     (pi, _) = [mlflow_run for mlflow_run in tracked_runs if mlflow_run.info.run_name == "base pi"]
     assert (pi.data.params["model"], pi.data.params["method"], pi.data.params["lengths"]) == (
@@ -364,8 +383,12 @@ def test_an_evaluation_has_a_run_per_model_and_method_whose_metrics_share_their_
     }
     assert series == {
         "perplexity": [(64, 2.5), (256, 2.0)], "perplexity_long": [(512, 4.0)], "passkey_accuracy": [(64, 0.25)],
-        "perplexity_at_target": [(0, 2.0)],
+        "passkey_accuracy_varied": [(64, 0.25)], "passkey_likelihood_accuracy": [(64, 0.5)],
+        "perplexity_at_target": [(0, 2.0)], "perplexity_key_tokens": [(64, 3.5)],
     }  # fmt: skip
+    lengths = {run.info.run_name: run.data.metrics.get("works_to") for run in tracked_runs}
+    assert {name for name, length in lengths.items() if length is not None} == {"finetuned ours"}
+    assert lengths["finetuned ours"] == 256
     (dataset,) = pi.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("words test", "0123456789abcdef")
     # A search of runs leaves their models out.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_without_a_recovery_a_checkpoint_keeps_the_scalings_that_it_came_with(re
     start = LengthSwitch(((64, PLAIN), (96, own)))
     tiny_base(original_length=64, rotary_dim=16, start_switch=start).write(results / "base.json")
     assert list(switch_of(results)) == [(64, PLAIN), (96, own), (128, SHORTER), (256, FIRST)]
+
+
+def test_without_a_recovery_the_query_scales_of_the_longest_hold_in_the_window_too(results: Path) -> None:
+    scales = ((2.0, 1.0, 1.0, 0.5),) * 2
+    SearchedFactors(replace(FIRST, query_scales=scales)).write(results / "factors" / "first.json")
+    switch = switch_of(results)
+    assert switch.lengths == (64, 128, 256)
+    assert {scaling.query_scales for scaling in switch.scalings} == {scales}
+    assert switch.for_length(64) == replace(PLAIN, query_scales=scales)
+    assert switch.for_length(256) == replace(FIRST, query_scales=scales)
+
+
+def test_without_a_recovery_doublings_of_the_window_have_interpolated_factors(results: Path) -> None:
+    SearchedFactors(FIRST, ORIGIN).write(results / "factors" / "first.json")
+    switch = switch_of(results)
+    assert switch.lengths == (64, 128, 256)
+    halfway = switch.for_length(128)
+    assert halfway.factors == pytest.approx((1.0,) * 6 + (2**0.5, 2.0))
+    assert halfway.attention_factor == pytest.approx(1.1**0.5)
 
 
 def test_without_a_second_search_the_first_factors_are_the_last(results: Path) -> None:

@@ -21,6 +21,7 @@ from ropewalk.search.fitness import Evaluation, Fitness, Part
 from ropewalk.search.history import SearchResult
 from ropewalk.search.space import SearchSpace
 from ropewalk.search.study import Search
+from ropewalk.search.token_weights import WeightedRows
 from tiny_models import VOCABULARY, WINDOW, byte_tokenizer, tiny_llama
 
 BOS, EOS = 0, 1
@@ -98,9 +99,9 @@ def search(
 
     segments = Segments(store, length=space.target_length, batch_size=1, steps=config.gradient_steps, seed=5)
 
-    def batch(step: int) -> torch.Tensor:
+    def batch(step: int) -> WeightedRows:
         paid("step")
-        return segments.step(step).ids
+        return WeightedRows(segments.step(step).ids)
 
     rows = torch.from_numpy(store.first_tokens(space.target_length, documents=documents))
     result: SearchResult = Search(

@@ -242,7 +242,7 @@ def check_decoding(specimen: Specimen) -> None:
     """Greedy decoding takes the tokens with the highest logits of whole passes."""
     model, tokens = specimen.model, 5
     ids = rows(BEYOND, count=1)[0].tolist()
-    chosen = ReadPrompt(model, ids, room=tokens, chunk=48).greedy(tokens)
+    chosen = list(ReadPrompt(model, ids, room=tokens, chunk=48).greedy(tokens))
     for token in chosen:
         scores = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
         # Two tokens whose logits differ by rounding alone are both right.

@@ -10,7 +10,11 @@ of 1,024 and 2,048 tokens, then to 16,384 with a second search and none. Perplex
 tokens of all test documents of 16,384 tokens, the same at every length.
 
 Ways: plain; mixed (a quarter of the rows is short and read under the original RoPE); learned (factors trained with the
-weights); both. Each stage resumes where it was stopped, and rows that are there are not measured again.
+weights); both; recall (35 % of the rows are recall documents); far (LongCE: tokens count by what the far text gives);
+recall and far. All see the same number of tokens, and no query scales are searched. The walker, which repeats keys, is
+also asked for passkeys, 60 at each length, half of them in each form; beyond 2,048 tokens its factors are continued
+from those of shorter inputs, without a second search. Each stage resumes where it was stopped, and rows that are there
+are not measured again.
 """
 
 import argparse
@@ -26,9 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from model import add_options, chosen
 from record import write_results
 from ropewalk.corpus.store import TokenStore
+from ropewalk.evaluate.passkey import passkey_accuracy
 from ropewalk.evaluate.perplexity import DocumentSet, perplexities
+from ropewalk.evaluate.prompt_sets import Draw
+from ropewalk.evaluate.prompts import PASSKEY_FORMS
 from ropewalk.files import read_json
-from ropewalk.models.base import BaseModel, load_model, trained_under
+from ropewalk.models.base import BaseModel, load_model, load_tokenizer, trained_under
 from ropewalk.rope import LengthSwitch, RopeScaling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,12 +45,22 @@ WINDOW, TARGET = 256, 2048
 LENGTHS = (2048, 4096, 8192, 16_384)
 COMMON = ("prepare", "base", "search_first")
 OWN = ("finetune_first", "finetune_second", "search_second", "recover")
-STEPS = ("finetune.first.steps=80", "finetune.second.steps=80", "finetune.control=false", "finetune.recall_share=0")
+PASSKEY_LENGTHS, TRIALS = (1024, 2048, 4096), 30
+STEPS = (
+    "finetune.first.steps=80",
+    "finetune.second.steps=80",
+    "finetune.control=false",
+    "finetune.recall_share=0",
+    "search.query_scales=none",
+)
 WAYS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "mixed": ("finetune.short_share=0.25",),
     "learned": ("finetune.learn_factors=true",),
     "both": ("finetune.short_share=0.25", "finetune.learn_factors=true"),
+    "recall": ("finetune.recall_share=0.35",),
+    "far": ("finetune.long_context_weight=5.0",),
+    "recall and far": ("finetune.recall_share=0.35", "finetune.long_context_weight=5.0"),
 }
 
 
@@ -76,8 +93,8 @@ def begun_from(common: Path, folder: Path) -> None:
         aside.rename(folder)
 
 
-def measured(folder: Path) -> dict[str, float]:
-    """Perplexity by length, and in the original window before and after recovery."""
+def measured(folder: Path, *, passkeys: bool) -> dict[str, float]:
+    """Perplexity by length, and in the original window before and after recovery; and the share of passkeys found."""
     tuned = folder / "checkpoints" / "finetune_second"
     switch = LengthSwitch.read(folder / "factors" / "recovered.json")
     trained = trained_under(tuned)
@@ -92,6 +109,12 @@ def measured(folder: Path) -> dict[str, float]:
     found["perplexity_256_before_recovery"] = perplexities(model, trained, documents, [WINDOW])[WINDOW]
     recovered = switch.for_length(WINDOW)
     found["perplexity_256_recovered"] = perplexities(model, recovered, documents, [WINDOW])[WINDOW]
+    tokenizer, store = load_tokenizer(BaseModel.read(folder / "base.json").path), TokenStore(folder / "tokens" / "test")
+    for length in PASSKEY_LENGTHS if passkeys else ():
+        for family, form in PASSKEY_FORMS.items():
+            prompts = Draw(family, length, TRIALS, 10, 0).prompts(tokenizer, store)
+            rows = passkey_accuracy(model, tokenizer, switch, prompts)
+            found[f"passkeys_{form}_{length}"] = sum(row["correct"] for row in rows) / TRIALS
     return {**found, "documents": documents.documents}
 
 
@@ -102,7 +125,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     name, path, texts = chosen(parser, options)
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ("extension.way=trained", "extension.second_target=2048")
     if path:
         # Few and long documents.
         split = ("corpus.search_share=0.25", "corpus.test_share=0.35", "corpus.min_long_documents=4")
@@ -127,7 +150,7 @@ def main() -> None:
             "search_seconds": round(seconds["search_second"] + seconds["recover"], 1),
             "tokens_per_s": round(trained["tokens_per_second"], 1),
             "peak_mib": round(trained["peak_mib"], 1),
-            **measured(folder),
+            **measured(folder, passkeys=name == "walker"),
         }
         rows.append(row)
         write_results(options.results, rows)

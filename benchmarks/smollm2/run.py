@@ -32,7 +32,7 @@ BEYOND_WINDOW = 9216
 COLUMNS = {
     "perplexity": ("model", "method", "variant", "length", "documents", "perplexity", "low", "high"),
     "paired": ("model", "against", "against_variant", "length", "documents", "perplexity_ratio", "low", "high"),
-    "passkey": ("model", "method", "length", "depth", "trials", "correct"),
+    "passkey": ("model", "method", "length", "form", "depth", "trials", "correct", "likely"),
 }
 """Columns of the tables of an evaluation that are kept."""
 

@@ -211,6 +211,9 @@ def _check_devices(config: Config) -> None:
     ):
         if masks and parallel.attention == "ring":
             refuse(f"{key} needs masks, which parallel.attention=ring does not know, found {masks}; take auto")
+    if finetune.long_context_weight is not None and parallel.context > 1:
+        needs = "needs whole rows on a device, which parallel.context=1 gives"
+        refuse(f"finetune.long_context_weight {needs}", f"parallel.context={parallel.context}")
     if parallel.strategy == "fsdp":
         allowed = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-true")
         if finetune.precision not in allowed:

@@ -20,6 +20,7 @@ HOST, PORT = "127.0.0.1", 5000
 COLUMNS = {
     "tags.`model`": 110,
     "tags.`way`": 90,
+    "metrics.`works_to`": 100,
     "metrics.`perplexity_at_target`": 160,
     "metrics.`passkey_at_target`": 150,
     "metrics.`hours`": 90,

@@ -205,7 +205,10 @@ def _check_inputs(config: Config, inputs: Sequence[str]) -> None:
     for name in inputs:
         path = Path(config.inputs) / name
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not there; run `dvc repro` up to the stage that makes it")
+            raise FileNotFoundError(
+                f"{path} is not there; run the stage that makes it first "
+                "(`dvc repro` and pipelines/extend.py run them all)"
+            )
 
 
 def _hash_inputs(config: Config, inputs: Sequence[str]) -> str:

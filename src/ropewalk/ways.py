@@ -67,13 +67,20 @@ def _factors(stage: str, inputs: Path) -> dict[str, Any]:
 
 
 def _unrecovered(first: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """The base model's own scaling up to its window, and beyond it the searched factors ``first``."""
+    """The base model's own scaling up to its window, and beyond it the searched factors ``first``.
+
+    The doublings between have interpolated factors. The query scales are those of ``first`` at every length, since an
+    export folds one set of them into the weights.
+    """
     provenance, shorter = first.pop("provenance", None), first.pop("shorter", [])
     if "start" in base:
         of_base = LengthSwitch.from_dict(base["start"])
     else:
         window, ones = base["original_length"], (1.0,) * len(first["factors"])
         of_base = LengthSwitch(((window, RopeScaling(ones, window, window, method="none")),))
+    scales = {"query_scales": first["query_scales"]} if first.get("query_scales") else {}
+    of_window = [{**entry, "scaling": entry["scaling"] | scales} for entry in of_base.to_dict()["switch"]]
     searched = [{"up_to_length": scaling["target_length"], "scaling": scaling} for scaling in (*shorter, first)]
-    searched[-1]["provenance"] = provenance
-    return {"switch": [*of_base.to_dict()["switch"], *searched]}
+    beyond = LengthSwitch.from_dict({"switch": [of_window[-1], *searched]}).with_doublings.to_dict()["switch"]
+    beyond[-1]["provenance"] = provenance
+    return {"switch": [*of_window[:-1], *beyond]}

@@ -11,7 +11,7 @@ import pytest
 
 from ropewalk.corpus import recall
 from ropewalk.corpus.recall import draw_facts, is_held_out_key, recall_row
-from ropewalk.evaluate import passkey
+from ropewalk.evaluate import needle_families, passkey
 from tiny_models import byte_tokenizer
 
 CODE = "def walk(rope):\n    return [pair for pair in rope]\n\n"
@@ -153,7 +153,9 @@ def test_facts_have_different_names() -> None:
 
 
 def test_nothing_that_the_passkey_task_says_occurs(tokenizer: Any) -> None:
-    task = [passkey._TASK, passkey._FILLER, passkey._KEY, passkey.QUESTION]
+    wordings = [passkey.PUBLISHED, *passkey.VARIED]
+    task = [text for wording in wordings for text in (wording.task, wording.statement, wording.question)]
+    task.append(needle_families.SENTENCES)
     sentences = [part.strip() for text in task for part in re.split(r"(?<=[.?])\s", text.lower())]
     said = [part for sentence in sentences for part in sentence.split("{key}") if len(part) > 5]
     assert {"the pass key is ", "remember it.", "the grass is green.", "what is the pass key?"} < set(said)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_advice_is_given_only_where_it_helps() -> None:
     assert "leave out corpus.salt, and one is chosen under which they suffice" in message(lengths, need, salt=bad)
     assert "raise corpus.search_share and corpus.test_share" in message([2000] * 9, need)
     one = message([99_999], need)
-    assert "the corpus has 1, the longest of about 99999 tokens; all splits together need 9 documents" in one
+    assert "the corpus has 1, the longest of about 99999 tokens; all splits together need 8 documents" in one
     tiny = message([50] * 30, need)
     assert tiny.endswith("they do for no length from 256 tokens on: add longer documents")
     assert "corpus.across_documents=true" in message([50] * 3000, need)
@@ -154,13 +155,38 @@ def test_advice_is_given_only_where_it_helps() -> None:
 def test_stores_are_counted_exactly() -> None:
     need = Need(2, 1000, across=False)
     enough, few = np.asarray([5, 1000, 1001]), np.asarray([999, 1000, 600])
-    check_stores([enough, enough], need, documents=9)
+    check_stores([few, enough, enough], need, documents=9)
     with pytest.raises(
         ValueError, match=r"hold 2 and 1; the corpus has 9, the longest of 1001 tokens; they allow 512 "
     ):
-        check_stores([enough, few], need, documents=9)
-    with pytest.raises(ValueError, match=r"hold 0 and 2; .*all splits together need 5 documents at least"):
-        check_stores([np.zeros(0, np.int64), enough], need, documents=4)
+        check_stores([few, enough, few], need, documents=9)
+    nothing = np.zeros(0, np.int64)
+    with pytest.raises(ValueError, match=r"hold 0 and 2; .*all splits together need 4 documents at least"):
+        check_stores([enough, nothing, enough], need, documents=3)
+    trained = replace(need, train_tokens=500)
+    check_stores([few, enough, enough], trained, documents=9)
+    for train in (nothing, np.asarray([499])):
+        with pytest.raises(ValueError, match=r"no document of at least 500 tokens \(corpus.train_tokens\) is left to "):
+            check_stores([train, enough, enough], trained, documents=9)
+
+
+def test_a_salt_leaves_a_document_to_train_on() -> None:
+    lengths = [2000] * 6
+    shares, need = Shares(0.45, 0.45), Need(2, 1000, across=False)
+    corpus = documents(lengths)
+    left = {salt: sum(split == "train" for split in shares.split(corpus.groups, salt)) for salt in map(str, range(99))}
+    bad = next(
+        salt for salt, train in left.items() if not train and min(need.held(corpus, shares, salt, surely=True)) >= 2
+    )
+    check_estimate(corpus, shares, need, salt=bad, is_given=True)
+    trained = replace(need, train_tokens=1500)
+    with pytest.raises(ValueError, match=r"left to the training split; the corpus has 6; .*extension=untrained$"):
+        check_estimate(corpus, shares, trained, salt=bad, is_given=True)
+    salt = choose_salt(corpus, shares, trained)
+    assert (shares.split(corpus.groups, salt) == SPLITS.index("train")).any()
+    check_estimate(corpus, shares, trained, salt=salt, is_given=False)
+    with pytest.raises(ValueError, match="all splits together need 5 documents at least"):
+        check_estimate(documents([2000] * 4), shares, trained, salt="", is_given=False)
 
 
 def words(seed: int, count: int) -> str:

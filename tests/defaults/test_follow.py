@@ -17,6 +17,7 @@ from ropewalk.config import Config
 from ropewalk.defaults.facts import read_facts
 from ropewalk.defaults.follow import RULES, followed_text
 from ropewalk.defaults.training import unusual
+from ropewalk.evaluate.uncertainty import MIN_DOCUMENTS
 from tiny_models import tiny_llama
 from workspace import ROOT
 
@@ -57,9 +58,22 @@ def test_a_published_model_needs_no_other_key(published: dict[str, Path], name: 
     assert {window, target} <= set(config.evaluate.base_lengths)
     assert config.evaluate.lengths[-1] in {2 * target, target} if way != "long" else {8 * target}
     assert config.corpus.long_tokens == config.evaluate.lengths[-1]
+    trained = 0 if way == "untrained" else config.finetune.second.length - 2
+    assert config.corpus.train_tokens == trained < config.corpus.long_tokens
+    assert config.evaluate.documents is None or config.evaluate.documents >= MIN_DOCUMENTS
     assert config.model.dtype == ("bfloat16" if plan == "h100" else "float32")
     assert config.finetune.weights_dtype(config.model.dtype) == "float32"
     assert not list(unusual(config, read_facts(config.model)))
+
+
+def test_ruler_is_asked_where_a_gpu_reads_the_target_quickly(published: dict[str, Path], tmp_path: Path) -> None:
+    small = [f"model.path={published['SmolLM2-135M']}", "extension=untrained", *OUT]
+    assert {"multi_query", "common_words", "frequent_words"} <= set(composed([*small, "plan=h100"]).evaluate.needles)
+    assert composed([*small, "plan=cpu"]).evaluate.needles == []
+    assert composed([*small, "plan=h100", "extension.target=2097152"]).evaluate.needles == []
+    assert composed([*small, "plan=h100", "evaluate.needles=[single]"]).evaluate.needles == ["single"]
+    tiny_llama().save_pretrained(tmp_path)
+    assert composed([f"model.path={tmp_path}", "extension=untrained", "plan=h100", *OUT]).evaluate.needles == []
 
 
 def test_a_large_model_is_trained_as_the_papers_train_it(published: dict[str, Path]) -> None:
@@ -73,7 +87,7 @@ def test_a_large_model_is_trained_as_the_papers_train_it(published: dict[str, Pa
 
 
 @given(
-    window=st.sampled_from([256, 512, 4096]),
+    window=st.sampled_from([64, 256, 512, 4096]),
     factor=st.sampled_from([1.5, 2.0, 3.0, 4.0, 8.0, 32.0]),
     way=st.sampled_from(WAYS),
     devices=st.sampled_from([1, 2, 8]),
@@ -90,6 +104,10 @@ def test_whatever_is_given_the_rest_agrees_with_it(
     assert config.extension.target == round(factor * window)
     assert "extension.factor" not in config.followed
     assert config.finetune.first.batch_size % devices == 0
+    lengths, passkeys = config.evaluate.lengths, config.evaluate.passkey_lengths
+    assert lengths[-1] in passkeys
+    assert set(passkeys) <= set(lengths)
+    assert lengths[-1] < 256 or passkeys[0] >= 256
     # A given value is kept, and what followed from it before follows from the new one.
     longer = composed([f"model.path={folder}", f"extension={way}", f"extension.target={64 * window}", *parallel, *OUT])
     assert longer.extension.target == longer.finetune.second.length == 64 * window

@@ -19,21 +19,27 @@ def labels(method: str, length: int, target: int = 256) -> list[str]:
 def test_every_choice_of_s_is_tried() -> None:
     assert labels("none", 128) == ["plain"]
     assert labels("pi", 128) == ["s=2", "s=4"]
-    assert labels("yarn", 128) == ["s=2", "s=4"]
+    assert labels("yarn", 128) == ["s=2", "s=2, t=1.052", "s=2, t=1", "s=4", "s=4, t=1.104", "s=4, t=1"]
+    # The real critical pairs of a critical pair of 3 are 2 and 3, and its taper does not depend on s.
+    assert labels("ntk_rcd", 256) == [
+        *("s=4, rcd at 0.5", "s=4, rcd at 0.5, t=1.104", "s=4, rcd at 0.5, t=1"),
+        *("s=4, rcd at 0.875", "s=4, rcd at 0.875, t=1.104", "s=4, rcd at 0.875, t=1"),
+    ]
+    assert labels("cope", 256)[:3] == ["taper from 1", "taper from 1, t=1.104", "taper from 1, t=1.139"]
     assert labels("ntk", 128) == ["s=2", "2s=4", "2s=8"]  # s=4 is 2s=4 again
     assert labels("dynamic_ntk", 128) == ["factor=1", "factor=2", "factor=4"]
     assert labels("pi", 256) == ["s=4"]
     assert labels("abf", 128) == ["base x50", "base x100"]
 
 
-@pytest.mark.parametrize("method", ["pi", "ntk", "dynamic_ntk", "abf", "yarn"])
+@pytest.mark.parametrize("method", [name for name in methods.baselines() if name != "none"])
 def test_in_the_window_one_choice_is_the_plain_model(method: str) -> None:
     first = variants(method, SHAPE, length=32, target=256)[0].scaling
     assert set(first.factors) == {1.0}
     assert first.attention_factor == 1.0
 
 
-@pytest.mark.parametrize("method", ["pi", "ntk", "yarn"])
+@pytest.mark.parametrize("method", ["pi", "ntk", "yarn", "mrrope_pro", "tailspline"])
 @pytest.mark.parametrize("length", [256, 512, 1024])
 def test_composed_is_the_first_scaling_with_the_method_on_top(method: str, length: int) -> None:
     composed = [v for v in variants_on(method, SHAPE, FIRST, length=length, target=1024) if "composed" in v.label]
@@ -45,9 +51,13 @@ def test_composed_is_the_first_scaling_with_the_method_on_top(method: str, lengt
         expected = FIRST.then(own)
         assert variant.scaling.factors == pytest.approx(expected.factors)
         assert variant.scaling.original_length == 64
-        temperature = 0.1 * math.log(goal / 64) + 1 if method == "yarn" else FIRST.attention_factor
-        assert variant.scaling.attention_factor == pytest.approx(temperature)
-    assert {variant.scaling.target_length for variant in composed} == ({length, 1024} if length > 256 else {256, 1024})
+    goals = {length, 1024} if length > 256 else {256, 1024}
+    assert {variant.scaling.target_length for variant in composed} == goals
+    for goal in goals:
+        temperatures = {v.scaling.attention_factor for v in composed if v.scaling.target_length == goal}
+        weights = methods.METHODS[method].temperatures
+        wanted = {0.1 * weight * math.log(goal / 64) + 1 for weight in weights} or {FIRST.attention_factor}
+        assert sorted(temperatures) == pytest.approx(sorted(wanted))
 
 
 @pytest.mark.parametrize("method", methods.baselines())

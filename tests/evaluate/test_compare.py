@@ -58,6 +58,10 @@ def models(trained: Any) -> dict[str, Any]:
     return dict.fromkeys(("base", "finetuned", "control"), trained)
 
 
+def tasks_of(extension: Extension, store: TokenStore) -> list[PerplexityTask]:
+    return list(extension.perplexity_tasks(extension.document_sets(store)))
+
+
 def test_tasks_that_share_a_pass_give_what_separate_passes_give(
     trained: Any, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +142,7 @@ def test_loss_by_position_and_sliding_windows_come_with_every_scaling(trained: A
 
 
 def test_the_pipeline_reads_every_method_at_every_length_on_comparable_documents(store: TokenStore) -> None:
-    tasks = list(EXTENSION.perplexity_tasks(store))
+    tasks = tasks_of(EXTENSION, store)
     for length in CONFIG.lengths:
         at = [task for task in tasks if task.length == length and task.model == "finetuned"]
         assert {task.method for task in at} == {*methods.baselines(), "ours"}
@@ -147,8 +151,13 @@ def test_the_pipeline_reads_every_method_at_every_length_on_comparable_documents
     assert {task.length for task in tasks if task.model == "base"} == {64, 256}
     own = {r.length: r.scaling for r in tasks if (r.model, r.method) == ("finetuned", "ours")}
     assert own == {64: SHORT, 256: FIRST, 600: SECOND}
-    (base_ours,) = {r.scaling for r in tasks if (r.model, r.method) == ("base", "ours")}
-    assert base_ours == FIRST
+    base_ours = [(r.length, r.variant, r.scaling) for r in tasks if (r.model, r.method) == ("base", "ours")]
+    in_window = replace(EXTENSION.plain, target_length=256)
+    assert base_ours == [
+        (64, "for up to 64", in_window),
+        (64, "for up to 256", FIRST),
+        (256, "for up to 256", FIRST),
+    ]
     assert [(r.length, r.method) for r in tasks if r.model == "control"] == [(64, "none")]
     short, long = EXTENSION.document_sets(store)
     assert long is not None
@@ -159,22 +168,24 @@ def test_without_a_training_the_base_model_is_read_under_our_factors_at_every_le
     plain = RopeScaling((1.0,) * 8, 64, 64, method="none")
     switch = LengthSwitch(((64, plain), (256, FIRST)))
     extension = replace(EXTENSION, switch=switch, extended="base", config=replace(CONFIG, base_lengths=CONFIG.lengths))
-    tasks = [task for task in extension.perplexity_tasks(store) if not task.model.startswith(("control", "baseline"))]
+    tasks = [task for task in tasks_of(extension, store) if not task.model.startswith(("control", "baseline"))]
     assert {task.model for task in tasks} == {"base"}
     for length in CONFIG.lengths:
         assert {task.method for task in tasks if task.length == length} == {*methods.baselines(), "ours"}
     ours = [(r.length, r.documents.name, r.variant, r.scaling) for r in tasks if r.method == "ours"]
     assert ours == [
-        (64, "all", "for up to 256", FIRST),
         (64, "all", "for up to 64", plain),
+        (64, "all", "for up to 256", FIRST),
         (256, "all", "for up to 256", FIRST),
+        (600, "long", "for up to 1024", switch.for_length(600)),
         (600, "long", "for up to 256", FIRST),
         (256, "long", "for up to 256", FIRST),
     ]
+    assert switch.for_length(600).factors == pytest.approx(tuple(factor**2 for factor in FIRST.factors))
 
 
 def test_a_pipeline_without_some_methods_does_not_read_them(store: TokenStore) -> None:
-    tasks = list(replace(EXTENSION, methods=("none", "yarn")).perplexity_tasks(store))
+    tasks = tasks_of(replace(EXTENSION, methods=("none", "yarn")), store)
     assert {task.method for task in tasks} == {"none", "yarn"}
     with pytest.raises(ValueError, match=r"rope.methods: unknown \['magic'\]; allowed are none, pi"):
         replace(EXTENSION, methods=("magic",))
@@ -183,13 +194,13 @@ def test_a_pipeline_without_some_methods_does_not_read_them(store: TokenStore) -
 def test_models_that_were_not_trained_are_not_read_and_the_seed_is(
     store: TokenStore, tmp_path: Path, models: dict[str, Any]
 ) -> None:
-    seed = tmp_path / "first_gradient.json"
+    seed, sets = tmp_path / "first_gradient.json", EXTENSION.document_sets(store)
     seed.write_text(SHORT.to_json())
     without = {name: model for name, model in models.items() if name != "control"}
-    tasks = list(with_gradient(EXTENSION, store, seed, without))
+    tasks = list(with_gradient(EXTENSION, sets, seed, without))
     assert {task.model for task in tasks} == {"base", "finetuned"}
     assert [(r.model, r.scaling, r.length) for r in tasks if r.method == "gradient"] == [("base", SHORT, 64)]
-    assert not [r for r in with_gradient(EXTENSION, store, tmp_path / "none.json", models) if r.method == "gradient"]
+    assert not [r for r in with_gradient(EXTENSION, sets, tmp_path / "none.json", models) if r.method == "gradient"]
 
 
 def test_the_pipeline_is_read_from_the_files_of_the_searches(tmp_path: Path) -> None:
@@ -210,7 +221,7 @@ def test_on_a_checkpoint_with_a_scaling_of_its_own_every_baseline_is_also_put_on
     config = replace(CONFIG, lengths=[128, 256, 600], base_lengths=[128, 256])
     extension = replace(EXTENSION, start_scaling=own, config=config)
     assert extension.window == 128
-    base = [task for task in extension.perplexity_tasks(store) if task.model == "base"]
+    base = [task for task in tasks_of(extension, store) if task.model == "base"]
     assert [r.scaling for r in base if (r.method, r.length) == ("none", 128)] == [own]
     assert {r.variant for r in base if (r.method, r.length) == ("none", 256)} == {
         "plain, replaced",
@@ -218,15 +229,16 @@ def test_on_a_checkpoint_with_a_scaling_of_its_own_every_baseline_is_also_put_on
     }
     composed = [r.scaling for r in base if (r.method, r.length) == ("pi", 256) and r.variant.endswith("composed")]
     assert [scaling.factors for scaling in composed] == [tuple(2 * factor for factor in own.factors)]
-    assert [(r.length, r.scaling) for r in extension.perplexity_tasks(store) if r.model == "control"] == [(128, own)]
+    assert [(r.length, r.scaling) for r in tasks_of(extension, store) if r.model == "control"] == [(128, own)]
 
 
 def test_trained_baselines_are_read_as_they_were_trained_and_beyond_with_s_of_the_length(
     store: TokenStore, models: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert not [r for r in with_gradient(EXTENSION, store, tmp_path, models) if r.model.startswith("baseline")]
+    sets = EXTENSION.document_sets(store)
+    assert not [r for r in with_gradient(EXTENSION, sets, tmp_path, models) if r.model.startswith("baseline")]
     trained = models | {"baseline_yarn": models["base"]}
-    own = [r for r in with_gradient(EXTENSION, store, tmp_path, trained) if r.model.startswith("baseline")]
+    own = [r for r in with_gradient(EXTENSION, sets, tmp_path, trained) if r.model.startswith("baseline")]
     assert [(r.model, r.method, r.length, r.variant) for r in own] == [
         ("baseline_yarn", "yarn", 64, "as trained"),
         ("baseline_yarn", "yarn", 256, "as trained"),
@@ -261,6 +273,7 @@ def test_passkeys_are_tried_on_both_models_as_often_as_asked(tmp_path: Path) -> 
         ("finetuned", "ours", 300): 4,
         ("base", "none", 300): 4,
         ("base", "ours", 300): 4,
+        ("base", "yarn", 300): 4,
         ("finetuned", "ours", 500): 2,
     }
 
@@ -268,7 +281,8 @@ def test_passkeys_are_tried_on_both_models_as_often_as_asked(tmp_path: Path) -> 
 def test_without_a_training_passkeys_are_tried_plain_with_ours_and_with_yarn(tmp_path: Path) -> None:
     extension = replace(EXTENSION, extended="base", first=replace(FIRST, target_length=400))
     draws = list(passkey_draws(replace(CONFIG, passkey_lengths=[60, 300, 500]), target=400, seed=0))
-    readers = [(draw.length, *reader) for draw in draws for reader in extension._recall_readers(draw.length)]
+    assert [draw.family for draw in draws] == 3 * ["passkey", "passkey_varied"]
+    readers = [(draw.length, *reader) for draw in draws[::2] for reader in extension._recall_readers(draw.length)]
     assert [(length, model, method) for length, model, method, _ in readers] == [
         (60, "base", "ours"),
         (60, "base", "none"),
@@ -278,18 +292,26 @@ def test_without_a_training_passkeys_are_tried_plain_with_ours_and_with_yarn(tmp
         (500, "base", "ours"),
     ]
     yarn = readers[4][3].longest
-    assert (yarn.method, yarn.target_length) == ("yarn", 400)
+    assert (yarn.method, yarn.target_length) == ("yarn", 300)
 
 
 def test_metrics_are_the_best_cases_and_accuracies() -> None:
     row = {"model": "base", "method": "pi", "length": 64, "document_set": "all"}
     rows = [{**row, "perplexity": 7.0}, {**row, "perplexity": 5.0}, {**row, "perplexity": 3.0, "document_set": "long"}]
     keys = {"model": "finetuned", "method": "ours", "length": 256}
-    passkeys = [{**keys, "depth": 0.0, "trials": 10, "correct": 9}, {**keys, "depth": 1.0, "trials": 10, "correct": 6}]
+    passkeys = [
+        {**keys, "form": form, "depth": 0.5, "cluster": number, "trials": 10, "correct": correct, "likely": 10}
+        for form, correct in (("published", 9), ("varied", 6))
+        for number in range(2)
+    ]
     found = metrics(*map(ResultTable.from_rows, (rows, passkeys, [])))
     assert found == {
         "perplexity": {"base": {"pi": {"64_all": 5.0, "64_long": 3.0}}},
-        "passkey": {"finetuned": {"ours": {"256": 0.75}}},
+        "passkey": {
+            "finetuned": {
+                "ours": {"256": 0.75, "256_likelihood_accuracy": 1.0, "256_published": 0.9, "256_varied": 0.6}
+            }
+        },
     }
     assert math.isfinite(json.loads(json.dumps(found))["perplexity"]["base"]["pi"]["64_all"])
 
@@ -321,12 +343,12 @@ def test_needles_are_the_same_for_every_method_and_measured_once(tmp_path: Path)
     rows = extension.recall(draws, models, prompts, cache=cache)
     assert [(row["model"], row["method"], row["depth"]) for row in rows] == [
         (model, method, depth)
-        for model, method in (("finetuned", "ours"), ("base", "none"), ("base", "ours"))
+        for model, method in (("finetuned", "ours"), ("base", "none"), ("base", "ours"), ("base", "yarn"))
         for depth in (0.0, 1.0)
     ]
     assert {row["protocol"][:15] for row in rows} == {"greedy decoding"}
     kept = [read_json(path)["about"]["prompts"] for path in (tmp_path / "figures").rglob("*.json")]
-    assert kept == [prompts.of(Draw("single", 500, 2, 2, 0)).hash] * 3
+    assert kept == [prompts.of(Draw("single", 500, 2, 2, 0)).hash] * 4
     assert extension.recall(draws, dict.fromkeys(models), prompts, cache=cache) == rows
     found = metrics(*map(ResultTable.from_rows, ([], [], rows)))["needles"]["single"]
     assert set(found["base"]["none"]) == {"500_accuracy", "500_likelihood_accuracy"}
@@ -335,7 +357,7 @@ def test_needles_are_the_same_for_every_method_and_measured_once(tmp_path: Path)
 def test_the_summary_marks_a_figure_of_no_number() -> None:
     row = {"model": "base", "method": "pi", "document_set": "all"}
     rows = [{**row, "length": 64, "perplexity": 7.0}, {**row, "length": 128, "perplexity": math.inf}]
-    lines = summary(ResultTable.from_rows(rows), ResultTable.from_rows([]), []).splitlines()
+    lines = summary(ResultTable.from_rows(rows), ResultTable.from_rows([]), ["Works to 2,048 tokens."], []).splitlines()
     (line,) = [line for line in lines if line.startswith("PI")]
     assert line.split() == ["PI", "7.000", "NaN"]
 
@@ -345,7 +367,7 @@ def test_factors_from_files_are_read_beside_the_methods(tmp_path: Path, store: T
     (tmp_path / "mine.json").write_text(FIRST.to_json())
     files = [str(tmp_path / name) for name in ("table.csv", "mine.json")]
     extension = replace(EXTENSION, config=replace(CONFIG, factors=files))
-    own = [task for task in extension.perplexity_tasks(store) if task.method in ("table", "mine")]
+    own = [task for task in tasks_of(extension, store) if task.method in ("table", "mine")]
     assert [(one.model, one.method, one.length) for one in own] == [
         ("base", name, length) for length in (64, 256) for name in ("table", "mine")
     ]
@@ -353,4 +375,4 @@ def test_factors_from_files_are_read_beside_the_methods(tmp_path: Path, store: T
     (tmp_path / "yarn.json").write_text(FIRST.to_json())
     for wrong in ([*files, files[1]], [str(tmp_path / "yarn.json")]):
         with pytest.raises(ValueError, match=r"evaluate\.factors must be files of different names"):
-            list(replace(EXTENSION, config=replace(CONFIG, factors=wrong)).perplexity_tasks(store))
+            tasks_of(replace(EXTENSION, config=replace(CONFIG, factors=wrong)), store)

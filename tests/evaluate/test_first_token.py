@@ -53,7 +53,7 @@ def test_the_store_the_rows_and_the_prompts_begin_with_the_same_token(
     assert not np.isin(rows[:, 1:], tokenizer.all_special_ids).any()
     row = Segments(store, length=64, batch_size=1, steps=1, seed=0).step(0).ids[0]
     assert (int(row[0]), int(row[-1])) == (expected, last)
-    prompt = passkey_prompt(tokenizer, key=12345, length=400, depth=0.5)
+    prompt = passkey_prompt(tokenizer, keys=["12345", "54321"], length=400, depth=0.5)
     assert prompt.ids[0] == expected
     assert not set(prompt.ids[1:]) & set(tokenizer.all_special_ids)
 

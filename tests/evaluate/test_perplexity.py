@@ -178,10 +178,15 @@ def test_every_variant_is_transformers_own_model_with_that_scaling(
         elif method == "abf":
             parameters = {"rope_type": "default", "rope_theta": 10_000.0 * float(variant.label.split("x")[1])}
         else:
-            kind = {"pi": "linear", "yarn": "yarn"}[method]
-            parameters = {**rope, "rope_type": kind, "factor": float(variant.label.split("=")[1])}
-            if kind == "yarn":
+            kind = {"pi": "linear", "yarn": "yarn"}.get(method, "longrope")
+            parameters = {**rope, "rope_type": kind, "factor": variant.scaling.ratio}
+            if kind != "linear":
                 parameters["original_max_position_embeddings"] = WINDOW
+            if kind == "longrope" or "t=" in variant.label:
+                parameters["attention_factor"] = variant.scaling.attention_factor
+            if kind == "longrope":
+                # Which it has no name for, and so the factors themselves, at every length.
+                parameters["short_factor"] = parameters["long_factor"] = list(variant.scaling.factors)
         reference = tiny_llama(rope_parameters=parameters)
         reference.load_state_dict(trained.state_dict())
         expected = transformers_perplexity(reference, own.rows)

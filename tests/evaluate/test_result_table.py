@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ropewalk.evaluate.result_table import ResultTable
+from ropewalk.evaluate.uncertainty import cluster_interval, share_interval
 from ropewalk.files import write_table
 
 ROW = {"model": "base", "method": "pi", "variant": "s=4", "length": 64, "document_set": "all"}
@@ -54,14 +55,30 @@ def test_an_empty_table_answers_every_question() -> None:
 
 
 def test_accuracy_counts_trials_whether_they_are_right_or_have_a_score() -> None:
-    keys = ResultTable.from_rows([{"trials": 10, "correct": 9}, {"trials": 30, "correct": 14}])
+    keys = ResultTable.from_rows(
+        [{"trials": 10, "correct": 9, "likely": 10}, {"trials": 30, "correct": 14, "likely": 20}]
+    )
     assert keys.accuracy() == 23 / 40
     assert keys.accuracy(scale=100) == 57.5
+    assert keys.accuracy("likelihood_accuracy") == 0.75
     needles = ResultTable.from_rows(
         [{"trials": 1, "accuracy": 0.5, "chance": 0.25}, {"trials": 3, "accuracy": 1.0, "chance": 0.125}]
     )
     assert needles.accuracy() == pytest.approx(3.5 / 4)
     assert needles.accuracy("chance") == pytest.approx(0.625 / 4)
+
+
+def test_an_interval_is_of_the_clusters_of_each_form() -> None:
+    rows = [
+        {"form": form, "cluster": number, "depth": depth, "trials": 2, "correct": 2 * (number > 1), "likely": 2}
+        for form in ("published", "varied")
+        for number in range(4)
+        for depth in (0.25, 0.75)
+    ]
+    keys = ResultTable.from_rows(rows)
+    assert keys.interval() == cluster_interval([[(0, 4), (0, 4), (4, 4), (4, 4)]] * 2)
+    assert keys.interval("likelihood_accuracy", scale=100) == tuple(100 * end for end in share_interval(1.0, 8))
+    assert keys.where(cluster=(0, 1)).interval() is None
 
 
 def test_a_paired_ratio_is_of_one_length_and_left_out_where_nothing_was_compared() -> None:

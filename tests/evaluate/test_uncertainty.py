@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ropewalk.evaluate.uncertainty import mean_interval, paired
+from ropewalk.evaluate.uncertainty import cluster_interval, mean_interval, paired, share_interval
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
@@ -17,6 +17,30 @@ def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
         assert interval is not None
         held += interval[0] <= 2.0 <= interval[1]
     assert 0.88 <= held / 200 <= 0.99
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_the_interval_of_a_share_holds_the_truth_whether_or_not_trials_of_a_cluster_agree(spread: float) -> None:
+    """Shares of clusters vary about one half, as their trials' log odds do with this standard deviation."""
+    rng = np.random.default_rng(0)
+    held = naive = 0
+    for _ in range(300):
+        shares = 1 / (1 + np.exp(-spread * rng.standard_normal(20)))
+        right = rng.binomial(5, shares).tolist()
+        interval = cluster_interval([[(count, 5) for count in right[:10]], [(count, 5) for count in right[10:]]])
+        assert interval is not None
+        held += interval[0] <= 0.5 <= interval[1]
+        low, high = share_interval(sum(right) / 100, 100)
+        naive += low <= 0.5 <= high
+    assert 0.87 <= held / 300 <= 0.99
+    assert naive / 300 < 0.8 or spread == 0
+
+
+def test_where_all_trials_agree_each_cluster_counts_once() -> None:
+    assert cluster_interval([[(5, 5)] * 10, [(2, 2)] * 6]) == share_interval(1.0, 16)
+    assert cluster_interval([[(0, 5)] * 10]) == share_interval(0.0, 10)
+    assert cluster_interval([[(3, 5)] * 10, [(2, 2)] * 2]) is None
+    assert cluster_interval([]) is None
 
 
 def test_nothing_is_said_of_two_documents_or_of_nan() -> None:

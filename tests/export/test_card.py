@@ -8,6 +8,7 @@ import yaml
 
 from ropewalk.export import model_card
 from ropewalk.export.card import how_made, license_of
+from ropewalk.files import write_json
 from ropewalk.models.base import BaseModel
 from ropewalk.models.factors import FactorsByLength, FactorsEntry
 from ropewalk.rope import LengthSwitch, RopeScaling
@@ -28,18 +29,21 @@ PERPLEXITY: list[dict[str, Any]] = [
     )
 ]  # fmt: skip
 PASSKEY = [
-    {"model": "finetuned", "method": "ours", "length": 2048, "depth": depth, "trials": 10, "correct": correct}
-    for depth, correct in ((0.0, 10), (0.5, 9))
-]
+    {"model": "finetuned", "method": "ours", "length": 2048, "form": form, "depth": depth, "cluster": number,
+     "trials": 5, "correct": correct, "likely": 4}
+    for form, correct in (("published", 5), ("varied", 4))
+    for number, depth in enumerate((0.25, 0.5, 0.75))
+]  # fmt: skip
 
 
-def card(switch: LengthSwitch) -> str:
+def card(switch: LengthSwitch, **more: Any) -> str:
     return model_card(
         base=BASE,
         switch=switch,
         perplexity_rows=PERPLEXITY,
         passkey_rows=PASSKEY,
         how_made={"Search": "212 trials", "finetune": {"first": {"steps": 80, "decay": None}}},
+        **more,
     )
 
 
@@ -55,7 +59,7 @@ def test_figures_come_with_protocol_and_only_for_the_model_and_its_base() -> Non
     assert "one pass over the first tokens" in text
     assert "| this model | 16,384 | 6.25 | s=1 | 8 (long) | 131,072 |" in text
     assert "9.10" not in text
-    assert "| 2,048 | 95 % | 20 |" in text
+    assert "| 2,048 | 90 % | 90–90 % | 100 % | 80 % | 30 |" in text
     assert "- Search: 212 trials\n- finetune:\n  - first:\n    - steps: 80\n\n" in text
 
 
@@ -70,21 +74,27 @@ def test_a_model_that_was_not_trained_is_said_to_be_the_base_model_under_other_f
     assert "| this model | 16,384 | 6.25 |" in text
     assert "| base model, plain RoPE | 256 | 7.50 |" in text
     assert "9.10" not in text
-    assert "| 2,048 | 95 % | 20 |" in text
+    assert "| 2,048 | 90 % | 90–90 % | 100 % | 80 % | 30 |" in text
 
 
-def test_the_searches_are_told_with_their_budget_and_nothing_empty_is() -> None:
+def test_the_searches_are_told_with_their_budget_and_nothing_empty_is(tmp_path: Path) -> None:
     origin = {"method": "hybrid", "trials": 12, "gradient_steps": 24, "model_hash": "ab" * 32, "commit": "abc1234"}
     factors = FactorsByLength((FactorsEntry(2048, SHORT, origin), FactorsEntry(4096, LONG)))
+    write_json(tmp_path / "factors" / "recovered.json", factors.to_dict())
+    write_json(tmp_path / "tokens" / "card.json", {"rows": 3})
     settings = {"corpus": {"name": "text", "quality": {}, "path": None}}
     made: dict[str, Any] = {"base": BASE, "switch": LONG_ONLY, "perplexity_rows": [], "passkey_rows": []}
-    text = model_card(**made, how_made=how_made(factors, settings, {"rows": 3}))
+    text = model_card(**made, how_made=how_made(tmp_path, settings))
     lines = ["- factors for up to 2,048 tokens:", "  - method: hybrid", "  - gradient steps: 24", "  - trials: 12"]
     assert "\n".join([*lines, "  - commit: abc1234", "- corpus:", "  - name: text\n\n"]) in text
     assert "4,096 tokens:" not in text
-    assert "- salt that was chosen for the split: 3\n" in model_card(
-        **made, how_made=how_made(factors, {}, {"salt": "3"})
-    )
+    write_json(tmp_path / "tokens" / "card.json", {"salt": "3"})
+    assert "- salt that was chosen for the split: 3\n" in model_card(**made, how_made=how_made(tmp_path, {}))
+
+
+def test_the_verdict_stands_below_the_summary() -> None:
+    text = card(SWITCH, verdict=("Works to 2,048 tokens.", "It reads to 16,384 tokens."))
+    assert "Works to 2,048 tokens. It reads to 16,384 tokens.\n\n## How it was made" in text
 
 
 def test_what_plain_transformers_leaves_out_is_said() -> None:

@@ -13,7 +13,7 @@ from ropewalk.export import export_checkpoint
 from ropewalk.export.cost import exported_scalings
 from ropewalk.models.base import load_model
 from ropewalk.models.published import published_scaling
-from ropewalk.rope import LengthSwitch, RopeScaling, extend, rotary_shape
+from ropewalk.rope import LengthSwitch, RopeScaling, extend, methods, rotary_shape
 from tiny_models import WINDOW, tiny_llama, tiny_rounding, token_rows
 from tolerances import relative_error
 
@@ -42,6 +42,19 @@ def test_plain_transformers_gives_our_logits_below_and_beyond_the_window(
         theirs = loaded(ids).logits
     assert relative_error(theirs, ours) < tiny_rounding(length)
     assert relative_error(plain, ours) > 100 * tiny_rounding(length)
+
+
+def test_a_pair_that_stands_still_comes_through(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """CoPE's last frequency is zero, that is a factor of 1e9."""
+    scaling = methods.METHODS["cope"](**vars(rotary_shape(model)), target_length=4 * WINDOW)
+    assert max(scaling.factors) == pytest.approx(1e9)
+    export_checkpoint(model, tokenizer, LengthSwitch(((4 * WINDOW, scaling),)), tmp_path / "model", card="card")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = token_rows(4 * WINDOW, rows=2)
+    with torch.no_grad():
+        ours = extend(model, scaling)(ids).logits
+        theirs = loaded(ids).logits
+    assert relative_error(theirs, ours) < tiny_rounding(4 * WINDOW)
 
 
 def test_generation_across_the_window_uses_one_scaling_in_plain_transformers(

@@ -33,7 +33,7 @@ def test_costs_are_perplexities_of_the_same_documents_in_every_way(llama: Any) -
         DocumentSet(name, token_rows(length)) for name, length in (("all", lengths[1]), ("long", lengths[2]))
     )
     with torch.no_grad():
-        tasks = cost_tasks("finetuned", switch, lengths, target=lengths[1], short=short, long=long)
+        tasks = cost_tasks("finetuned", switch, lengths, (short, long), target=lengths[1])
         rows = [result.row for result in measure({"finetuned": llama}, tasks)]
     found = costs(rows)
     assert list(found) == list(lengths)

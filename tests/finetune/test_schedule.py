@@ -243,3 +243,32 @@ def test_a_baseline_is_trained_for_the_steps_of_both_parts_under_its_own_factors
     }
     pi = methods.pi(rotary_dim=16, base=10_000.0, original_length=WINDOW, target_length=4 * WINDOW)
     assert trained_under(tmp_path / "pi") == pi
+
+
+def test_query_scales_are_folded_into_the_base_model_once_and_trained_without(tmp_path: Path, configured: Any) -> None:
+    config, base, _ = configured(tiny_llama())
+    scaling = replace(SCALING, query_scales=((0.5, 1.0, 1.5, 2.0), (1.2, 0.8, 1.0, 0.6)))
+    (tmp_path / "factors.json").write_text(scaling.to_json())
+    still = replace(LAST, steps=0)
+    config = replace(config, finetune=replace(config.finetune, first=still, second=still))
+    rows = torch.randint(3, 96, (2, 2 * WINDOW), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = extend(load_model(base.path), scaling)(rows).logits
+    path, start = base.path, None
+    for part in ("first", "second"):
+        steps = searched_steps(config, part, tmp_path / "factors.json", base.shape)
+        options: dict[str, Any] = {"state_folder": tmp_path, "checkpoint": tmp_path / part, "start": start}
+        train_model(path, steps, config, base, **options)
+        path, start = str(tmp_path / part), trained_under(tmp_path / part)
+        assert start == SCALING
+        with torch.no_grad():
+            logits = extend(load_model(path), start)(rows).logits
+        assert relative_error(logits, expected) < rounding(1000)
+
+
+def test_steps_under_different_query_scales_are_refused(tmp_path: Path, configured: Any) -> None:
+    config, base, _ = configured(tiny_llama())
+    (tmp_path / "factors.json").write_text(replace(SCALING, query_scales=((2.0,) * 4,) * 2).to_json())
+    config = replace(config, finetune=replace(config.finetune, second=replace(LAST, scaling="yarn")))
+    with pytest.raises(ValueError, match="its steps name scalings with different query scales"):
+        searched_steps(config, "first", tmp_path / "factors.json", base.shape)

@@ -1,7 +1,7 @@
 """Factors files and base.json keep their form, and give back what was written to them."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,18 @@ SHORT = RopeScaling((1.0, 1.5), 256, 512)
 LONG = RopeScaling((1.0, 4.0), 256, 1024, 2, 1.1, "learned")
 ORIGIN = {"method": "hybrid", "trials": 12}
 VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "scaling": (LONG, asdict(LONG)),
-    "searched": (SearchedFactors(LONG, ORIGIN), {**asdict(LONG), "provenance": ORIGIN}),
+    "scaling": (LONG, LONG.to_dict()),
+    "searched": (SearchedFactors(LONG, ORIGIN), {**LONG.to_dict(), "provenance": ORIGIN}),
     "with shorter": (
         SearchedFactors(LONG, ORIGIN, (SHORT,)),
-        {**asdict(LONG), "shorter": [asdict(SHORT)], "provenance": ORIGIN},
+        {**LONG.to_dict(), "shorter": [SHORT.to_dict()], "provenance": ORIGIN},
     ),
     "by length": (
         FactorsByLength((FactorsEntry(512, SHORT), FactorsEntry(1024, LONG, ORIGIN))),
         {
             "switch": [
-                {"up_to_length": 512, "scaling": asdict(SHORT), "provenance": None},
-                {"up_to_length": 1024, "scaling": asdict(LONG), "provenance": ORIGIN},
+                {"up_to_length": 512, "scaling": SHORT.to_dict(), "provenance": None},
+                {"up_to_length": 1024, "scaling": LONG.to_dict(), "provenance": ORIGIN},
             ]
         },
     ),
@@ -44,7 +44,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
             "vocab_size": 96,
             "dtype": "float32",
             "window": 512,
-            "start": {"switch": [{"up_to_length": 512, "scaling": asdict(SHORT)}]},
+            "start": {"switch": [{"up_to_length": 512, "scaling": SHORT.to_dict()}]},
         },
     ),
 }

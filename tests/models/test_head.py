@@ -66,7 +66,7 @@ def test_a_prompt_is_continued_by_the_logits_that_forward_gives(model: Any) -> N
     for _ in range(6):
         expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
     read = ReadPrompt(model, ids[:40], room=6, chunk=17)
-    assert read.greedy(6) == expected[40:]
+    assert list(read.greedy(6)) == expected[40:]
     likelihood = -losses_by_forward(model, torch.tensor([expected]))[0, 39:].sum()
     assert relative_error(torch.tensor(read.log_likelihood(expected[40:])), likelihood) < tiny_rounding(60)
 

@@ -91,7 +91,7 @@ def test_every_kind_of_layer_is_read_in_chunks_as_at_once(kind: str) -> None:
     for _ in range(5):
         continuation.append(int(model(torch.tensor([continuation])).logits[0, -1].argmax()))
     # Twice, since every continuation starts from the same prompt.
-    assert prompt.greedy(5) == prompt.greedy(5) == continuation[60:]
+    assert list(prompt.greedy(5)) == list(prompt.greedy(5)) == continuation[60:]
     logits = model(torch.tensor([continuation])).logits[0, 59:-1].log_softmax(-1)
     likelihood = logits.gather(-1, torch.tensor(continuation[60:])[:, None]).sum()
     assert relative_error(torch.tensor(prompt.log_likelihood(continuation[60:])), likelihood) < tiny_rounding(65)

@@ -89,8 +89,8 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
 def packages(start: Path) -> set[str]:
     """Packages of src/ropewalk whose modules are loaded, from one module to the next, when ``start`` runs.
 
-    Without `config`, whose values are parameters of the stages, without `defaults`, which the stage compose alone fills
-    in, and without what is drawn for MLflow alone.
+    Without `config` and `defaults`, whose values the stage compose makes parameters of the others, and without what is
+    drawn for MLflow alone.
     """
     for_mlflow = {"ropewalk.report.mlflow_runs"}
     todo, seen = list(imported(start) - for_mlflow), set[str]()
@@ -108,7 +108,7 @@ def packages(start: Path) -> set[str]:
     found = {
         name.split(".")[1] for name in seen if "." in name and (ROOT / "src/ropewalk" / name.split(".")[1]).is_dir()
     }
-    return found - ({"config"} if start.stem == "compose" else {"config", "defaults"})
+    return found if start.stem == "compose" else found - {"config", "defaults"}
 
 
 @pytest.mark.parametrize("stage", ORDER)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from ropewalk import load_extended
+from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.files import read_json, read_table
+from ropewalk.models.factors import FactorsByLength
 from ropewalk.rope import RopeScaling, methods
 from workspace import ROOT, run_script, write_overrides
 
@@ -37,9 +39,23 @@ OVERRIDES = (
     "evaluate.base_lengths=[512,1024]",
     "evaluate.passkey_lengths=[512]",
 )
+UNTRAINED = (
+    "corpus.search_share=0.3",
+    "corpus.test_share=0.3",
+    "search=fast",
+    "search.gradient_steps=2",
+    "search.trials=6",
+    "search.documents=2",
+    "evaluate.documents=2",
+    "evaluate.long_documents=2",
+    "evaluate.cache=null",
+    "rope.methods=[none,yarn,longrope]",
+)
 
 
-def test_the_pipeline_starts_from_the_checkpoints_own_scaling(scratch: Path) -> None:
+@pytest.fixture
+def project(scratch: Path) -> Path:
+    """The current folder, with the checkpoint and its texts."""
     shutil.copytree(ROOT / "models" / "walker", scratch / "yarn")
     file = scratch / "yarn" / "config.json"
     rope = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 2.0, "original_max_position_embeddings": 256}
@@ -48,12 +64,16 @@ def test_the_pipeline_starts_from_the_checkpoints_own_scaling(scratch: Path) -> 
     library = Path(sysconfig.get_path("stdlib"))
     for source in sorted(library.glob("*.py"), key=lambda path: -path.stat().st_size)[:30]:
         (scratch / "texts" / f"{source.stem}.txt").write_text(source.read_text(encoding="utf-8")[:30_000])
-    write_overrides(scratch, *OVERRIDES)
+    return scratch
+
+
+def test_the_pipeline_starts_from_the_checkpoints_own_scaling(project: Path) -> None:
+    write_overrides(project, *OVERRIDES)
     run_script("compose")
     for stage in STAGES:
-        run_script(stage, "-cp", str(scratch), "-cn", "resolved")
+        run_script(stage, "-cp", str(project), "-cn", "resolved")
 
-    results = scratch / "results"
+    results = project / "results"
     base = read_json(results / "base.json")
     assert (base["original_length"], base["window"]) == (256, 512)
     own = methods.yarn(rotary_dim=32, base=10_000.0, original_length=256, target_length=512)
@@ -70,3 +90,24 @@ def test_the_pipeline_starts_from_the_checkpoints_own_scaling(scratch: Path) -> 
     assert "came with a scaling from 256 to 512 tokens" in card
     assert load_extended(results / "model").config.max_position_embeddings == 2048
     assert (results / "report.html").is_file()
+
+
+def test_without_training_the_checkpoints_own_scaling_stays_up_to_its_window(project: Path) -> None:
+    passkeys = ("evaluate.passkey_lengths=[512]", "evaluate.passkey_trials=2", "evaluate.passkey_depths=2")
+    run_script("extend", "model.path=yarn", "corpus.path=texts", "extension.target=1024", *UNTRAINED, *passkeys)
+    (results,) = (project / "outputs" / "extend").glob("yarn-1024-*")
+    own = methods.yarn(rotary_dim=32, base=10_000.0, original_length=256, target_length=512)
+    switch = FactorsByLength.read(results / "factors" / "recovered.json").switch
+    assert switch.lengths == (512, 1024)
+    short = switch.for_length(512)
+    assert (short.original_length, short.target_length) == (256, 512)
+    assert short.factors == pytest.approx(own.factors, rel=1e-5)
+    assert short.attention_factor == pytest.approx(own.attention_factor, rel=1e-5)
+    assert (switch.longest.original_length, switch.longest.target_length) == (256, 1024)
+    perplexity = ResultTable.read(results / "plots" / "perplexity.csv").where(model="base", length=512)
+    ours, plain = (perplexity.best_perplexity(method=method, length=512) for method in ("ours", "none"))
+    assert ours == pytest.approx(plain, rel=1e-4)
+    card = (results / "model" / "README.md").read_text()
+    assert "context extended from 512 to 1,024 tokens" in card
+    assert "No weight was changed" in card
+    assert load_extended(results / "model").config.max_position_embeddings == 1024

@@ -36,7 +36,7 @@ def test_the_stage_writes_the_same_bytes_each_time_and_counts_them(inputs: Path)
     before = contents(inputs / "prompts")
     about = read_json(inputs / "prompts" / INDEX)
     assert [(one["family"], one["length"], one["prompts"]) for one in about["sets"]] == [
-        ("passkey", FIRST, 4), ("single", FIRST, 2),
+        ("passkey", FIRST, 2), ("passkey_varied", FIRST, 2), ("single", FIRST, 2),
     ]  # fmt: skip
     assert read_json(inputs / "metrics" / "prompts.json")["prompts"] == 6
     run_script("prompts", *OVERRIDES, *TASKS, f"output={inputs}")
@@ -63,7 +63,7 @@ def test_evaluate_reads_the_prompts_and_draws_what_was_added(
     assert {about["prompts"] for about in figures if "prompts" in about} == hashes
 
     run_script("evaluate", *OVERRIDES, *TASKS, f"evaluate.passkey_lengths=[{FIRST},600]", "output=more")
-    assert drawn == [Draw("passkey", 600, 20, 2, 0)]
+    assert drawn == [Draw("passkey", 600, 10, 2, 0), Draw("passkey_varied", 600, 10, 2, 0)]
     assert contents(inputs / "prompts") == before
     first, second = (read_table(scratch / out / "plots" / "passkey.csv") for out in ("out", "more"))
     assert second[: len(first)] == first

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ropewalk.evaluate.result_table import ResultTable
+from ropewalk.evaluate.verdict import Verdict
 from ropewalk.files import write_table
 from ropewalk.rope import LengthSwitch, RopeScaling, methods
 
@@ -118,14 +120,24 @@ def training_rows(start: float, end: float, steps: int = 80) -> Rows:
     ]  # fmt: skip
 
 
+def far_context_rows() -> Rows:
+    return [
+        {"model": "finetuned", "method": "ours", "length": length, "document_set": "all", "gain_nats": gain,
+         "low": gain - 0.01, "high": gain + 0.01, "documents": 8, "protocol": "far text"}
+        for length, gain in ((512, 0.06), (1024, 0.11), (2048, 0.15), (8192, 0.19), (SECOND, 0.02))
+    ]  # fmt: skip
+
+
 def passkey_rows() -> Rows:
     tuned = {256: (1.0, 10), 512: (1.0, 10), 1024: (1.0, 10), 2048: (0.97, 10), 8192: (0.7, 2), SECOND: (0.4, 2)}
     base = {256: (0.98, 10), 512: (0.5, 10), 1024: (0.1, 10), 2048: (0.0, 10)}
     return [
-        {"model": model, "method": method, "length": length, "depth": round(depth / 9, 4), "trials": trials,
-         "correct": round(trials * max(0.0, accuracy - 0.02 * (depth if length > WINDOW else 0)))}
+        {"model": model, "method": method, "length": length, "form": form, "depth": round((depth + 0.5) / 10, 4),
+         "cluster": depth, "trials": trials // 2, "likely": trials // 2,
+         "correct": round(trials // 2 * max(0.0, accuracy - 0.02 * (depth if length > WINDOW else 0)))}
         for model, method, levels in (("finetuned", "ours", tuned), ("base", "none", base))
         for length, (accuracy, trials) in levels.items()
+        for form in ("published", "varied")
         for depth in range(10)
     ]  # fmt: skip
 
@@ -150,6 +162,12 @@ def whole_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = scalings()
     write_table(folder / "plots/perplexity.csv", perplexity_rows())
     write_table(folder / "plots/passkey.csv", passkey_rows())
+    write_table(folder / "plots/far_context.csv", far_context_rows())
+    perplexity, passkey, none, far = map(
+        ResultTable.from_rows, (perplexity_rows(), passkey_rows(), [], far_context_rows())
+    )
+    verdict = Verdict.of(perplexity, passkey, none, far, window=WINDOW, extended="finetuned")
+    (folder / "verdict.json").write_text(json.dumps(verdict.to_json()))
     write_table(folder / "plots/search_first.csv", search_rows([FIRST]))
     write_table(folder / "plots/search_second.csv", search_rows([4096, 8192, SECOND], trials=0))
     write_table(folder / "plots/recover.csv", search_rows([256], gradient=False))

@@ -19,7 +19,18 @@ def results(folder: Path, *, model: str) -> Results:
         row | {"length": 512, "document_set": "long", "perplexity": 4.0},
     ]
     keys = [
-        {"model": model, "method": "ours", "length": 256, "depth": depth, "trials": 4, "correct": 3} for depth in (0, 1)
+        {
+            "model": model,
+            "method": "ours",
+            "length": 256,
+            "form": "published",
+            "depth": depth,
+            "cluster": 0,
+            "trials": 4,
+            "correct": 3,
+            "likely": 4,
+        }
+        for depth in (0, 1)
     ]
     write_table(folder / "plots" / "perplexity.csv", perplexity)
     write_table(folder / "plots" / "passkey.csv", keys)
@@ -39,7 +50,10 @@ def test_quality_is_that_of_the_extended_model_and_cost_that_of_making_it(tmp_pa
         "report": {"tokens": 10**9},
     }.items():
         write_json(tmp_path / "metrics" / f"{stage}.json", metrics)
+    write_json(tmp_path / "verdict.json", {"window": 64, "works_to": 256, "reads_to": 512, "sentences": []})
     assert headline(files, window=64, target=256) == {
+        "works_to": 256,
+        "reads_to": 512,
         "perplexity_at_target": 2.5,
         "passkey_at_target": 0.75,
         "perplexity_at_window": 3.0,

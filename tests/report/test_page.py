@@ -10,7 +10,10 @@ import pytest
 
 from ropewalk.files import write_table
 from ropewalk.report import Origin, write_report
+from ropewalk.report.heatmaps import query_scales
+from ropewalk.report.svg import inline
 from ropewalk.report.tables import export_table
+from ropewalk.rope import RopeScaling
 
 from .conftest import CONFIG
 
@@ -105,12 +108,13 @@ def test_every_colour_of_the_figures_has_one_for_each_scheme(written: Path) -> N
 def test_the_page_begins_with_the_question_and_its_answer_in_numbers(page: Page) -> None:
     for words in (
         "How far can walker read beyond the 256 tokens of its window",
-        "By perplexity, to 16,384 tokens: beyond the window and up to there the extended model is no worse than the "
-        "base model inside it (7.90).",
+        "It reads to 16,384 tokens: up to there the perplexity is not above",
         "At 16,384 tokens, the longest length measured, its perplexity is 5.30: 52 % lower than that of the best "
         "published method on the same weights and documents, YaRN (11.00).",
-        "By retrieval, to 1,024 tokens: that is how far it finds a five-digit key in at least 90 % of the trials "
-        "(100 % at 256, 91 % at 512, 91 % at 1,024, ",
+        "It retrieves to 1,024 tokens: up to there it gives at least 90 % of the answers",
+        "1,024 tokens that it works to 16,384 tokens that it reads",
+        "What the far text gains in the second half of the tokens, nats a token",
+        "Passkey accuracy of ours by depth, both forms",
         "2 of 3 checks passed",
     ):
         assert words in page.text, words
@@ -212,7 +216,8 @@ def test_what_is_missing_is_named_with_the_stage_that_makes_it(tmp_path: Path) -
     write_report(tmp_path / "results", config={}, out=tmp_path / "out" / "report.html")
     page = Page((tmp_path / "out" / "report.html").read_text())
     for name, stage in (
-        ("base.json", "base"), ("checks.json", "evaluate"), ("plots/perplexity.csv", "evaluate"),
+        ("base.json", "base"), ("checks.json", "evaluate"), ("verdict.json", "evaluate"),
+        ("plots/perplexity.csv", "evaluate"),
         ("plots/search_second.csv", "search_second"), ("factors/recovered.json", "recover"),
         ("plots/finetune_first.csv", "finetune_first"), ("plots/passkey.csv", "evaluate"),
     ):  # fmt: skip
@@ -248,3 +253,24 @@ def test_what_an_export_loses_is_a_table_by_length_and_way() -> None:
         ("256", ""), ("10.00", ""), ("10.10", "+1.0 %"), ("12.00", "+20.0 %"), ("11.00", "+10.0 %"),
     ]  # fmt: skip
     assert table.notes == ("Protocol: one pass.",)
+
+
+def test_query_scales_are_counted_and_drawn_where_there_are_any(
+    whole_results: Path, written: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole_results, results)
+    scaling = RopeScaling((1.0, 4.0), 256, 2048, query_scales=((0.8, 1.0, 1.25),) * 4)
+    (results / "factors/first.json").write_text(scaling.to_json())
+    write_report(results, config=CONFIG, out=tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "12 query scales were learned, 3 in each of 4 layers, between 0.8 and 1.25" in page.text
+    assert "Query scales by layer and head" in [tag["aria-label"] for name, tag in page.tags if name == "svg"]
+    assert "query scales" not in (written / "report.html").read_text()
+
+
+def test_thousands_of_query_scales_are_an_image_within_the_page() -> None:
+    drawn = Page(inline(query_scales([[0.8, 1.0, 1.25] * 200] * 4), name="scales", alt="Query scales"))
+    images = [str(attributes["href"]) for name, attributes in drawn.tags if name == "image"]
+    # One more is the bar of its colours.
+    assert [image[:15] for image in images] == ["data:image/png;"] * 2

@@ -126,12 +126,13 @@ def test_passkey_panels_are_base_base_with_our_factors_and_fine_tuned_in_that_or
     assert titles == ["base model, plain RoPE", "base model, ours", "fine-tuned, ours"]
     assert len({tuple(axes.get_position().bounds[1::2]) for axes in figure.axes}) == 1, "side by side"
     (one,) = heatmaps.passkey(ResultTable.from_rows(rows), only=("base", "ours"), width=style.THIRD).axes
-    assert [label.get_text() for label in one.get_yticklabels()] == [f"{100 * d / 9:.0f} %" for d in range(10)]
+    assert [label.get_text() for label in one.get_yticklabels()] == [f"{5 + 10 * d} %" for d in range(10)]
 
 
 def test_a_method_has_one_colour_in_every_figure_and_no_two_share_one() -> None:
     colours = [style.style(name)[1] for name in methods.METHODS]
-    assert len({style.style(name)[1] for name in (*methods.baselines(), "ours")}) == 7
+    drawn = [style.style(name) for name in (*methods.baselines(), "ours")]
+    assert len({colour for _, colour, _, _ in drawn}) == len({marker for *_, marker in drawn}) == len(drawn)
     assert all(colour.startswith("#") for colour in colours)
     assert style.style("my_method")[0] == "my method"
 

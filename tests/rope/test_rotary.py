@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -57,6 +57,7 @@ def logits(model: Any, length: int = TARGET) -> torch.Tensor:
     return found
 
 
+@settings(deadline=None)
 @given(
     factors=st.lists(st.floats(0.5, 64.0), min_size=4, max_size=4),
     n_hat=st.integers(0, 40),
@@ -79,6 +80,7 @@ def test_the_module_is_the_formula(factors: list[float], n_hat: int, attention_f
                 assert sin[0, row, place].item() == pytest.approx(attention_factor * math.sin(angle), abs=error)
 
 
+@settings(deadline=None)
 @given(
     factors=st.lists(st.floats(0.5, 64.0), min_size=4, max_size=4),
     n_hat=st.integers(0, 40),

@@ -150,9 +150,7 @@ def test_a_switch_gives_the_same_value_back_from_json() -> None:
     assert LengthSwitch.from_dict(SWITCH.to_dict()) == SWITCH
 
 
-@pytest.mark.parametrize(
-    ("length", "chosen"), [(1, 0), (256, 0), (257, 1), (2048, 1), (2049, 2), (16_384, 2), (99_999, 2)]
-)
+@pytest.mark.parametrize(("length", "chosen"), [(1, 0), (256, 0), (257, 1), (2048, 1), (2049, 2), (16_384, 2)])
 def test_the_first_scaling_made_for_the_length_is_chosen(length: int, chosen: int) -> None:
     assert SWITCH.for_length(length) is SWITCH.scalings[chosen]
     assert SWITCH.entry_for(length) is SWITCH.entries[chosen]

@@ -77,9 +77,11 @@ def test_a_fitness_names_what_it_read(tmp_path: Path, fitness: str) -> None:
     expected = {
         "perplexity": "mean loss over all tokens, one pass over the first 256 tokens of 2 documents",
         "mix": "mean loss over all tokens, one pass over the first 256, 128, 64 tokens of 2 documents",
+        "joint": "mean loss over all tokens (1), the answers to 1 questions a document (0.2), tokens copied from "
+        "beyond the window (0.5), one pass over the first 256 tokens of 2 documents",
         "needles": "mean loss over the answers to 1 questions a document, one pass over the first 256 tokens of "
         "2 documents",
     }
     assert result.record["protocol"] == expected[fitness]
-    per_read = {"perplexity": 512, "mix": 2 * (256 + 128 + 64), "needles": 512}[fitness]
+    per_read = 2 * (256 + 128 + 64) if fitness == "mix" else 512
     assert result.forward_tokens == 7 * per_read

@@ -1,6 +1,7 @@
 """A few knots stand for any monotone factors, and back."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -47,3 +48,13 @@ def test_the_parameters_of_every_published_method_are_within_their_bounds() -> N
             assert params.keys() == encoding.distributions().keys()
             for name, wanted in encoding.distributions().items():
                 assert wanted._contains(wanted.to_internal_repr(params[name]))
+
+
+def test_every_point_of_a_space_with_query_scales_has_them() -> None:
+    space = replace(SPACE, query_scales=((1.1, 0.9),))
+    for point in space.published():
+        assert point.query_scales == space.query_scales
+        assert FactorEncoding(space).point(FactorEncoding(space).params(point)) == point
+        assert KnotEncoding(space).point(KnotEncoding(space).params(point)).query_scales == space.query_scales
+    other = replace(SPACE.published()[0], query_scales=((2.0, 2.0),))
+    assert space.nearest(other).query_scales == other.query_scales

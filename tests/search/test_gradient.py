@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from ropewalk.rope import RopeScaling, RotaryEmbedding, current_scaling, find_rotary
+from ropewalk.rope.query_scales import applied_scales
 from ropewalk.search.fitness import Fitness, Part
 from ropewalk.search.space import SearchSpace
+from ropewalk.search.token_weights import WeightedRows
 from ropewalk.search.warm_start import Step, learn_scaling
 from search.test_space import is_feasible
 from tiny_models import VOCABULARY, tiny_llama, tiny_rounding
@@ -23,10 +25,10 @@ pytestmark = pytest.mark.numeric
 NTK = SPACE.published()[1]
 
 
-def batch(step: int) -> torch.Tensor:
+def batch(step: int) -> WeightedRows:
     rows = tunes(2, SPACE.target_length, seed=1000 + step)
     rows[:, -1] = EOS
-    return rows
+    return WeightedRows(rows)
 
 
 def learn(model: Any, *, steps: int = 12, space: SearchSpace = SPACE, **more: Any) -> list[Step]:
@@ -60,7 +62,7 @@ def test_a_search_stopped_in_the_middle_resumes_exactly(trained: Any) -> None:
     asked: list[int] = []
     states: list[str] = []
 
-    def watched(step: int) -> torch.Tensor:
+    def watched(step: int) -> WeightedRows:
         asked.append(step)
         return batch(step)
 
@@ -72,6 +74,25 @@ def test_a_search_stopped_in_the_middle_resumes_exactly(trained: Any) -> None:
     assert asked == [*range(8), *range(5, 12)]
     assert states[:8] == whole[:8]
     assert states[8:] == whole[5:]
+
+
+@pytest.mark.parametrize(("kind", "columns"), [("head", 4), ("pair", 4 * 8)])
+def test_query_scales_are_learned_beside_the_factors(trained: Any, kind: str, columns: int) -> None:
+    options: dict[str, Any] = {"steps": 24, "learning_rate": 0.1, "query_scales": kind}
+    rows = tunes(8, SPACE.target_length, seed=9999)
+    path = learn(trained, **options)
+    assert applied_scales(trained) is None
+    scales = path[-1][1].query_scales
+    assert scales is not None
+    assert (len(scales), len(scales[0])) == (trained.config.num_hidden_layers, columns)
+    fitness = Fitness(trained, (Part(rows),))
+    without = fitness(learn(trained, steps=24, learning_rate=0.1)[-1][1])
+    assert fitness(path[-1][1]) < without
+    states: list[Any] = []
+    again = learn(trained, **options, keep=states.append)
+    assert again == path
+    assert learn(trained, **options, kept=states[11]) == path
+    assert [step[1].query_scales for step in learn(trained, steps=2)] == [None, None]
 
 
 @pytest.mark.parametrize("activation_checkpointing", ["full", "offload"])
@@ -93,7 +114,7 @@ def test_a_fixed_attention_factor_is_not_learned(trained: Any) -> None:
     space = replace(SPACE, attention_factors=(fixed, fixed))
     used = []
 
-    def watched(step: int) -> torch.Tensor:
+    def watched(step: int) -> WeightedRows:
         rotary = find_rotary(trained)[1]
         assert isinstance(rotary, RotaryEmbedding)
         used.append(rotary.attention_factor.item())
@@ -117,9 +138,7 @@ def test_what_is_learned_is_put_on_top_of_the_first_scaling(trained: Any) -> Non
     start = space.published()[1]
     path = learn(trained, space=space, start=start, first=first, steps=1)
     assert current_scaling(trained) == first.then(start)
-    increments = torch.tensor(start.factors).log().diff(prepend=torch.zeros(1)).clamp(min=0.005)
-    begun = replace(start, factors=tuple(increments.cumsum(0).exp().tolist()))
-    own = Fitness(trained, (Part(batch(0)[:, :-1]),), first)(begun)
+    own = Fitness(trained, (Part(batch(0).rows[:, :-1]),), first)(start)
     assert relative_error(path[0][0], own) < tiny_rounding(SPACE.target_length)
 
 

@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ def trials(address: str) -> list[Any]:
 
 def test_one_machine_dies_one_comes_late_and_all_say_the_same(tmp_path: Path, address: str) -> None:
     config = replace(CONFIG, storage=address)
-    dying = fork(machine(tmp_path / "dying", config, kill_at="read 5", pause=0.3))
-    wait_for(lambda: reads(tmp_path / "dying") >= 4)
+    dying = fork(machine(tmp_path / "dying", config, kill_at="read 7", pause=0.3))
+    wait_for(lambda: reads(tmp_path / "dying") >= 6)
     # However slow the others are, something is left for the one that comes late.
     steady = fork(machine(tmp_path / "steady", config, pause=0.5, waits_for=tmp_path / "late" / "reads"))
     dying.join(240)
@@ -79,7 +80,7 @@ def test_one_machine_dies_one_comes_late_and_all_say_the_same(tmp_path: Path, ad
     # The dead machine's trial was done again, and nothing else was paid twice.
     paid = sum(reads(tmp_path / name) for name in ("dying", "steady", "late"))
     free = sum(trial.user_attrs["forward_tokens"] == 0 for trial in complete)
-    assert paid <= 4 + (12 - free) + 1
+    assert paid <= 6 + (12 - free) + 1
     assert sum(reads(tmp_path / name, "step") for name in ("dying", "steady", "late")) == 3
 
 
@@ -109,36 +110,52 @@ def test_a_database_that_is_away_for_some_seconds_is_waited_for(tmp_path: Path, 
     undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
     running = fork(machine(tmp_path / "machine", replace(CONFIG, storage=address), pause=0.2))
     wait_for(lambda: reads(tmp_path / "machine") >= 6)
-    cluster.stop()
-    time.sleep(5)
-    assert running.is_alive()
-    cluster.start()
+    with cluster.stopped():
+        time.sleep(5)
+        assert running.is_alive()
     running.join(240)
     assert running.exitcode == 0
     assert result(tmp_path / "machine") == [undisturbed.best.to_json(), undisturbed.loss, undisturbed.rows]
     assert reads(tmp_path / "machine") <= reads(tmp_path / "undisturbed") + 1
 
 
-@pytest.mark.parametrize("table", ["trials", "trial_params", "trial_values"])
-def test_a_connection_lost_amid_a_trial(tmp_path: Path, address: str, table: str) -> None:
-    undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
-    count = 0
+@contextmanager
+def lost_connections(address: str, *, before: Sequence[int], beginning: str = "") -> Iterator[list[str]]:
+    """The statements to the database that begin so; the connection is lost just before some of them, counted from 1."""
+    statements: list[str] = []
 
     def cut(connection: Connection, cursor: Any, sql: str, *_: Any) -> None:
-        nonlocal count
-        count += sql.startswith(f"INSERT INTO {table} ") and connection.dialect.name == "postgresql"
-        if count in (8, 30):
-            count += 1
+        if connection.engine.url.render_as_string() != address or not sql.startswith(beginning):
+            return
+        statements.append(sql)
+        if len(statements) in before:
             backend = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
-            with create_engine(address).connect() as other:
+            # Under another address, so that its own statements do not count.
+            with create_engine(f"{address}?application_name=other").connect() as other:
                 other.execute(text("SELECT pg_terminate_backend(:backend, 5000)"), {"backend": backend})
 
     event.listen(Engine, "before_cursor_execute", cut)
     try:
-        cut_off, _ = search(tmp_path / "machine", config=replace(CONFIG, storage=address))
+        yield statements
     finally:
         event.remove(Engine, "before_cursor_execute", cut)
-    assert count > 8
+
+
+@pytest.mark.parametrize("statement", [1, 25, 36, 48, 84, 88, 100])
+def test_a_connection_lost_before_the_first_trial(tmp_path: Path, address: str, statement: int) -> None:
+    # Tables, the study, the published methods, the progress bar, the locks and the first draw, in this order.
+    with lost_connections(address, before=(statement,)) as statements:
+        cut_off, _ = search(tmp_path, config=replace(CONFIG, storage=address, trials=1, gradient_steps=1))
+    assert len(statements) > statement
+    assert [row["phase"] for row in cut_off.rows].count("evolution") == 1
+
+
+@pytest.mark.parametrize("table", ["trials", "trial_params", "trial_values"])
+def test_a_connection_lost_amid_a_trial(tmp_path: Path, address: str, table: str) -> None:
+    undisturbed, _ = search(tmp_path / "undisturbed", config=CONFIG)
+    with lost_connections(address, before=(8, 29), beginning=f"INSERT INTO {table} ") as statements:
+        cut_off, _ = search(tmp_path / "machine", config=replace(CONFIG, storage=address))
+    assert len(statements) > 8
     assert [cut_off.best, cut_off.loss, cut_off.rows] == [undisturbed.best, undisturbed.loss, undisturbed.rows]
 
 
@@ -159,14 +176,11 @@ def test_a_database_that_never_comes_back_gives_one_line_and_nothing_is_lost(
 
     running = fork(gives_up)
     wait_for(lambda: reads(folder) >= 6)
-    cluster.stop()
-    try:
+    with cluster.stopped():
         running.join(120)
         assert (folder / "told").exists()
         with pytest.raises(ConnectionError, match=r"search\.storage does not answer at postgresql\+psycopg://"):
             open_storage(address, folder=folder, heartbeat_seconds=1)
-    finally:
-        cluster.start()
     resumed, _ = search(folder, config=config)
     assert [resumed.best, resumed.loss, resumed.rows] == [undisturbed.best, undisturbed.loss, undisturbed.rows]
     assert reads(folder) <= reads(tmp_path / "undisturbed") + 1
@@ -184,15 +198,12 @@ def test_ctrl_c_while_the_database_is_away_is_not_kept_waiting(tmp_path: Path, a
 
     running = fork(interrupted)
     wait_for(lambda: reads(folder) >= 6)
-    cluster.stop()
-    try:
+    with cluster.stopped():
         time.sleep(2)
         assert running.pid is not None
         os.kill(running.pid, signal.SIGINT)
         running.join(30)
         assert running.exitcode == 0
-    finally:
-        cluster.start()
     resumed, _ = search(folder, config=config)
     assert [resumed.best, resumed.loss, resumed.rows] == [undisturbed.best, undisturbed.loss, undisturbed.rows]
 

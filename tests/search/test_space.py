@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropewalk.rope import RopeScaling, methods
+from ropewalk.rope.ramps import critical_pair
 from ropewalk.search.space import CriticalSpace, SearchSpace
 from tiny_runs import SPACE
 
@@ -66,9 +67,9 @@ def test_n_hat_becomes_the_nearest_choice() -> None:
 
 def test_the_published_methods_are_in_the_space_and_close_to_their_own_factors() -> None:
     sizes = {"rotary_dim": 16, "base": 10_000.0, "original_length": 64, "target_length": 256}
-    made = [methods.METHODS[name](**sizes) for name in ("pi", "ntk", "yarn")]
+    made = [methods.METHODS[name](**sizes) for name in ("pi", "ntk", "yarn", "mrrope_pro", "tailspline")]
     published = SPACE.published()
-    assert [point.method for point in published] == ["pi", "ntk", "yarn"]
+    assert [point.method for point in published] == [scaling.method for scaling in made]
     for point, scaling in zip(published, made, strict=True):
         assert is_feasible(point, SPACE)
         assert np.abs(np.asarray(point.factors) - scaling.factors).max() <= SPACE.step / 2 + 1e-9
@@ -106,9 +107,7 @@ def test_longrope2s_points_lie_in_s_to_2s_from_the_critical_pair_on(space: Criti
     assert is_feasible(point, space)
     factors, ratio = np.asarray(point.factors), space.target_length / space.original_length
     low, high = space.critical_pairs
-    theoretical = methods.critical_pair(
-        rotary_dim=space.rotary_dim, base=space.base, original_length=space.original_length
-    )
+    theoretical = critical_pair(rotary_dim=space.rotary_dim, base=space.base, original_length=space.original_length)
     assert 1 <= low <= high < space.pairs
     assert high in (theoretical, 1, space.pairs - 1)
     critical = int(min(max(np.flatnonzero(factors >= ratio - space.step / 2)[0], low), high))

@@ -20,6 +20,7 @@ from ropewalk.search.evolution import ESTIMATE
 from ropewalk.search.fitness import Fitness, Part
 from ropewalk.search.history import SearchResult
 from ropewalk.search.study import Search
+from ropewalk.search.token_weights import WeightedRows
 from ropewalk.search.warm_start import learn_scaling
 from tiny_models import WINDOW, tiny_llama, tiny_rounding, token_rows
 from tiny_runs import SEARCH, SPACE, search, token_store
@@ -122,7 +123,7 @@ def test_a_model_that_emits_nan_gives_one_line(tmp_path: Path, gradient_steps: i
     with pytest.raises(ValueError, match="every candidate made the model emit NaN") as raised:
         Search(
             fitness=Fitness(model, (Part(token_rows(SPACE.target_length)),)),
-            batch=lambda step: token_rows(SPACE.target_length),
+            batch=lambda step: WeightedRows(token_rows(SPACE.target_length)),
             space=SPACE,
             config=replace(SEARCH, gradient_steps=gradient_steps),
             seed=0,
@@ -133,7 +134,7 @@ def test_a_model_that_emits_nan_gives_one_line(tmp_path: Path, gradient_steps: i
 
 def test_without_trials_the_gradients_result_is_taken(tmp_path: Path) -> None:
     result, reads = search(tmp_path, config=replace(SEARCH, trials=0))
-    assert count(reads, "read") == 4
+    assert count(reads, "read") == 6
     assert result.loss <= min(row["loss"] for row in result.rows if row["phase"] == "published")
 
 
@@ -178,12 +179,12 @@ def test_a_budget_in_tokens_ends_a_search_and_a_larger_one_resumes(tmp_path: Pat
 
 
 def test_a_gradient_step_counts_as_three_forward_passes_of_the_budget(tmp_path: Path) -> None:
-    config = replace(SEARCH, budget_tokens=(3 * 2 + 3 * 8 + 2 + 1) * SPACE.target_length)
+    config = replace(SEARCH, budget_tokens=(5 * 2 + 3 * 8 + 2 + 1) * SPACE.target_length)
     result, reads = search(tmp_path, config=config)
     assert count(reads, "step") == SEARCH.gradient_steps
     # Seeds and published methods that are known already cost nothing; one trial is read.
-    assert count(reads, "read") == 4 + 1
-    assert result.forward_tokens == (3 * 2 + 3 * 8 + 2 + 2) * SPACE.target_length
+    assert count(reads, "read") == 6 + 1
+    assert result.forward_tokens == (5 * 2 + 3 * 8 + 2 + 2) * SPACE.target_length
 
 
 def test_patience_ends_a_search_that_gains_nothing_more(tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_a_study_resumes_under_its_own_settings_alone(tmp_path: Path, changed: d
 
 
 def test_a_budget_that_does_not_cover_the_beginning_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    needed = (3 * 2 + 3 * 8 + 2) * SPACE.target_length
+    needed = (5 * 2 + 3 * 8 + 2) * SPACE.target_length
     (tmp_path / "reads").touch()
     told = rf"search\.budget_tokens must cover .* 8 gradient steps\), {needed:,} tokens, found {needed - 1:,};"
     with pytest.raises(ValueError, match=told):
@@ -308,7 +309,7 @@ def test_what_early_looks_cost_is_taken_off_what_a_race_saves(tmp_path: Path) ->
     config = replace(SEARCH, race=RaceConfig(blocks=16, shorter=[0.25]))
     result, _ = search(tmp_path, config=config)
     of_reads = result.forward_tokens - 3 * SEARCH.gradient_steps * SPACE.target_length
-    reads = sum(row["phase"] != "gradient" for row in result.rows) - 4  # points that were known before their trial
+    reads = sum(row["phase"] != "gradient" for row in result.rows) - 6  # points that were known before their trial
     assert result.saved_tokens == reads * 2 * SPACE.target_length - of_reads
 
 

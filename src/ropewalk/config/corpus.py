@@ -108,6 +108,9 @@ class CorpusConfig(SourceConfig):
     as are read."""
     long_tokens: int = at_least(1, 16_384)
     """Number of tokens from which a document counts as long; the longest length that is read."""
+    train_tokens: int = at_least(0, 0)
+    """Number of tokens that at least one document of the training split must have, so that rows of fine-tuning can be
+    cut from it; 0 where nothing is trained."""
     across_documents: bool = False
     """Whether documents of fewer than long_tokens tokens are joined with others of their split and subset, with EOS and
     BOS between them, until they have as many. Perplexity over joined documents rewards far context less."""

@@ -64,11 +64,13 @@ class EvaluateConfig:
     passkey_lengths: list[int] = rising_lengths()
     """Lengths of the passkey prompts in tokens."""
     passkey_trials: int = at_least(1, 100)
-    """Number of passkey trials per length up to the first target."""
+    """Number of passkey trials per length up to the first target: half in the published form, which repeats a few
+    sentences around a key of five digits, and half with keys of several kinds in test documents."""
     passkey_long_trials: int = at_least(1, 20)
     """Number of passkey trials per length beyond the first target."""
     passkey_depths: int = at_least(1, 10)
-    """Number of depths, from the start of the prompt to its end, that the passkey trials are spread over."""
+    """Number of bands of depth, from the start of the prompt to its end, that the passkey trials are spread over; the
+    place of a key is drawn within its band."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     needles: list[str] = some_of(names.needles, [], once=True)
     """Needle tasks after RULER."""

@@ -73,6 +73,9 @@ class FinetuneConfig:
     answer_weight: float = at_least(0, 0.1)
     """Weight with which the mean loss of each recall document's answers is added to the mean loss of all tokens, in
     which a few answers among thousands of tokens of filler hardly count."""
+    long_context_weight: float | None = positive(None)
+    """Largest weight of a token whose loss is weighted by how much likelier the long context makes it than a context
+    within the original window (LongCE, whose authors take 5); by default all tokens count alike."""
     across_documents: bool = False
     """Whether rows are cut from a stream of documents with EOS and BOS between them, instead of single long documents.
     Searches and evaluation still read single documents, unless corpus.across_documents joins short ones for them too.

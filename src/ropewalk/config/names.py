@@ -23,7 +23,7 @@ methods = _names_at("ropewalk.rope.methods:compared")
 trainable_methods = _names_at("ropewalk.rope.methods:trainable")
 samplers = _names_at("ropewalk.search.samplers:SAMPLERS")
 sources = _names_at("ropewalk.corpus.registry:SOURCES")
-needles = _names_at("ropewalk.evaluate.needles:FAMILIES")
+needles = _names_at("ropewalk.evaluate.needle_families:FAMILIES")
 benchmarks = _names_at("ropewalk.evaluate.tasks:TASKS")
 
 
@@ -35,4 +35,4 @@ def required_keys(source: str) -> Mapping[str, str]:
 
 def needles_in_texts(families: Sequence[str]) -> list[str]:
     """Those of the needle families that hide their needles in test documents."""
-    return list(resolve_name("ropewalk.evaluate.needles:in_texts")(families))
+    return list(resolve_name("ropewalk.evaluate.needle_families:in_texts")(families))

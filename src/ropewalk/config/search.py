@@ -21,9 +21,30 @@ class FitnessConfig:
     """Lengths at which documents are read, as shares of the target length."""
     weights: list[float] = positive([1.0])
     """Weight of the mean loss at each of lengths; normalised to sum to 1."""
+    text_weight: float = at_least(0, 1.0)
+    """Weight of the mean loss over all tokens of the text."""
     needles: int = at_least(0, 0)
-    """Number of facts hidden in each document; only the loss on repeating them at its end counts. 0 to judge every
-    token."""
+    """Number of facts hidden in each document, half of them asked for in its middle and half at its end."""
+    needle_weight: float = at_least(0, 0.0)
+    """Weight of the mean loss over the answers about these facts."""
+    copied_weight: float = at_least(0, 0.0)
+    """Weight of the mean loss over the tokens that the text copies from farther back than the model's window."""
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Whether every token of the text counts alike, and nothing else."""
+        return not self.needles and not self.copied_weight
+
+    @property
+    def judged(self) -> str:
+        """What counts, in words."""
+        kinds = (
+            (self.text_weight, "all tokens"),
+            (self.needle_weight, f"the answers to {self.needles} questions a document"),
+            (self.copied_weight, "tokens copied from beyond the window"),
+        )
+        weighted = [(weight, kind) for weight, kind in kinds if weight]
+        return ", ".join(f"{kind} ({weight:g})" if len(weighted) > 1 else kind for weight, kind in weighted)
 
 
 @dataclass
@@ -60,6 +81,12 @@ class SearchConfig:
     """Number of segments in a gradient step."""
     gradient_learning_rate: float = positive(0.2)
     """Learning rate for the increments of log lambda before softplus; log t is learned at a sixteenth of it."""
+    double_length_every: int | None = at_least(1, None)
+    """Every how many gradient steps of the first search one reads rows of twice the target: inputs beyond the target
+    then lose less, and those at the target a little; null for none. Left out where no document is that long."""
+    query_scales: str = choice(("none", "head", "pair"), "none")
+    """What the gradient of the first search learns beside the factors: nothing (none), a scale for the queries of each
+    head, or one for each dimension pair of each head. Scales are multiplied into the weights on export."""
     activation_checkpointing: str = choice(("none", "full", "offload"), "none")
     """Activations for the gradient's backward pass: kept (none), recomputed (full), or recomputed from layer inputs
     that are held in CPU memory (offload)."""

@@ -104,7 +104,7 @@ class _Preparation:
     @property
     def need(self) -> Need:
         config = self.config
-        return Need(config.min_long_documents, config.long_tokens, across=config.across_documents)
+        return Need(config.min_long_documents, config.long_tokens, config.across_documents, config.train_tokens)
 
     @property
     def shares(self) -> Shares:
@@ -186,7 +186,7 @@ class _Preparation:
         return choose_salt(documents, self.shares, self.need) if given is None else given
 
     def _check_stores(self, folder: Path, card: dict[str, Any]) -> None:
-        lengths = [TokenStore(folder / split).lengths for split in ("search", "test")]
+        lengths = [TokenStore(folder / split).lengths for split in SPLITS]
         check_stores(lengths, self.need, documents=sum(card[split]["documents"] for split in SPLITS))
 
     def _verdicts(self, parts: Sequence[Part]) -> np.ndarray:

@@ -72,6 +72,11 @@ def is_held_out_key(value: int) -> bool:
     return value % 7 == 3
 
 
+def held_out_words(rng: np.random.Generator) -> tuple[str, str]:
+    """Two words that no value of a recall document joins: an adjective and a noun, where values have two nouns."""
+    return _pick(rng, _ADJECTIVES), _pick(rng, _NOUNS)
+
+
 def _pick(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
     return choices[int(rng.integers(len(choices)))]
 

@@ -52,8 +52,8 @@ def check_fingerprint(config: CorpusConfig) -> None:
     now = fingerprint(config)
     if config.fingerprint is not None and config.fingerprint != now:
         raise ValueError(
-            f"the corpus changed since resolved.yaml was made (then: {config.fingerprint}; now: {now}); "
-            "run `dvc repro --force --single-item compose`, then the same command again"
+            f"the corpus changed since the configuration was made (then: {config.fingerprint}; now: {now}); run the "
+            "same command again, under DVC after `dvc repro --force --single-item compose`"
         )
 
 

@@ -1,4 +1,4 @@
-"""Sufficiency: whether the search and test splits hold enough long documents, told before they are tokenised.
+"""Sufficiency: whether every split holds enough long documents, told before they are tokenised.
 
 The estimate refuses only what cannot pass; the stores are counted exactly when they are written.
 """
@@ -22,13 +22,15 @@ _SHORTEST = 256
 
 @dataclass(frozen=True)
 class Need:
-    """What the search and test splits must each hold."""
+    """What the splits must hold."""
 
     documents: int
-    """Number of documents of at least ``tokens`` tokens."""
+    """Number of documents of at least ``tokens`` tokens in the search and in the test split."""
     tokens: int
     across: bool
     """Whether shorter documents are joined (`ropewalk.corpus.joining`)."""
+    train_tokens: int = 0
+    """Number of tokens of at least one document of the training split; 0 where nothing is trained."""
 
     def count(self, lengths: NDArray[np.int64], subsets: NDArray[np.str_]) -> int:
         """Number of long documents among those of a split, given in the order of the corpus."""
@@ -47,20 +49,32 @@ class Need:
 
     def held(self, documents: LongestDocuments, shares: Shares, salt: str, *, surely: bool) -> tuple[int, int]:
         """Numbers of long documents in the search and test splits under a salt: at least (``surely``) or at most."""
-        if not self.across:
-            documents = documents[documents.high >= self.tokens]
-        splits = shares.split(documents.groups, salt)
-        kept = _kept_copies(documents, splits)
-        lengths = documents.low if surely else documents.high
-        search, test = (
-            self.count(lengths[chosen], documents.subsets[chosen])
-            for chosen in (kept[splits[kept] == split] for split in (SEARCH, TEST))
-        )
+        search, test = self._counts((SEARCH, TEST), documents, shares, salt, surely=surely)
         return search, test
 
+    def is_trainable(self, documents: LongestDocuments, shares: Shares, salt: str, *, surely: bool) -> bool:
+        """Whether the training split holds a document of ``train_tokens`` tokens under a salt."""
+        if not self.train_tokens:
+            return True
+        need = replace(self, tokens=self.train_tokens)
+        return need._counts((TRAIN,), documents, shares, salt, surely=surely)[0] > 0
+
+    def _counts(
+        self, splits: Sequence[int], documents: LongestDocuments, shares: Shares, salt: str, *, surely: bool
+    ) -> list[int]:
+        """Number of long documents in each of the splits under a salt."""
+        if not self.across:
+            documents = documents[documents.high >= self.tokens]
+        split = shares.split(documents.groups, salt)
+        kept = _kept_copies(documents, split)
+        lengths = documents.low if surely else documents.high
+        chosen = [kept[split[kept] == wanted] for wanted in splits]
+        return [self.count(lengths[places], documents.subsets[places]) for places in chosen]
+
     def is_met(self, documents: LongestDocuments, shares: Shares, salt: str, *, surely: bool) -> bool:
-        """Whether both splits hold enough long documents under a salt."""
-        return min(self.held(documents, shares, salt, surely=surely)) >= self.documents
+        """Whether every split holds enough long documents under a salt."""
+        is_enough = min(self.held(documents, shares, salt, surely=surely)) >= self.documents
+        return is_enough and self.is_trainable(documents, shares, salt, surely=surely)
 
     def salts(self, documents: LongestDocuments, shares: Shares, *, surely: bool) -> Iterator[str]:
         """Yield those of `SALTS` under which the need is met."""
@@ -108,6 +122,8 @@ def check_estimate(documents: LongestDocuments, shares: Shares, need: Need, *, s
         return  # What the shorter documents make together is not known.
     search, test = need.held(documents, shares, salt, surely=False)
     if min(search, test) >= need.documents:
+        if not need.is_trainable(documents, shares, salt, surely=False):
+            raise ValueError(_untrainable(need, documents=documents.total))
         return
 
     def would_do(other: Need, *, salt_is_given: bool = is_given) -> bool:
@@ -116,7 +132,12 @@ def check_estimate(documents: LongestDocuments, shares: Shares, need: Need, *, s
         return any(True for _ in other.salts(documents, shares, surely=True))
 
     lengths = (1 << power for power in range((need.tokens - 1).bit_length() - 1, _SHORTEST.bit_length() - 2, -1))
-    allowed = next((tokens for tokens in lengths if would_do(replace(need, tokens=tokens))), None)
+
+    def shorter(tokens: int) -> Need:
+        # Rows of training are no longer than the target, which goes down with it.
+        return replace(need, tokens=tokens, train_tokens=min(need.train_tokens, tokens))
+
+    allowed = next((tokens for tokens in lengths if would_do(shorter(tokens))), None)
     advice = []
     if is_given and would_do(need, salt_is_given=False):
         advice.append("leave out corpus.salt, and one is chosen under which they suffice")
@@ -138,14 +159,17 @@ def check_estimate(documents: LongestDocuments, shares: Shares, need: Need, *, s
 
 
 def check_stores(lengths: Sequence[NDArray[np.int64]], need: Need, *, documents: int) -> None:
-    """Raise ValueError where the search or the test split holds too few long documents.
+    """Raise ValueError where a split holds too few long documents.
 
     Args:
-        lengths: lengths of the documents of the search and of the test split, in tokens.
+        lengths: lengths of the documents of the training, the search and the test split, in tokens.
         documents: number of documents of all splits.
     """
+    train, *lengths = lengths
     held = [int((of_split >= need.tokens).sum()) for of_split in lengths]
     if min(held) >= need.documents:
+        if train.max(initial=0) < need.train_tokens:
+            raise ValueError(_untrainable(need, documents=documents))
         return
     # As long as the shortest document of those that are needed.
     reach = min(
@@ -154,6 +178,15 @@ def check_stores(lengths: Sequence[NDArray[np.int64]], need: Need, *, documents:
     allowed = 1 << (reach.bit_length() - 1) if reach >= _SHORTEST else None
     longest = max(int(of_split.max(initial=0)) for of_split in lengths)
     raise ValueError(shortage(need, held=held, documents=documents, longest=longest, allowed=allowed))
+
+
+def _untrainable(need: Need, *, documents: int) -> str:
+    """One line that says that nothing is left to train on, and what to do."""
+    return (
+        f"the documents are too few or too short: no document of at least {need.train_tokens} tokens "
+        f"(corpus.train_tokens) is left to the training split; the corpus has {documents}; add some, or change "
+        "corpus.search_share, corpus.test_share or corpus.salt, or train nothing with extension=untrained"
+    )
 
 
 def shortage(
@@ -176,7 +209,7 @@ def shortage(
         about: put before numbers that are estimated.
     """
     search, test = held
-    least = 2 * need.documents + 1
+    least = 2 * need.documents + (need.train_tokens > 0)
     if allowed is not None:
         remedy = [
             f"they allow {allowed} tokens: lower extension.target until corpus.long_tokens, the longest length that is "

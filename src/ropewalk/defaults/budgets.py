@@ -21,10 +21,16 @@ BUDGETS = (
     Budget(1, 64, 200, 8, 100),
     Budget(20, 64, 120, 4, 20),
     Budget(60, 32, 60, 4, 10),
-    Budget(math.inf, 16, 16, 2, 10),
+    Budget(math.inf, 16, 16, 3, 10),
 )
-"""From the demo's to those of a day on a processor. LongRoPE reads five documents and ten passkeys a length (arXiv
-2402.13753, appendix A); its 1,344 candidates are not needed after gradient steps (docs/method.md)."""
+"""From the demo's to those of a day on a processor; with fewer than three test documents there would be no interval.
+LongRoPE reads five documents and ten passkeys a length (arXiv 2402.13753, appendix A); its 1,344 candidates are not
+needed after gradient steps (docs/method.md)."""
+_RULER = (
+    "single", "multi_key_text", "multi_value", "multi_query", "variable_tracking", "common_words", "frequent_words"
+)  # fmt: skip
+_CHEAP_PASS, _NEEDLE_WINDOW = 20, 1024
+"""Seconds of a pass over the target up to which RULER's tasks are asked, and tokens of a window that holds them all."""
 _OF_A_FOLDER = 4
 """Number of documents that are read where the text is a folder of files."""
 _LARGE = 1e8
@@ -98,6 +104,14 @@ def passkey_long_trials(known: Known) -> Default:
     return Default(min(20, chosen.passkey_trials), reason)
 
 
+def needles(known: Known) -> Default:
+    """RULER's tasks where they are cheap: each asks as many prompts as the passkey task on a slow device."""
+    seconds, window = known.pass_seconds(known["extension.target"]), known.facts.window
+    if not known.on_gpu or seconds > _CHEAP_PASS or window < _NEEDLE_WINDOW:
+        return Default([], f"RULER's tasks are for GPUs that read the target in {_CHEAP_PASS} s, and larger windows")
+    return Default([*_RULER], f"a GPU reads the target in about {seconds:.2g} s")
+
+
 def recompute(known: Known) -> Default:
     """The inputs of all layers are kept in bf16 when activations are recomputed; a GPU also holds weights and more."""
     facts, length = known.facts, known["extension.target"]
@@ -138,6 +152,7 @@ RULES: dict[str, Rule] = {
     "extension.recover.gradient_steps": recover_steps,
     "evaluate.documents": documents_up_to_target,
     "evaluate.long_documents": documents,
+    "evaluate.needles": needles,
     "evaluate.passkey_trials": _of_budget("passkey_trials"),
     "evaluate.passkey_long_trials": passkey_long_trials,
     "finetune.activation_checkpointing": recompute,

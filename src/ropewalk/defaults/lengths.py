@@ -5,6 +5,8 @@ from ropewalk.defaults.known import Default, Known, Rule
 _FACTOR = 8.0
 _LONGEST_PASS = 150.0
 """Seconds that a pass may take over a length that was not asked for."""
+_LONGEST_QUESTION = 256
+"""Number of tokens that hold a passkey prompt without filler whatever the tokenizer, even where every byte is one."""
 
 
 def factor(known: Known) -> Default:
@@ -73,11 +75,13 @@ def measured_on_base(known: Known) -> Default:
 
 def passkeys(known: Known) -> Default:
     """The same lengths; where a pass takes long, the window, the target and the longest."""
-    lengths = known["evaluate.lengths"]
-    if known.pass_seconds(lengths[-1]) <= 10:
-        return Default(lengths, "evaluate.lengths")
-    kept = {known.facts.window, known["extension.target"], lengths[-1]}
-    return Default(sorted(kept), "the window, the target and the longest length, as each pass takes long")
+    lengths, reason = known["evaluate.lengths"], "evaluate.lengths"
+    if known.pass_seconds(lengths[-1]) > 10:
+        lengths = sorted({known.facts.window, known["extension.target"], lengths[-1]})
+        reason = "the window, the target and the longest length, as each pass takes long"
+    if lengths[0] < _LONGEST_QUESTION:
+        reason += f", from {_LONGEST_QUESTION} tokens on, as shorter ones may not hold a prompt"
+    return Default([length for length in lengths if length >= _LONGEST_QUESTION] or lengths[-1:], reason)
 
 
 def first_trained(known: Known) -> Default:
@@ -95,6 +99,16 @@ def second_trained(known: Known) -> Default:
 def long_tokens(known: Known) -> Default:
     longest = max(known["extension.second_target"], *known["evaluate.lengths"])
     return Default(longest, "the longest length that is read")
+
+
+def train_tokens(known: Known) -> Default:
+    """A row is cut from one document, and has BOS and EOS beside it."""
+    if known["extension.way"] == "untrained":
+        return Default(0, "extension=untrained trains nothing")
+    if known["finetune.across_documents"]:
+        return Default(1, "finetune.across_documents: a row goes on in the next document")
+    key = f"finetune.{'second' if known['finetune.second.steps'] else 'first'}.length"
+    return Default(known[key] - 2, f"{key} without BOS and EOS")
 
 
 def _doublings(start: int, end: int) -> list[int]:
@@ -119,4 +133,5 @@ RULES: dict[str, Rule] = {
     "finetune.first.length": first_trained,
     "finetune.second.length": second_trained,
     "corpus.long_tokens": long_tokens,
+    "corpus.train_tokens": train_tokens,
 }

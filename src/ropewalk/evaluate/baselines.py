@@ -1,33 +1,26 @@
-"""The published methods in their best case: every sensible choice of s, replacing our factors or on top of them."""
+"""The published methods in their best case: every sensible choice of s and of the temperature, replacing our factors or
+on top of them."""
 
-import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ropewalk.rope import RopeScaling, RotaryShape
 from ropewalk.rope.methods import METHODS
+from ropewalk.rope.scaling import yarn_attention_factor
 
 
 @dataclass(frozen=True)
 class Variant:
     method: str
     label: str
-    """Names the choice of s, and whether the method replaces our factors or is composed with them."""
+    """Names the choice of s and of the temperature, and whether the method replaces our factors or is composed with
+    them."""
     scaling: RopeScaling
 
 
 def variants(method: str, shape: RotaryShape, *, length: int, target: int, suffix: str = "") -> list[Variant]:
     """Variants of ``method`` on a model with its original window, with s for this length and with s for the target."""
-    choices_of = METHODS[method].variants
-    if choices_of is None:
-        raise ValueError(f"{method} has no variants to choose the best of")
-    by_factors: dict[tuple[float, ...], Variant] = {}
-    for goal in (length, target):
-        reach = max(goal, shape.original_length)
-        choices = choices_of(ratio=reach / shape.original_length, base=shape.base, length=length)
-        for label, options in choices.items():
-            scaling = METHODS[method](**vars(shape), target_length=reach, **options)
-            by_factors.setdefault(scaling.factors, Variant(method, label + suffix, scaling))
-    return list(by_factors.values())
+    return list(_variants(method, shape, None, length=length, target=target, suffix=suffix))
 
 
 def variants_on(
@@ -42,7 +35,7 @@ def variants_on(
     """Variants of ``method`` on a model trained under ``first``: in place of its factors, and on top of them.
 
     On top of them, s counts from ``first``'s target, and the attention factor is the one that the model was trained
-    under, or for YaRN its temperature for the whole extension.
+    under, or for a method with a temperature the one for the whole extension.
 
     Args:
         name: label of ``first`` itself, which stands in for the method ``none`` on top of it.
@@ -50,14 +43,38 @@ def variants_on(
     replaced = variants(method, shape, length=length, target=target, suffix=", replaced")
     if method == "none":
         return [*replaced, Variant("none", name, replace(first, method="none"))]
-    window = replace(shape, original_length=first.target_length)
-    composed = []
-    for variant in variants(method, window, length=length, target=target, suffix=", composed"):
-        ratio = max(variant.scaling.target_length, first.target_length) / shape.original_length
-        temperature = 0.1 * math.log(ratio) + 1 if method == "yarn" else first.attention_factor
-        scaling = first.then(replace(variant.scaling, attention_factor=temperature))
-        composed.append(replace(variant, scaling=scaling))
-    return replaced + composed
+    return [*replaced, *_variants(method, shape, first, length=length, target=target, suffix=", composed")]
+
+
+def _variants(
+    method: str, shape: RotaryShape, first: RopeScaling | None, *, length: int, target: int, suffix: str
+) -> Iterable[Variant]:
+    """Different scalings that ``method`` gives, composed with ``first`` where that is given."""
+    entry = METHODS[method]
+    if entry.variants is None:
+        raise ValueError(f"{method} has no variants to choose the best of")
+    window = replace(shape, original_length=first.target_length) if first else shape
+    different: dict[tuple[tuple[float, ...], float], Variant] = {}
+    for goal in (length, target):
+        reach = max(goal, window.original_length)
+        choices = entry.variants(ratio=reach / window.original_length, base=shape.base, length=length)
+        for label, options in choices.items():
+            scaling = entry(**vars(window), target_length=reach, **options)
+            if first:
+                scaling = first.then(replace(scaling, attention_factor=first.attention_factor))
+            for suited, tempered in _tempered(scaling, entry.temperatures):
+                variant = Variant(method, label + suited + suffix, tempered)
+                different.setdefault((tempered.factors, tempered.attention_factor), variant)
+    return different.values()
+
+
+def _tempered(scaling: RopeScaling, weights: Sequence[float]) -> Iterator[tuple[str, RopeScaling]]:
+    """(addition to the label, scaling) for each weight of the temperature, the first of which needs no addition."""
+    if not weights:
+        yield "", scaling
+    for number, weight in enumerate(weights):
+        temperature = yarn_attention_factor(scaling.ratio, weight)
+        yield f", t={temperature:.4g}" if number else "", replace(scaling, attention_factor=temperature)
 
 
 def variants_trained(method: str, shape: RotaryShape, *, length: int, target: int) -> list[Variant]:

@@ -49,7 +49,7 @@ def scaling_key(scaling: RopeScaling | LengthSwitch) -> Any:
     """The part of a scaling, or of a length switch, that a figure depends on: no names and no target lengths."""
     if not isinstance(scaling, RopeScaling):
         return [[up_to, scaling_key(entry)] for up_to, entry in scaling]
-    return [scaling.factors, scaling.n_hat, scaling.attention_factor]
+    return list(scaling.effect)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class PerplexityResult:
             "perplexity": self.losses.perplexity,
             "low": _exp(low),
             "high": _exp(high),
+            "key_perplexity": "" if self.losses.key_perplexity is None else self.losses.key_perplexity,
+            "key_tokens": self.losses.key_tokens,
             "nan_documents": self.losses.nan_documents,
             "documents": documents.documents,
             "tokens": documents.documents * tokens,
@@ -90,17 +92,15 @@ def measure(
     """
     passes: dict[tuple[Any, ...], list[PerplexityTask]] = defaultdict(list)
     for task in tasks:
-        scaling = task.scaling
-        passes[task.model, task.documents.name, scaling.factors, scaling.n_hat, scaling.attention_factor].append(task)
+        passes[task.model, task.documents.name, *task.scaling.effect].append(task)
     results = []
     total = sum(max(task.length for task in same) * same[0].documents.documents for same in passes.values())
     with Progress(total=total, desc="perplexity", unit="token", unit_scale=True) as bar:
         for same in passes.values():
             lengths = sorted({task.length for task in same})
             losses = {length: Losses(()) for length in lengths}
-            rows = same[0].documents.rows
-            for part in [rows] if lengths[-1] <= chunk else rows.split(1):
-                documents = replace(same[0].documents, rows=part)
+            whole = same[0].documents
+            for documents in [whole] if lengths[-1] <= chunk else whole.split(1):
                 of_part = _pass(models, replace(same[0], documents=documents), lengths, cache=cache, chunk=chunk)
                 losses = {length: losses[length].joined(of_part[length]) for length in lengths}
                 bar.update(lengths[-1] * documents.documents)
@@ -111,18 +111,46 @@ def measure(
 def _pass(
     models: dict[str, Any], task: PerplexityTask, lengths: Sequence[int], *, cache: Cache, chunk: int
 ) -> dict[int, Losses]:
+    documents = task.documents
+
     def about(length: int) -> dict[str, Any]:
-        rows = tensor_hash(task.documents.rows[:, :length])
+        rows = tensor_hash(documents.rows[:, :length])
         return {"task": PROTOCOL, "scaling": scaling_key(task.scaling), "documents": rows, "length": length}
 
-    cached = {length: cache.get(task.model, about(length)) for length in lengths}
-    by_length = {length: Losses.from_json(figure) for length, figure in cached.items() if figure is not None}
+    def marks(length: int) -> str | None:
+        return None if documents.key_tokens is None else tensor_hash(documents.key_tokens[:, : length - 1])
+
+    by_length: dict[int, Losses] = {}
+    for length in lengths:
+        figure = cache.get(task.model, about(length))
+        # What was measured with other key tokens, or without any, is of use only to those who ask for none.
+        if figure is not None and marks(length) in (None, figure.get("key_tokens")):
+            by_length[length] = Losses.from_json(figure)
     if missing := [length for length in lengths if length not in by_length]:
-        new = document_losses(models[task.model], task.scaling, task.documents, missing, chunk=chunk)
+        new = document_losses(models[task.model], task.scaling, documents, missing, chunk=chunk)
         for length, losses in new.items():
-            cache.put(task.model, about(length), asdict(losses))
+            cache.put(task.model, about(length), {**asdict(losses), "key_tokens": marks(length)})
         by_length |= new
     return by_length
+
+
+def perplexity_tables(
+    models: dict[str, Any],
+    tasks: Sequence[PerplexityTask],
+    *,
+    stride: int | None,
+    cache: Cache = NO_CACHE,
+    chunk: int = TOKENS_AT_ONCE,
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the tables perplexity, positions, paired and, with a stride, sliding."""
+    results = measure(models, tasks, cache=cache, chunk=chunk)
+    sliding = measure_sliding(models, tasks, stride=stride, cache=cache, chunk=chunk)
+    return {
+        "perplexity": [result.row for result in results],
+        "positions": list(position_rows(results)),
+        "paired": list(paired_rows(results)),
+        "sliding": [result.row for result in sliding],
+    }
 
 
 def measure_sliding(

@@ -17,8 +17,9 @@ from ropewalk.evaluate.cache import NO_CACHE, Cache, scaling_key, tokenizer_hash
 from ropewalk.evaluate.compare import PerplexityTask
 from ropewalk.evaluate.passkey import PROTOCOL as PASSKEY
 from ropewalk.evaluate.passkey import passkey_accuracy
-from ropewalk.evaluate.perplexity import DocumentSet
+from ropewalk.evaluate.perplexity import DocumentSet, DocumentSets
 from ropewalk.evaluate.prompt_sets import Draw, PromptSets
+from ropewalk.evaluate.prompts import PASSKEY_FORMS
 from ropewalk.evaluate.recall import PROTOCOL as NEEDLES
 from ropewalk.evaluate.recall import recall_rows
 from ropewalk.models.base import BaseModel, extended_path
@@ -79,7 +80,15 @@ class Extension:
             return replace(self.start_scaling, method="none")
         return RopeScaling((1.0,) * len(self.first.factors), self.window, self.first.target_length, method="none")
 
-    def document_sets(self, store: TokenStore) -> tuple[DocumentSet, DocumentSet | None]:
+    @property
+    def on_base(self) -> LengthSwitch:
+        """The base model's scalings under our factors: its own in the window, interpolated ones from there to them."""
+        if not self.is_trained:
+            return self.switch
+        in_window = replace(self.plain, query_scales=self.first.query_scales)
+        return LengthSwitch(((self.window, in_window), (self.first.target_length, self.first))).with_doublings
+
+    def document_sets(self, store: TokenStore) -> DocumentSets:
         """(all test documents as long as the first target, those as long as the longest length)."""
         longest = max(self.config.lengths)
         short = DocumentSet.of("all", store, length=self.first.target_length, documents=self.config.documents)
@@ -87,9 +96,20 @@ class Extension:
             return short, None
         return short, DocumentSet.of("long", store, length=longest, documents=self.config.long_documents)
 
-    def perplexity_tasks(self, store: TokenStore) -> Iterator[PerplexityTask]:
-        """Every figure of the report's perplexity tables."""
-        short, long = self.document_sets(store)
+    def judge(self, length: int) -> tuple[str, RopeScaling, RopeScaling]:
+        """(model, scaling for whole documents of ``length`` tokens, scaling for the window) that choose key tokens.
+
+        The fine-tuned model under its factors. Where nothing was trained it is the base model under YaRN, so that the
+        choice does not favour our factors over the published ones.
+        """
+        if self.is_trained:
+            return self.extended, self.switch.for_length(length), self.switch.for_length(self.window)
+        yarn, *_ = self._on_base("yarn", length=length, target=length)
+        return self.extended, yarn.scaling, self.plain
+
+    def perplexity_tasks(self, sets: DocumentSets) -> Iterator[PerplexityTask]:
+        """Every figure of the report's perplexity tables, on the two ``sets`` of `document_sets`."""
+        short, long = sets
         target, from_files = self.first.target_length, self._from_files()
         yield PerplexityTask("control", "none", "plain", self.plain, self.window, short)
         yield PerplexityTask("base", "none", "plain", self.plain, self.window, short)
@@ -113,13 +133,15 @@ class Extension:
             for name, scaling in from_files if on_base and length <= target else ():
                 yield PerplexityTask("base", name, "as in its file", scaling, length, documents)
             if "longrope" in self.methods:
-                up_to, scaling = self.switch.entry_for(length)
-                if self.is_trained and on_base and length <= target:
-                    yield PerplexityTask("base", "ours", "searched", self.first, length, documents)
-                elif not self.is_trained and scaling != self.first:
-                    # What software with one set of factors applies at every length.
-                    yield PerplexityTask("base", "ours", f"for up to {target}", self.first, length, documents)
-                yield PerplexityTask(self.extended, "ours", f"for up to {up_to}", scaling, length, documents)
+                if (on_base and length <= target) or not self.is_trained:
+                    up_to, scaling = self.on_base.entry_for(length)
+                    yield PerplexityTask("base", "ours", f"for up to {up_to}", scaling, length, documents)
+                    if scaling != self.first:
+                        # What software with one set of factors applies at every length.
+                        yield PerplexityTask("base", "ours", f"for up to {target}", self.first, length, documents)
+                if self.is_trained:
+                    up_to, scaling = self.switch.entry_for(length)
+                    yield PerplexityTask("finetuned", "ours", f"for up to {up_to}", scaling, length, documents)
         if long is not None and "longrope" in self.methods:
             # The same documents as at the longer lengths, for their ratio.
             yield PerplexityTask(self.extended, "ours", f"for up to {target}", self.trained, target, long)
@@ -160,7 +182,7 @@ class Extension:
     def _recall_readers(self, length: int) -> Iterator[tuple[str, str, LengthSwitch]]:
         """(model, method, scaling by length): the extended model, and up to the first target the base model.
 
-        Where nothing was trained, YaRN too, which is what most software offers for that.
+        The base model also under YaRN for the length, which is what most software offers without training.
         """
         target = self.first.target_length
         if "longrope" in self.methods:
@@ -169,10 +191,10 @@ class Extension:
             yield "base", "none", LengthSwitch(((target, self.plain),))
         if self.window < length <= target:
             if "longrope" in self.methods and self.is_trained:
-                yield "base", "ours", LengthSwitch(((target, self.first),))
-            if "yarn" in self.methods and not self.is_trained:
-                yarn, *_ = self._on_base("yarn", length=target, target=target)
-                yield "base", "yarn", LengthSwitch(((target, yarn.scaling),))
+                yield "base", "ours", self.on_base
+            if "yarn" in self.methods:
+                yarn, *_ = self._on_base("yarn", length=length, target=length)
+                yield "base", "yarn", LengthSwitch(((length, yarn.scaling),))
 
     def recall(
         self, draws: Iterable[Draw], models: dict[str, Any], prompts: PromptSets, *, cache: Cache = NO_CACHE
@@ -183,7 +205,7 @@ class Extension:
         rows: list[dict[str, Any]] = []
         with Progress(jobs, desc="recall", unit="task") as bar:
             for draw, model, method, switch in bar:
-                is_passkey = draw.family == "passkey"
+                is_passkey = draw.family in PASSKEY_FORMS
                 score, protocol = (passkey_accuracy, PASSKEY) if is_passkey else (recall_rows, NEEDLES)
                 prompt_set = prompts.of(draw)
                 scaling = scaling_key(switch.for_length(draw.length))
@@ -202,7 +224,7 @@ class Extension:
             ways.append(("base", "none", "original", LengthSwitch(((self.window, self.plain),)), self.window))
         if "longrope" in self.methods:
             by_length = "recovered" if self.is_trained else "by length"
-            ways.append((self.extended, "ours", "extended", LengthSwitch(((target, self.first),)), target))
+            ways.append((self.extended, "ours", "extended", LengthSwitch(((target, self.trained),)), target))
             ways.append((self.extended, "ours", by_length, self.switch, target))
         rows = []
         jobs = [(task, *way) for task in config.tasks for way in ways]
@@ -224,11 +246,10 @@ class Extension:
 
 
 def with_gradient(
-    extension: Extension, store: TokenStore, path: Path, models: dict[str, Any]
+    extension: Extension, sets: DocumentSets, path: Path, models: dict[str, Any]
 ) -> Iterator[PerplexityTask]:
     """The extension's tasks for ``models``, and the gradient's result, to tell what evolution gained over it."""
-    yield from (task for task in extension.perplexity_tasks(store) if task.model in models)
+    yield from (task for task in extension.perplexity_tasks(sets) if task.model in models)
     if "longrope" in extension.methods and path.is_file():
         scaling = SearchedFactors.read(path).scaling
-        documents, _ = extension.document_sets(store)
-        yield PerplexityTask("base", "gradient", "gradient alone", scaling, scaling.target_length, documents)
+        yield PerplexityTask("base", "gradient", "gradient alone", scaling, scaling.target_length, sets[0])

@@ -1,144 +1,17 @@
-"""Needle prompts: RULER's tasks for base models (arXiv 2404.06654), at exact token lengths, the same for every method.
-
-`FAMILIES` holds the families. Their numbers are held out of the recall documents, as the passkey task's are.
-"""
+"""Needle prompts: a family's text hidden in filler, at exact token lengths, the same for every method."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
 from ropewalk.corpus.recall import joined
-from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, draw_key, encode, first_id
-from ropewalk.registry import Registry
+from ropewalk.evaluate.needle_families import FAMILIES, NeedleFamily, NeedleText
+from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, encode, first_id
 
-_SENTENCES = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-_TASK = "Some special magic numbers are hidden within the following text. Memorize them; they are asked for later.\n"
-_NEEDLE = "\nOne of the special magic numbers for {name} is: {value}.\n"
-_ASK_ONE = (
-    "\nWhat is the special magic number for {name} mentioned in the provided text? "
-    "The special magic number for {name} mentioned in the provided text is"
-)
-_ASK_ALL = (
-    "\nWhat are all the special magic numbers for {name} mentioned in the provided text? "
-    "The special magic numbers for {name} mentioned in the provided text are"
-)
-_TRACK = "Memorize and track the chains of variable assignment hidden in the following text.\n"
-_ASK_CHAIN = (
-    "\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: According to the "
-    "chains of variable assignment in the text above, {count} variables are assigned the value {value}, they are:"
-)
-_NAMES = tuple(
-    f"{adjective}-{noun}"
-    for adjective in "amber brave crisp dusty eager faint gentle hollow icy jolly keen lively mellow noble".split()
-    for noun in "anchor badger candle dragon emblem falcon garnet hammer island jacket kettle lantern meadow".split()
-)
-_NEEDLES, _CHAINS, _HOPS = 4, 4, 4
-"""Needles of multi_key and multi_value; chains of variables, and variables after the first in each."""
-_RANDOM_NUMBERS = 7
-"""Numbers beside those in the text that the right answer's likelihood is compared with."""
-
-
-@dataclass(frozen=True)
-class NeedleText:
-    """What one prompt hides in its filler and asks for, as text."""
-
-    instruction: str
-    """Stands before the filler."""
-    statements: tuple[str, ...]
-    """The needles; where the family asks at a depth, the first one is asked for."""
-    question: str
-    answers: tuple[str, ...]
-    """All of them are to be written."""
-    right: tuple[str, ...]
-    """Continuations of the question whose likelihood is compared with that of `wrong`."""
-    wrong: tuple[str, ...]
-    separator: str = ", "
-    """Stands between the answers."""
-
-
-@dataclass(frozen=True)
-class NeedleFamily:
-    """A kind of needle prompt: all that prompt sets, the configuration and the report know of it."""
-
-    name: str
-    build: Callable[[np.random.Generator], NeedleText]
-    """Draws the text of one prompt."""
-    number: int
-    """Seeds the family's draws beside the run's seed and the length: it must never change."""
-    display_name: str
-    at_depth: bool = False
-    """Whether it asks for one needle, which stands at a given depth."""
-    in_texts: bool = False
-    """Whether the needles lie in the text of test documents; otherwise they lie in repeated sentences."""
-
-
-def _draw_numbers(rng: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
-    """(numbers to state, other numbers, names to state them under), none of them twice."""
-    numbers: list[str] = []
-    while len(numbers) < 2 * _NEEDLES + _RANDOM_NUMBERS:
-        if (number := str(draw_key(rng))) not in numbers:
-            numbers.append(number)
-    names = [_NAMES[index] for index in rng.choice(len(_NAMES), _NEEDLES, replace=False)]
-    return numbers[:_NEEDLES], numbers[-_RANDOM_NUMBERS:], names
-
-
-def _keys(rng: np.random.Generator, *, count: int) -> NeedleText:
-    """Numbers under ``count`` names, the first one asked for."""
-    stated, others, names = _draw_numbers(rng)
-    statements = tuple(_NEEDLE.format(name=n, value=v) for n, v in zip(names[:count], stated, strict=False))
-    wrong = (*stated[1:count], *others)[:_RANDOM_NUMBERS]
-    return NeedleText(_TASK, statements, _ASK_ONE.format(name=names[0]), (stated[0],), (stated[0],), wrong)
-
-
-def _values(rng: np.random.Generator) -> NeedleText:
-    """Several numbers under one name, all asked for."""
-    stated, others, (name, *_) = _draw_numbers(rng)
-    statements = tuple(_NEEDLE.format(name=name, value=value) for value in stated)
-    return NeedleText(_TASK, statements, _ASK_ALL.format(name=name), tuple(stated), tuple(stated), tuple(others))
-
-
-def _chains(rng: np.random.Generator) -> NeedleText:
-    """Chains of assignments; all variables with the first chain's value are asked for."""
-    values, _, _ = _draw_numbers(rng)
-    letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-    names: list[str] = []
-    while len(names) < _CHAINS * (_HOPS + 1):
-        if (name := "".join(rng.choice(letters, 5))) not in names:
-            names.append(name)
-    chains = [names[start : start + _HOPS + 1] for start in range(0, len(names), _HOPS + 1)]
-    assignments = [
-        [f"\nVAR {chain[0]} = {value}\n", *(f"\nVAR {b} = VAR {a}\n" for a, b in pairwise(chain))]
-        for value, chain in zip(values, chains, strict=True)
-    ]
-    # Chains are mixed, each in its own order: hop by hop.
-    mixed = tuple(chain[hop] for hop in range(_HOPS + 1) for chain in assignments)
-    question = _ASK_CHAIN.format(value=values[0], count=_HOPS + 1)
-    # The last variable is the one that takes every hop to tell.
-    right, wrong = (chains[0][-1],), tuple(chain[-1] for chain in chains[1:])
-    return NeedleText(_TRACK, mixed, question, tuple(chains[0]), right, wrong, separator=" ")
-
-
-FAMILIES = Registry(
-    (
-        NeedleFamily("single", partial(_keys, count=1), 0, "single", at_depth=True),
-        NeedleFamily("multi_key", partial(_keys, count=_NEEDLES), 1, "multi key", at_depth=True),
-        NeedleFamily("multi_value", _values, 2, "multi value"),
-        NeedleFamily("variable_tracking", _chains, 3, "variable tracking"),
-        NeedleFamily(
-            "multi_key_text", partial(_keys, count=_NEEDLES), 4, "multi key text", at_depth=True, in_texts=True
-        ),
-    ),
-    group="ropewalk.needle_families",
-)
-
-
-def in_texts(families: Sequence[str]) -> list[str]:
-    """Those of ``families`` whose needles lie in test documents; other tasks' names are left out."""
-    return [name for name in families if name in FAMILIES and FAMILIES[name].in_texts]
+_EXAMPLE_SHARE = 0.25
+"""Largest share of a prompt that an example takes up; a prompt in which it would be longer has none."""
 
 
 def needle_prompts(
@@ -151,7 +24,7 @@ def needle_prompts(
     seed: int,
     texts: Sequence[Sequence[int]] = (),
 ) -> Prompts:
-    """``trials`` prompts of one of `FAMILIES`.
+    """``trials`` prompts of one of `ropewalk.evaluate.needle_families.FAMILIES`.
 
     Args:
         texts: token ids of documents, without BOS, that needles are hidden in, in turn, where the family does so.
@@ -171,11 +44,87 @@ def needle_prompts(
     for trial in range(trials):
         depth = round(float(grid[trial % depths]), 4) if entry.at_depth else None
         document = texts[trial % len(texts)] if entry.in_texts else None
-        prompts.append(_prompt(tokenizer, family, entry.build(rng), document, length=length, depth=depth, rng=rng))
+        text = _longest_list(tokenizer, entry, length=length, rng=rng) if entry.is_list else entry.build(rng)
+        place = 0.0 if entry.is_list else depth
+        prompt = needle_prompt(tokenizer, family, text, document, length=length, depth=place, rng=rng)
+        prompts.append(replace(prompt, depth=depth))
     return Prompts(family, length, tuple(sorted(prompts, key=lambda prompt: prompt.depth or 0.0)))
 
 
-def _prompt(
+@dataclass(frozen=True)
+class _Encoded:
+    """A text in token ids, without filler."""
+
+    head: list[int]
+    """The example and the instruction."""
+    statements: list[list[int]]
+    question: list[int]
+    """Without what the tokenizer joins with the beginning of an answer."""
+    continuations: list[tuple[int, ...]]
+    """The answers as one writes them, then the right and the wrong continuations."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, text: NeedleText) -> Self:
+        continuations = [text.separator.join(text.answers), *text.right, *text.wrong]
+        question = encode(tokenizer, text.question)
+        wholes = [encode(tokenizer, f"{text.question} {continuation}") for continuation in continuations]
+        # A tokenizer may join the question's end and an answer's beginning: the prompt ends before that for all.
+        common = min(common_start(question, whole) for whole in wholes)
+        return cls(
+            encode(tokenizer, text.example + text.instruction),
+            [encode(tokenizer, statement) for statement in text.statements],
+            question[:common],
+            [tuple(whole[common:]) for whole in wholes],
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, with BOS and the answers."""
+        parts = (self.head, *self.statements, self.question, self.continuations[0])
+        return 1 + sum(map(len, parts))
+
+
+def _longest_list(tokenizer: Any, entry: NeedleFamily, *, length: int, rng: np.random.Generator) -> NeedleText:
+    """A text of a family of lists with as many words as ``length`` has room for, and with its example if that is short.
+
+    All numbers of words are tried with the same draws.
+    """
+    seed = int(rng.integers(2**63))
+
+    def drawn(words: int, *, example: bool) -> NeedleText:
+        text = entry.build(np.random.default_rng(seed), words=words)
+        return text if example else replace(text, example="")
+
+    def longest(*, example: bool) -> NeedleText:
+        words = _most_words(
+            lambda words: _Encoded.of(tokenizer, drawn(words, example=example)).tokens, most_tokens=length
+        )
+        return drawn(words, example=example)
+
+    text = longest(example=True)
+    is_short = len(encode(tokenizer, text.example)) <= _EXAMPLE_SHARE * length
+    return text if is_short else longest(example=False)
+
+
+def _most_words(tokens: Callable[[int], int], *, most_tokens: int) -> int:
+    """The largest number of words for which ``tokens`` of it are not above ``most_tokens``, or 1.
+
+    A word has a token at least. Tokens grow nearly evenly with words, so that a few steps along a line suffice.
+    """
+    most, too_many, words = 1, most_tokens, max(most_tokens // 16, 2)
+    of_one = tokens(1)
+    while too_many - most > 1:
+        tokens_of_words = tokens(words)
+        if tokens_of_words <= most_tokens:
+            most = words
+        else:
+            too_many = words
+        per_word = max((tokens_of_words - of_one) / (words - 1), 1.0)
+        words = min(max(words + int((most_tokens - tokens_of_words) / per_word), most + 1), too_many - 1)
+    return most
+
+
+def needle_prompt(
     tokenizer: Any,
     family: str,
     text: NeedleText,
@@ -185,31 +134,36 @@ def _prompt(
     depth: float | None,
     rng: np.random.Generator,
 ) -> Prompt:
-    continuations = [text.separator.join(text.answers), *text.right, *text.wrong]
-    question = encode(tokenizer, text.question)
-    wholes = [encode(tokenizer, f"{text.question} {continuation}") for continuation in continuations]
-    # A tokenizer may join the question's end and an answer's beginning: the prompt ends before that for all of them.
-    common = min(common_start(question, whole) for whole in wholes)
-    answer, *others = [tuple(whole[common:]) for whole in wholes]
-    head = encode(tokenizer, text.instruction)
-    statements = [encode(tokenizer, statement) for statement in text.statements]
-    room = length - 1 - len(head) - sum(map(len, statements)) - common - len(answer)
+    """A prompt that has exactly ``length`` token ids together with its answer, BOS first.
+
+    Args:
+        document: token ids of the filler, at least as many as it needs; None for the text's filler, repeated.
+        depth: where in the filler the first statement stands, 0 for its start and 1 for its end; None for a place that
+            ``rng`` draws, as it draws those of the others.
+
+    Raises:
+        ValueError: the statements and the question alone are longer than ``length``, or the document is too short.
+    """
+    encoded = _Encoded.of(tokenizer, text)
+    room = length - encoded.tokens
     if room < 0:
         raise ValueError(
             f"needles of the family {family} need at least {length - room} tokens with this tokenizer, found length "
-            f"{length}; leave out the length, or the family (evaluate.needles, evaluate.retrieval.tasks)"
+            f"{length}; leave out the length, or the family (evaluate.passkey_lengths, evaluate.needles, "
+            "evaluate.retrieval.tasks)"
         )
     if document is None:
-        sentence = encode(tokenizer, _SENTENCES)
-        document = sentence * (room // len(sentence) + 1)
+        piece = encode(tokenizer, text.filler)
+        document = piece * (room // len(piece) + 1)
     if len(document) < room:
         raise ValueError(f"a {family} prompt of {length} tokens needs a text of {room} tokens, found {len(document)}")
     filler = list(document[:room])
-    places = np.sort(rng.integers(0, room + 1, len(statements))).tolist()
+    places = np.sort(rng.integers(0, room + 1, len(encoded.statements))).tolist()
     if depth is not None:
         # The first statement is asked for; it stands at its depth, the others where they were drawn.
         places = [round(depth * room), *places[1:]]
-    body = joined(filler, list(zip(places, statements, strict=True)))
+    body = joined(filler, list(zip(places, encoded.statements, strict=True)))
+    answer, *others = encoded.continuations
     count = len(text.right)
     return Prompt(
         depth=depth,
@@ -219,6 +173,6 @@ def _prompt(
         wrong=tuple(others[count:]),
         # Room for other tokens of the same text, and for other separators.
         decode_tokens=2 * len(answer) + 4,
-        question_tokens=common,
-        ids=(first_id(tokenizer), *head, *body, *question[:common]),
+        question_tokens=len(encoded.question),
+        ids=(first_id(tokenizer), *encoded.head, *body, *encoded.question),
     )

@@ -1,123 +1,197 @@
-"""Passkey retrieval: a five-digit key somewhere in a long filler text, asked for at the end (paper §4.3).
+"""Passkey retrieval: a key somewhere in a long text, asked for at the end (paper §4.3), in two forms.
 
-Keys are those that no recall document holds (`ropewalk.corpus.recall.is_held_out_key`), and the
-wording occurs in none of them.
+The published form repeats a few sentences around a key of five digits. In the varied form the text is that of test
+documents, and wordings and kinds of keys change from prompt to prompt, so that a figure does not hang on a single
+prompt whose key alone differs. Recall documents hold none of the keys and none of the wordings.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import torch
 
+from ropewalk.corpus.recall import held_out_words
+from ropewalk.corpus.store import TokenStore
+from ropewalk.evaluate.needle_families import NeedleText
+from ropewalk.evaluate.needles import needle_prompt
 from ropewalk.evaluate.perplexity import TOKENS_AT_ONCE
-from ropewalk.evaluate.prompts import Prompt, Prompts, common_start, draw_key, encode, first_id
-from ropewalk.models.continuation import ReadPrompt
-from ropewalk.models.head import logits_of
-from ropewalk.models.loss import last_states
+from ropewalk.evaluate.prompts import OTHERS, PASSKEY_FORMS, Prompt, Prompts, draw_key
+from ropewalk.evaluate.recall import scores
 from ropewalk.rope import LengthSwitch, extend
 
-PROTOCOL = "greedy decoding, exact match of five digits; keys and wording not in training"
-_TASK = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it.\n"
-_FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-_KEY = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-QUESTION = "\nWhat is the pass key? The pass key is"
+PROTOCOL = (
+    f"greedy decoding, exact match of the key; log probability of the key above that of {OTHERS} others, which differ "
+    "from it in one digit or word; published and varied form; keys and wordings not in training"
+)
 
 
-def passkey_prompts(tokenizer: Any, *, length: int, depths: int, trials: int, seed: int) -> Prompts:
-    """``trials`` prompts spread over ``depths`` depths from the filler's start to its end, at least one at each.
+@dataclass(frozen=True)
+class Wording:
+    """What states a key and what asks for it."""
+
+    statement: str
+    question: str
+    """Ends where the key follows."""
+    task: str = ""
+    """Stands before the text."""
+
+
+PUBLISHED = Wording(
+    "\nThe pass key is {key}. Remember it. {key} is the pass key.\n",
+    "\nWhat is the pass key? The pass key is",
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it.\n",
+)
+VARIED = (
+    Wording("\nThe pass-code is {key}. Keep it: the pass-code is {key}.\n", "\nSay the pass-code. The pass-code is"),
+    Wording(
+        "\nThis is the hidden key: {key}. Keep {key} as the hidden key.\n",
+        "\nSo what is the hidden key? This is the hidden key:",
+    ),
+    Wording(
+        "\nRemember: the combination is {key}. The combination is {key}.\n",
+        "\nDo you remember the combination? The combination is",
+    ),
+    Wording("\nPass-phrase: {key}. Again, pass-phrase: {key}.\n", "\nPlease repeat. Pass-phrase:"),
+)
+_Pieces = Sequence[str]
+"""A key in the parts that another key of its kind may have differently."""
+
+
+def _five_digits(rng: np.random.Generator) -> _Pieces:
+    return str(draw_key(rng))
+
+
+def _leading_zero(rng: np.random.Generator) -> _Pieces:
+    """Seven digits; no number in a recall document begins with 0."""
+    return f"0{rng.integers(10**6):06d}"
+
+
+def _nine_digits(rng: np.random.Generator) -> _Pieces:
+    """More digits than any number in a recall document has."""
+    return str(rng.integers(10**8, 10**9))
+
+
+def _words(rng: np.random.Generator) -> _Pieces:
+    first, second = held_out_words(rng)
+    return first, f"_{second}"
+
+
+KEYS: tuple[Callable[[np.random.Generator], _Pieces], ...] = (_five_digits, _leading_zero, _nine_digits, _words)
+"""Each draws a key of one kind."""
+
+
+def fillers(documents: TokenStore, *, tokens: int, count: int, seed: int) -> list[tuple[int, list[int]]]:
+    """``count`` pieces of ``tokens`` tokens, each with the number of the document that it begins in.
+
+    As many documents as possible, in turn, each time from another place. Where none is long enough, a piece goes on in
+    the documents after it, and after the last one in the first.
 
     Raises:
-        ValueError: the task and its question alone are longer than ``length``.
+        ValueError: the documents have no tokens at all.
     """
-    rng = np.random.default_rng((seed, length))
-    prompts: list[Prompt] = []
-    for depth in np.linspace(0, 1, depths).tolist():
-        keys = [draw_key(rng) for _ in range(max(1, trials // depths))]
-        prompts += [passkey_prompt(tokenizer, key=key, length=length, depth=depth) for key in keys]
-    return Prompts("passkey", length, tuple(prompts))
+    if not len(documents.tokens):
+        raise ValueError(f"passkeys are hidden in test documents, found no tokens in {documents.path}")
+    rng = np.random.default_rng((seed, tokens))
+    enough = documents.long_documents(tokens)
+    order = rng.permutation(enough if len(enough) else len(documents)).tolist()
+    pieces = []
+    for place in range(count):
+        first = number = order[place % len(order)]
+        start = int(rng.integers(max(documents.length(first) - tokens, 0) + 1))
+        ids = documents.document(first)[start : start + tokens].tolist()
+        while len(ids) < tokens:
+            number = (number + 1) % len(documents)
+            ids += documents.document(number)[: tokens - len(ids)].tolist()
+        pieces.append((first, ids))
+    return pieces
 
 
-def passkey_prompt(tokenizer: Any, *, key: int, length: int, depth: float) -> Prompt:
+def passkey_prompts(
+    tokenizer: Any, *, length: int, depths: int, trials: int, seed: int, texts: Sequence[tuple[int, list[int]]] = ()
+) -> Prompts:
+    """``trials`` prompts, spread over ``depths`` bands of equal width from the filler's start to its end.
+
+    The place of a key is drawn within its band. A prompt's depth is the middle of the band; prompts of one band, or of
+    the same document in the varied form, are a cluster.
+
+    Args:
+        texts: number of a document and ids of a piece of it, for each prompt; without texts the form is the published.
+
+    Raises:
+        ValueError: the statement and the question alone are longer than ``length``.
+    """
+    family = "passkey_varied" if texts else "passkey"
+    rng = np.random.default_rng((seed, length, *family.encode()))
+    prompts = []
+    for trial in range(trials):
+        # Where there are fewer trials than bands, the two forms take different bands.
+        band = (2 * trial + bool(texts)) * depths // (2 * trials)
+        wording = VARIED[trial % len(VARIED)] if texts else PUBLISHED
+        draw = KEYS[int(rng.integers(len(KEYS)))] if texts else _five_digits
+        number, ids = texts[trial] if texts else (band, None)
+        prompt = passkey_prompt(
+            tokenizer, keys=_with_others(draw, rng), length=length, depth=(band + rng.random()) / depths,
+            wording=wording, filler=ids, family=family,
+        )  # fmt: skip
+        prompts.append(replace(prompt, depth=round((band + 0.5) / depths, 4), cluster=number))
+    return Prompts(family, length, tuple(sorted(prompts, key=lambda prompt: (prompt.depth, prompt.cluster))))
+
+
+def _with_others(draw: Callable[[np.random.Generator], _Pieces], rng: np.random.Generator) -> list[str]:
+    """A key and others that differ from it in one digit or word each, so that only all of the key tells it apart."""
+    key = list(draw(rng))
+    keys = {"".join(key): None}
+    while len(keys) <= OTHERS:
+        place, other = int(rng.integers(len(key))), draw(rng)
+        keys["".join([*key[:place], other[place], *key[place + 1 :]])] = None
+    return list(keys)
+
+
+def passkey_prompt(
+    tokenizer: Any,
+    *,
+    keys: Sequence[str],
+    length: int,
+    depth: float,
+    wording: Wording = PUBLISHED,
+    filler: Sequence[int] | None = None,
+    family: str = "passkey",
+) -> Prompt:
     """A prompt that has exactly ``length`` token ids together with its answer, BOS first.
 
     Args:
+        keys: the key, and the others that its likelihood is compared with.
         depth: where in the filler the key stands, 0 for its start and 1 for its end.
+        filler: token ids of the text; by default the published sentences, repeated.
 
     Raises:
-        ValueError: the question alone is longer than ``length``.
+        ValueError: the statement and the question alone are longer than ``length``.
     """
-    whole = encode(tokenizer, f"{QUESTION} {key}")
-    asked = common_start(encode(tokenizer, QUESTION), whole)
-    question, answer = whole[:asked], whole[asked:]
-    task, statement, sentence = (encode(tokenizer, text) for text in (_TASK, _KEY.format(key=key), _FILLER))
-    room = length - 1 - len(task) - len(statement) - len(whole)
-    if room < 0:
-        raise ValueError(f"a passkey prompt needs {length - room} tokens with this tokenizer, found length {length}")
-    filler = (sentence * (room // len(sentence) + 1))[:room]
-    place = round(depth * room)
-    return Prompt(
-        depth=depth,
-        asked=QUESTION.strip(),
-        answers=(str(key),),
-        right=(tuple(answer),),
-        wrong=(),
-        # The longest way to write the key is a token for each digit and one for the space before them.
-        decode_tokens=len(tokenizer.decode(answer).strip()) + 1,
-        question_tokens=asked,
-        ids=(first_id(tokenizer), *task, *filler[:place], *statement, *filler[place:], *question),
+    key, *others = keys
+    text = NeedleText(
+        wording.task, (wording.statement.format(key=key),), wording.question, (key,), (key,), tuple(others)
     )
+    rng = np.random.default_rng(0)
+    prompt = needle_prompt(tokenizer, family, text, filler, length=length, depth=depth, rng=rng)
+    # The longest way to write the key is a token for each character and one for the space before them.
+    return replace(prompt, decode_tokens=len(tokenizer.decode(prompt.right[0]).strip()) + 1)
 
 
-@torch.no_grad()
 def passkey_accuracy(
     model: Any, tokenizer: Any, switch: LengthSwitch, prompts: Prompts, *, chunk: int = TOKENS_AT_ONCE
 ) -> list[dict[str, Any]]:
-    """A row {length, depth, trials, correct, nan} per depth, under the switch's scaling for the prompts' length.
+    """A row {length, form, depth, cluster, trials, correct, likely, nan} per depth and cluster; see `PROTOCOL`.
 
-    Greedy decoding gives the key exactly when the most likely token is right at each of its places
-    given the places before, so one pass over prompt and answer decides a trial; where a tokenizer has other tokens
-    for the same digits and one of them is the most likely, the key is decoded and its text compared.
-    ``nan`` counts the trials in which the model gave no numbers.
+    ``correct`` counts the keys that greedy decoding writes, ``likely`` those that are likelier than all others of the
+    prompt, ``nan`` the trials in which the model gave no numbers, all under the switch's scaling for the length.
     """
-    length = prompts.length
-    extend(model, switch.for_length(length))
-    device = next(model.parameters()).device
+    extend(model, switch.for_length(prompts.length))
     rows = []
-    at_once = max(1, chunk // length)
-    for depth, group in groupby(prompts.prompts, lambda prompt: prompt.depth):
-        of_depth = list(group)
-        correct = nan = 0
-        for first in range(0, len(of_depth), at_once):
-            batch = of_depth[first : first + at_once]
-            ids = torch.tensor([[*prompt.ids, *prompt.right[0]] for prompt in batch], device=device)
-            longest = max(len(prompt.right[0]) for prompt in batch)
-            states = last_states(model, ids, longest + 1, chunk=chunk)
-            for state, row, prompt in zip(states, ids, batch, strict=True):
-                count = len(prompt.right[0])
-                logits = logits_of(model, state[None, -count - 1 : -1])[0]
-                nan += bool(logits.isnan().any())
-                best = logits.argmax(-1)
-                correct += bool((best == row[-count:]).all()) or _says_otherwise(
-                    model, tokenizer, prompt, best.tolist(), chunk=chunk
-                )
-        counts = {"trials": len(of_depth), "correct": correct, "nan": nan}
-        rows.append({"length": length, "depth": round(depth or 0.0, 4), **counts})
+    for (depth, cluster), group in groupby(prompts.prompts, lambda prompt: (prompt.depth, prompt.cluster)):
+        trials = [scores(model, tokenizer, prompts.family, prompt, chunk=chunk) for prompt in group]
+        correct, likely, nan = (int(sum(column)) for column in zip(*trials, strict=True))
+        place = {"length": prompts.length, "form": PASSKEY_FORMS[prompts.family], "depth": depth, "cluster": cluster}
+        rows.append({**place, "trials": len(trials), "correct": correct, "likely": likely, "nan": nan})
     return rows
-
-
-def _says_otherwise(model: Any, tokenizer: Any, prompt: Prompt, best: list[int], *, chunk: int) -> bool:
-    """Whether greedy decoding writes the answer with other tokens than the tokenizer's own."""
-    answer = prompt.right[0]
-    wrong = next(place for place, (likeliest, right) in enumerate(zip(best, answer, strict=True)) if likeliest != right)
-    start = tokenizer.decode([*answer[:wrong], best[wrong]]).strip()
-    if not start or not tokenizer.decode(answer).strip().startswith(start):
-        return False
-    return says_key(tokenizer, ReadPrompt(model, list(prompt.ids), room=prompt.decode_tokens, chunk=chunk), prompt)
-
-
-def says_key(tokenizer: Any, read: ReadPrompt, prompt: Prompt) -> bool:
-    """Whether the text that greedy decoding writes begins with the key."""
-    expected = tokenizer.decode(prompt.right[0]).strip()
-    written = tokenizer.decode(read.greedy(prompt.decode_tokens)).strip()
-    return bool(written[: len(expected)] == expected)

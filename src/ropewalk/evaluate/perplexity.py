@@ -34,6 +34,9 @@ class DocumentSet:
     name: str
     rows: Tensor
     """(documents, longest length) token ids, BOS first."""
+    key_tokens: Tensor | None = None
+    """(documents, longest length - 1) whether each predicted token is a key token (`far_context`); None where this is
+    not known."""
 
     @classmethod
     def of(cls, name: str, store: TokenStore, *, length: int, documents: int | None) -> "DocumentSet":
@@ -52,6 +55,15 @@ class DocumentSet:
     def documents(self) -> int:
         return self.rows.shape[0]
 
+    def split(self, size: int) -> list["DocumentSet"]:
+        """Parts of ``size`` documents each, the last one of what is left."""
+        marks = [None] * self.documents if self.key_tokens is None else self.key_tokens.split(size)
+        return [DocumentSet(self.name, *part) for part in zip(self.rows.split(size), marks, strict=False)]
+
+
+DocumentSets = tuple[DocumentSet, DocumentSet | None]
+"""Documents for the lengths up to the first target, and those for the lengths beyond it, if there are such lengths."""
+
 
 def longest_length(store: TokenStore, *, documents: int) -> int:
     """The longest length, BOS included, that ``documents`` documents can be read at; 0 where there are fewer."""
@@ -67,6 +79,18 @@ class Losses:
     """Mean loss of each document; NaN where the model gave NaN."""
     bins: tuple[tuple[float, ...], ...] = ()
     """For each document, its mean loss in each bin of positions (`position_edges`)."""
+    key_losses: tuple[tuple[float, int], ...] = ()
+    """For each document, the sum of the losses of its key tokens and their number; empty where they are not known."""
+
+    @property
+    def key_tokens(self) -> int:
+        return sum(count for _, count in self.key_losses)
+
+    @property
+    def key_perplexity(self) -> float | None:
+        """exp of the mean loss of the key tokens of all documents (LongPPL); None where there are none."""
+        mean = sum(loss for loss, _ in self.key_losses) / self.key_tokens if self.key_tokens else None
+        return None if mean is None else math.exp(mean) if mean < 700 else math.inf
 
     @property
     def perplexity(self) -> float:
@@ -80,10 +104,11 @@ class Losses:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Losses":
-        return cls(tuple(values["means"]), tuple(map(tuple, values["bins"])))
+        bins, key_losses = (tuple(map(tuple, values.get(name, ()))) for name in ("bins", "key_losses"))
+        return cls(tuple(values["means"]), bins, key_losses)
 
     def joined(self, other: "Losses") -> "Losses":
-        return Losses(self.means + other.means, self.bins + other.bins)
+        return Losses(self.means + other.means, self.bins + other.bins, self.key_losses + other.key_losses)
 
 
 def position_edges(length: int) -> list[int]:
@@ -106,10 +131,10 @@ def document_losses(
     extend(model, scaling)
     longest = max(lengths)
     by_length = {length: Losses(()) for length in lengths}
-    for rows in documents.rows[:, :longest].split(max(1, chunk // longest)):
-        losses = _row_losses(model, rows, chunk=chunk)
+    for part in documents.split(max(1, chunk // longest)):
+        losses = _row_losses(model, part.rows[:, :longest], chunk=chunk)
         for length in lengths:
-            by_length[length] = by_length[length].joined(_by_document(losses, length))
+            by_length[length] = by_length[length].joined(_by_document(losses, length, part.key_tokens))
     shorter = [length for length in lengths if length < longest and by_length[length].nan_documents]
     if shorter:
         # What is not a number beyond token N reaches back in kernels that multiply it by a weight of zero.
@@ -124,10 +149,24 @@ def _row_losses(model: Any, rows: Tensor, *, chunk: int) -> Tensor:
     return (token_losses(model, rows) if whole else long_token_losses(model, rows, chunk=chunk)).cpu().double()
 
 
-def _by_document(losses: Tensor, length: int) -> Losses:
+@torch.no_grad()
+def whole_token_losses(
+    model: Any, scaling: RopeScaling, documents: DocumentSet, length: int, *, chunk: int = TOKENS_AT_ONCE
+) -> Tensor:
+    """(documents, length - 1) losses in nats of each token of the first ``length``, read in one pass."""
+    extend(model, scaling)
+    parts = documents.rows[:, :length].split(max(1, chunk // length))
+    return torch.cat([_row_losses(model, rows, chunk=chunk) for rows in parts])
+
+
+def _by_document(losses: Tensor, length: int, key_tokens: Tensor | None) -> Losses:
     losses = losses[:, : length - 1]
     bins = [losses[:, low:high].mean(1) for low, high in pairwise(position_edges(length))]
-    return Losses(tuple(losses.mean(1).tolist()), tuple(map(tuple, torch.stack(bins, 1).tolist())))
+    key_losses: tuple[tuple[float, int], ...] = ()
+    if key_tokens is not None:
+        marks = key_tokens[:, : length - 1]
+        key_losses = tuple(zip(torch.where(marks, losses, 0.0).sum(1).tolist(), marks.sum(1).tolist(), strict=True))
+    return Losses(tuple(losses.mean(1).tolist()), tuple(map(tuple, torch.stack(bins, 1).tolist())), key_losses)
 
 
 def perplexities(
@@ -154,7 +193,6 @@ def counted_tokens(tokens: int, length: int, stride: int) -> int:
     return sum(end - counted for _, end, counted in windows(tokens, length, stride))
 
 
-@torch.no_grad()
 def sliding_losses(
     model: Any,
     scaling: RopeScaling,
@@ -164,7 +202,24 @@ def sliding_losses(
     stride: int,
     chunk: int = TOKENS_AT_ONCE,
 ) -> Losses:
-    """Losses of the documents' tokens, each read after at least ``length - stride`` tokens where there are so many.
+    """Means over the documents of `sliding_token_losses`, and raises as it does."""
+    losses = sliding_token_losses(model, scaling, documents, length, stride=stride, chunk=chunk)
+    counted = counted_tokens(documents.rows.shape[1], length, stride)
+    return Losses(tuple((losses.sum(1) / counted).tolist()))
+
+
+@torch.no_grad()
+def sliding_token_losses(
+    model: Any,
+    scaling: RopeScaling,
+    documents: DocumentSet,
+    length: int,
+    *,
+    stride: int,
+    chunk: int = TOKENS_AT_ONCE,
+) -> Tensor:
+    """(documents, tokens - 1) losses in nats, each token read after at least ``length - stride`` others where there are
+    so many; 0 for what no window counts.
 
     Positions count from each window's start, and nothing is kept from one window to the next
     (transformers' guide "Perplexity of fixed-length models").
@@ -176,10 +231,9 @@ def sliding_losses(
         raise ValueError(f"the stride must lie between 1 and the window of {length} tokens, found {stride}")
     extend(model, scaling)
     tokens = documents.rows.shape[1]
-    totals = torch.zeros(documents.documents, dtype=torch.float64)
+    of_tokens = torch.zeros((documents.documents, tokens - 1), dtype=torch.float64)
     for start, end, counted in windows(tokens, length, stride):
         for first in range(0, documents.documents, batch := max(1, chunk // (end - start))):
-            rows = documents.rows[first : first + batch, start:end]
-            losses = _row_losses(model, rows, chunk=chunk)
-            totals[first : first + batch] += losses[:, counted - start - 1 :].sum(1)
-    return Losses(tuple((totals / counted_tokens(tokens, length, stride)).tolist()))
+            losses = _row_losses(model, documents.rows[first : first + batch, start:end], chunk=chunk)
+            of_tokens[first : first + batch, counted - 1 : end - 1] = losses[:, counted - start - 1 :]
+    return of_tokens

@@ -12,12 +12,15 @@ from typing import Any, Self
 from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
 from ropewalk.evaluate.cache import tokenizer_hash
-from ropewalk.evaluate.needles import in_texts, needle_prompts
-from ropewalk.evaluate.passkey import passkey_prompts
-from ropewalk.evaluate.prompts import Prompts
+from ropewalk.evaluate.needle_families import in_texts
+from ropewalk.evaluate.needles import needle_prompts
+from ropewalk.evaluate.passkey import fillers, passkey_prompts
+from ropewalk.evaluate.prompts import PASSKEY_FORMS, Prompts
 from ropewalk.files import read_json, writing
 
 INDEX = "prompts.json"
+REVISION = 2
+"""Revision of the ways of drawing, raised when a draw gives other prompts than it did before."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Draw:
     """Everything that the prompts of one family at one length depend on, beside the tokenizer and the documents."""
 
     family: str
-    """passkey, or one of `ropewalk.evaluate.needles.FAMILIES`."""
+    """One of `ropewalk.evaluate.prompts.PASSKEY_FORMS` or of `ropewalk.evaluate.needle_families.FAMILIES`."""
     length: int
     """Tokens of a prompt and its answer."""
     trials: int
@@ -38,9 +41,11 @@ class Draw:
 
     def prompts(self, tokenizer: Any, documents: TokenStore) -> Prompts:
         """Draw them, the same for the same values; raises ValueError where the length or the documents do not do."""
-        sizes = {"length": self.length, "trials": self.trials, "depths": self.depths, "seed": self.seed}
-        if self.family == "passkey":
-            return passkey_prompts(tokenizer, **sizes)
+        sizes: dict[str, Any] = {name: getattr(self, name) for name in ("length", "trials", "depths", "seed")}
+        if self.family in PASSKEY_FORMS:
+            varied = PASSKEY_FORMS[self.family] == "varied"
+            pieces = fillers(documents, tokens=self.length, count=self.trials, seed=self.seed) if varied else ()
+            return passkey_prompts(tokenizer, **sizes, texts=pieces)
         texts: list[list[int]] = []
         if in_texts([self.family]):
             enough = len(documents.long_documents(self.length - 1))
@@ -49,10 +54,12 @@ class Draw:
 
 
 def passkey_draws(config: EvaluateConfig, *, target: int, seed: int) -> Iterator[Draw]:
-    """Draws of the passkey task in order of the lengths; prompts beyond ``target`` tokens have fewer trials."""
+    """Draws of the passkey task in order of the lengths, half of the trials in each form; fewer beyond ``target``."""
     for length in config.passkey_lengths:
         trials = config.passkey_trials if length <= target else config.passkey_long_trials
-        yield Draw("passkey", length, trials, config.passkey_depths, seed)
+        for family, count in zip(PASSKEY_FORMS, (trials - trials // 2, trials // 2), strict=True):
+            if count:
+                yield Draw(family, length, count, config.passkey_depths, seed)
 
 
 def needle_draws(config: EvaluateConfig, *, seed: int) -> Iterator[Draw]:
@@ -82,6 +89,11 @@ def all_draws(config: EvaluateConfig, *, target: int, seed: int) -> list[Draw]:
     return list(dict.fromkeys(draws))
 
 
+def _basis(tokenizer: Any, documents: TokenStore) -> dict[str, Any]:
+    """What all sets depend on beside their draws."""
+    return {"revision": REVISION, "tokenizer": tokenizer_hash(tokenizer), "documents": documents.hash}
+
+
 def write_prompts(folder: Path, draws: Iterable[Draw], tokenizer: Any, documents: TokenStore) -> list[dict[str, Any]]:
     """Draw the sets into ``folder``, which is replaced: a safetensors file each, and what they are in `INDEX`.
 
@@ -95,7 +107,7 @@ def write_prompts(folder: Path, draws: Iterable[Draw], tokenizer: Any, documents
             drawn.save(aside / draw.file)
             tokens = sum(len(prompt.ids) for prompt in drawn.prompts)
             rows.append({**asdict(draw), "prompts": len(drawn.prompts), "tokens": tokens, "hash": drawn.hash})
-        about = {"tokenizer": tokenizer_hash(tokenizer), "documents": documents.hash, "sets": rows}
+        about = {**_basis(tokenizer, documents), "sets": rows}
         (aside / INDEX).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return rows
 
@@ -112,9 +124,9 @@ class PromptSets:
 
     @classmethod
     def open(cls, folder: Path, tokenizer: Any, documents: TokenStore) -> Self:
-        """The sets that `write_prompts` wrote to ``folder``, unless tokenizer or documents have changed since."""
+        """The sets that `write_prompts` wrote to ``folder``, unless what they depend on has changed since."""
         about = read_json(folder / INDEX)
-        same = (about["tokenizer"], about["documents"]) == (tokenizer_hash(tokenizer), documents.hash)
+        same = _basis(tokenizer, documents).items() <= about.items()
         fields = Draw.__dataclass_fields__
         draws = (Draw(**{name: row[name] for name in fields}) for row in about["sets"] if same)
         return cls(tokenizer, documents, folder, frozenset(draws))

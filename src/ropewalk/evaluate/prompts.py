@@ -15,13 +15,19 @@ from safetensors.numpy import save_file
 from ropewalk.corpus.recall import is_held_out_key
 from ropewalk.files import writing
 
+PASSKEY_FORMS = {"passkey": "published", "passkey_varied": "varied"}
+"""The passkey task's two families of prompts, and what tables call their forms."""
+OTHERS = 7
+"""Number of wrong keys or numbers that the right answer's likelihood is compared with."""
+
 
 @dataclass(frozen=True)
 class Prompt:
     """One document with a question about it, its answer, and what the answer's likelihood is compared with."""
 
     depth: float | None
-    """Depth of the statement that is asked for, 0 at the start of the filler; None where several places are drawn."""
+    """Depth of the statement that is asked for, 0 at the start of the filler, or the middle of the band of depths in
+    which its place was drawn; None where several places are drawn."""
     asked: str
     """The question as text."""
     answers: tuple[str, ...]
@@ -29,13 +35,16 @@ class Prompt:
     right: tuple[tuple[int, ...], ...]
     """Continuations, as token ids, any of which must be more likely than all of the wrong ones."""
     wrong: tuple[tuple[int, ...], ...]
-    """Wrong continuations, as token ids; empty where the decoded text alone is judged."""
+    """Wrong continuations, as token ids."""
     decode_tokens: int
     """Number of tokens to decode."""
     question_tokens: int
     """How many ids at the prompt's end are the question."""
     ids: tuple[int, ...] = ()
     """The prompt, BOS first; with the answer as one writes it, it has exactly the length."""
+    cluster: int | None = None
+    """Prompts of one number are not independent trials, because they share their filler or the band of their depth;
+    None where nothing is said of that."""
 
     @property
     def chance(self) -> float:
@@ -72,6 +81,8 @@ class Prompts:
     @property
     def _about(self) -> str:
         without_ids = [asdict(replace(prompt, ids=())) for prompt in self.prompts]
+        # Sets without clusters keep the hash that they had before there were any.
+        without_ids = [{k: v for k, v in about.items() if k != "cluster" or v is not None} for about in without_ids]
         return json.dumps({"family": self.family, "length": self.length, "prompts": without_ids})
 
     def save(self, path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import groupby
 from typing import Any
 
-from ropewalk.evaluate.passkey import says_key
-from ropewalk.evaluate.prompts import Prompt, Prompts
+from ropewalk.evaluate.prompts import PASSKEY_FORMS, Prompt, Prompts
 from ropewalk.models.continuation import ReadPrompt
 from ropewalk.rope import LengthSwitch, extend
 
@@ -22,24 +22,48 @@ def answered(text: str, answers: Sequence[str]) -> float:
     return sum(answer in words for answer in answers) / len(answers)
 
 
+def says_key(tokenizer: Any, read: ReadPrompt, prompt: Prompt) -> bool:
+    """Whether the text that greedy decoding writes begins with the key, in whatever tokens."""
+    expected = tokenizer.decode(prompt.right[0]).strip()
+    ids: list[int] = []
+    with closing(read.greedy(prompt.decode_tokens)) as decoded:
+        for token in decoded:
+            ids.append(token)
+            written = tokenizer.decode(ids).strip()
+            if written.startswith(expected):
+                return True
+            # Bytes of a character that is not complete yet are shown as a replacement.
+            if not expected.startswith(written.rstrip("\ufffd")):
+                return False
+    return False
+
+
 def decoded_share(tokenizer: Any, read: ReadPrompt, prompt: Prompt, *, family: str) -> float:
     """Share of the answers in what greedy decoding writes; a passkey is right where the text begins with it."""
-    if family == "passkey":
+    if family in PASSKEY_FORMS:
         return float(says_key(tokenizer, read, prompt))
-    text = tokenizer.decode(read.greedy(prompt.decode_tokens, stop=tokenizer.eos_token_id))
+    text = tokenizer.decode(list(read.greedy(prompt.decode_tokens, stop=tokenizer.eos_token_id)))
     return answered(text, prompt.answers)
 
 
 def is_likeliest(read: ReadPrompt, prompt: Prompt) -> bool:
     """Whether a right answer is more likely than all the wrong ones."""
-    right, wrong = ([read.log_likelihood(list(ids)) for ids in side] for side in (prompt.right, prompt.wrong))
-    return max(right) > max(wrong)
+    best = max(read.log_likelihood(list(ids)) for ids in prompt.right)
+    return all(read.log_likelihood(list(ids)) < best for ids in prompt.wrong)
 
 
 def read_prompt(model: Any, ids: Sequence[int], prompt: Prompt, *, chunk: int) -> ReadPrompt:
     """``ids`` with room for all that is asked of the prompt."""
     longest = max(map(len, (*prompt.right, *prompt.wrong)))
     return ReadPrompt(model, list(ids), room=max(prompt.decode_tokens, longest), chunk=chunk)
+
+
+def scores(model: Any, tokenizer: Any, family: str, prompt: Prompt, *, chunk: int) -> tuple[float, bool, bool]:
+    """(share of the answers decoded, whether a right one is the likeliest, whether the model gave no numbers)."""
+    read = read_prompt(model, prompt.ids, prompt, chunk=chunk)
+    if read.is_nan:
+        return 0.0, False, True
+    return decoded_share(tokenizer, read, prompt, family=family), is_likeliest(read, prompt), False
 
 
 def recall_rows(
@@ -52,22 +76,18 @@ def recall_rows(
     extend(model, switch.for_length(prompts.length))
     rows = []
     for depth, of_depth in groupby(prompts.prompts, lambda prompt: prompt.depth):
-        scores = []
-        for prompt in of_depth:
-            read = read_prompt(model, prompt.ids, prompt, chunk=chunk)
-            nan = read.is_nan
-            share = 0.0 if nan else decoded_share(tokenizer, read, prompt, family=prompts.family)
-            scores.append((share, not nan and is_likeliest(read, prompt), prompt.chance, nan))
-        shares, likely, chances, nans = (sum(column) for column in zip(*scores, strict=True))
+        asked = list(of_depth)
+        trials = [scores(model, tokenizer, prompts.family, prompt, chunk=chunk) for prompt in asked]
+        shares, likely, nans = (sum(column) for column in zip(*trials, strict=True))
         rows.append(
             {
                 "family": prompts.family,
                 "length": prompts.length,
                 "depth": "" if depth is None else depth,
-                "trials": len(scores),
-                "accuracy": shares / len(scores),
-                "likelihood_accuracy": likely / len(scores),
-                "chance": chances / len(scores),
+                "trials": len(trials),
+                "accuracy": shares / len(trials),
+                "likelihood_accuracy": likely / len(trials),
+                "chance": sum(prompt.chance for prompt in asked) / len(trials),
                 "nan": nans,
                 "protocol": PROTOCOL,
             }

@@ -6,18 +6,25 @@ from typing import Any, Self
 
 import pandas as pd
 
+from ropewalk.evaluate.uncertainty import cluster_interval
 from ropewalk.files import read_table
 
 Row = dict[str, Any]
 
-_TEXTS = ("model", "method", "variant", "document_set", "protocol", "family", "against", "against_variant")
-_COUNTS = ("length", "documents", "tokens", "trials", "correct")
-_NUMBERS = ("perplexity", "low", "high", "accuracy", "likelihood_accuracy", "chance", "perplexity_ratio", "p_value")
+_TEXTS = ("model", "method", "variant", "document_set", "protocol", "family", "form", "against", "against_variant")
+_COUNTS = ("length", "documents", "tokens", "trials", "correct", "likely", "key_tokens")
+_NUMBERS = (
+    "perplexity", "low", "high", "accuracy", "likelihood_accuracy", "chance", "perplexity_ratio", "p_value",
+    "key_perplexity", "gain_nats",
+)  # fmt: skip
+_COUNTED = {"accuracy": "correct", "likelihood_accuracy": "likely"}
+"""The columns of the passkey's table that count right trials, by their score."""
 _TYPES = dict.fromkeys(_TEXTS, "str") | dict.fromkeys(_COUNTS, "int64") | dict.fromkeys(_NUMBERS, "float64")
 
 
 class ResultTable:
-    """Rows of ``plots/perplexity.csv``, ``passkey.csv``, ``needles.csv`` or ``paired.csv``, as a typed ``frame``.
+    """Rows of ``plots/perplexity.csv``, ``passkey.csv``, ``needles.csv``, ``paired.csv`` or ``far_context.csv``, as a
+    typed ``frame``.
 
     What was not measured is NaN in a column of numbers.
     """
@@ -94,21 +101,32 @@ class ResultTable:
     def accuracy(self, score: str = "accuracy", *, scale: int = 1) -> float | None:
         """Mean score of all trials, at most ``scale``; None where nothing was tried.
 
-        A table that counts correct trials (the passkey's) has one score, their share; others have a score per row.
+        A table that counts right trials (the passkey's) has their share; others have a score per row.
         """
         if not (trials := self.trials()):
             return None
         if "correct" in self.frame:
-            right = int(self.frame["correct"].sum())
+            right = int(self.frame[_COUNTED[score]].sum())
         else:
             # Python's own sum, whose order does not depend on the number of rows.
             right = sum((self.frame[score] * self.frame["trials"]).tolist())
         return scale * right / trials
 
-    def accuracies(self, *, scale: int = 1) -> dict[int, float]:
+    def accuracies(self, score: str = "accuracy", *, scale: int = 1) -> dict[int, float]:
         """`accuracy` of all trials by the lengths at which something was tried."""
-        by_length = {length: rows.accuracy(scale=scale) for length, rows in self.by_length().items()}
+        by_length = {length: rows.accuracy(score, scale=scale) for length, rows in self.by_length().items()}
         return {length: accuracy for length, accuracy in by_length.items() if accuracy is not None}
+
+    def interval(self, score: str = "accuracy", *, scale: int = 1) -> tuple[float, float] | None:
+        """Interval of `accuracy` by clusters (`ropewalk.evaluate.uncertainty.cluster_interval`), forms apart.
+
+        None where a form has too few clusters.
+        """
+        columns = [_COUNTED[score], "trials"]
+        sums = self.frame.groupby(["form", "cluster"])[columns].sum()
+        strata = [list(map(tuple, of_form.to_numpy().tolist())) for _, of_form in sums.groupby(level="form")]
+        interval = cluster_interval(strata)
+        return None if interval is None else (scale * interval[0], scale * interval[1])
 
     def paired_ratio(self, *, model: str, against: str, length: int) -> Row | None:
         """The row that compares ours with the method ``against`` on the same documents; None where there is none."""

@@ -141,7 +141,7 @@ def _answer(way: _Way, model: Any, tokenizer: Any, task: Prompts, prompt: Prompt
     seconds = time.perf_counter() - start
     return {
         "accuracy": share,
-        "likelihood_accuracy": bool(prompt.wrong) and not read.is_nan and is_likeliest(read, prompt),
+        "likelihood_accuracy": not read.is_nan and is_likeliest(read, prompt),
         "chance": prompt.chance,
         # The share of the answers that stand in what was read.
         "held": answered(tokenizer.decode(document), prompt.answers),
@@ -154,9 +154,6 @@ def _row(way: _Way, task: Prompts, answers: Sequence[dict[str, float]]) -> dict[
     means: dict[str, Any] = {key: sum(answer[key] for answer in answers) / len(answers) for key in answers[0]}
     accuracy = means.pop("accuracy")
     low, high = share_interval(accuracy, len(answers))
-    if not task.prompts[0].wrong:
-        # A task without distractors has nothing to compare with.
-        means |= {"likelihood_accuracy": "", "chance": ""}
     return {
         "task": task.family,
         "way": way.name,

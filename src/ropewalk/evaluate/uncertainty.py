@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals over documents, and paired tests between methods on the same documents."""
+"""How sure a figure is: bootstrap intervals over documents or clusters, and paired tests between methods."""
 
 import math
 import warnings
@@ -40,6 +40,31 @@ def share_interval(share: float, trials: int) -> tuple[float, float]:
     middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def cluster_interval(strata: Sequence[Sequence[tuple[int, int]]]) -> tuple[float, float] | None:
+    """Bootstrap interval, at `CONFIDENCE`, of a share of right answers whose trials come in clusters.
+
+    Clusters are drawn again, whole and within their stratum. Where all trials agree, and so all draws, it is Wilson's
+    interval with the clusters as trials.
+
+    Args:
+        strata: (right answers, trials) of each cluster, by stratum.
+
+    Returns:
+        (low, high), or None where a stratum has fewer than `MIN_DOCUMENTS` clusters.
+    """
+    if min(map(len, strata), default=0) < MIN_DOCUMENTS:
+        return None
+    right, trials = (sum(cluster[place] for clusters in strata for cluster in clusters) for place in (0, 1))
+    if right in (0, trials):
+        return share_interval(right / trials, sum(map(len, strata)))
+    rng = np.random.default_rng(0)
+    sums = np.zeros((RESAMPLES, 2))
+    for clusters in strata:
+        sums += np.asarray(clusters)[rng.integers(len(clusters), size=(RESAMPLES, len(clusters)))].sum(1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ropewalk.config import CorpusConfig
 from ropewalk.evaluate.result_table import ResultTable
+from ropewalk.export import markdown
 from ropewalk.export.cost import AS_MEASURED, NO_N_HAT, RECOVERED, SAME, costs
+from ropewalk.files import read_json
 from ropewalk.models.base import BaseModel
 from ropewalk.models.factors import FactorsByLength
 from ropewalk.rope import LengthSwitch
 
 Row = Mapping[str, Any]
+QueryTable = Sequence[Sequence[float]]
 
 
 def model_card(
@@ -28,6 +31,8 @@ def model_card(
     short_factor: str = SAME,
     pictures: Mapping[str, str] | None = None,
     extended: str = "finetuned",
+    query_scales: QueryTable | None = None,
+    verdict: Sequence[str] = (),
 ) -> str:
     """Write the text of the card.
 
@@ -36,7 +41,7 @@ def model_card(
         switch: the length switch that is exported.
         perplexity_rows: rows of plots/perplexity.csv (model, method, variant, length, perplexity, documents, tokens,
             document_set, protocol), of which those of the extended model and of the plain base model are shown.
-        passkey_rows: rows of plots/passkey.csv (model, method, length, depth, trials, correct).
+        passkey_rows: rows of plots/passkey.csv, of which those of the extended model are shown.
         how_made: steps and settings that led to the model, by label; a value may be a mapping, such as a section of
             the configuration.
         license_name: licence of the base model, which holds for the extended one too.
@@ -44,13 +49,16 @@ def model_card(
         short_factor: as in `export_checkpoint`.
         pictures: description of each picture by its file name in the export.
         extended: which model of the rows is exported: finetuned, or base where no weight was changed.
+        query_scales: those that the exported weights hold, by layer.
+        verdict: sentences on how far the model works (`ropewalk.evaluate.verdict`).
     """
     sections = [
         _front_matter(base.name, license_name),
         f"# {base.name}, context extended from {base.window:,} to {switch.longest.target_length:,} tokens",
-        _summary(base, switch, license_name, is_trained=extended != "base"),
+        _summary(base, switch, license_name, query_scales, is_trained=extended != "base"),
+        " ".join(verdict),
         "## How it was made",
-        "\n".join(_bullets(how_made)),
+        "\n".join(markdown.bullets(how_made)),
         "## Figures",
         _perplexity(
             perplexity_rows, extended, "base model as it came" if base.start_switch else "base model, plain RoPE"
@@ -69,14 +77,16 @@ def model_card(
 _SHOWN_PROVENANCE = ("method", "gradient_steps", "trials", "forward_tokens", "protocol", "seed", "commit")
 
 
-def how_made(factors: FactorsByLength, settings: Mapping[str, Any], data_card: Mapping[str, Any]) -> dict[str, Any]:
+def how_made(results: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What led to the model, as `model_card` takes it.
 
     Args:
-        factors: the exported scalings, with the provenance of their searches.
-        settings: sections of the configuration.
-        data_card: of the prepared text; its salt is there where it was chosen, and is needed to split the text again.
+        results: folder of factors/recovered.json, which holds the provenance of the searches, and of tokens/card.json,
+            whose salt is there where it was chosen, and is needed to split the text again.
+        settings: sections of the configuration, of which the corpus is told where it differs from the defaults.
     """
+    factors = FactorsByLength.read(results / "factors" / "recovered.json")
+    data_card = read_json(results / "tokens" / "card.json")
     searches = {
         f"factors for up to {entry.up_to_length:,} tokens": {
             key.replace("_", " "): entry.provenance[key] for key in _SHOWN_PROVENANCE if key in entry.provenance
@@ -84,22 +94,14 @@ def how_made(factors: FactorsByLength, settings: Mapping[str, Any], data_card: M
         for entry in factors.entries
         if entry.provenance
     }
-    return {**searches, **settings, "salt that was chosen for the split": data_card.get("salt")}
+    defaults = asdict(CorpusConfig(name=""))
+    corpus = {key: value for key, value in settings.get("corpus", {}).items() if value != defaults.get(key)}
+    return {**searches, **settings, "corpus": corpus, "salt that was chosen for the split": data_card.get("salt")}
 
 
 def license_of(path: str | Path) -> str | None:
     """The licence that a checkpoint's card states, None where ``path`` is no folder, or has no card that states one."""
-    card = Path(path) / "README.md"
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return None
-    try:
-        values = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return None
-    license_name = values.get("license") if isinstance(values, dict) else None
+    license_name = markdown.front_matter(Path(path) / "README.md").get("license")
     return license_name if isinstance(license_name, str) else None
 
 
@@ -111,24 +113,30 @@ def _front_matter(name: str, license_name: str | None) -> str:
     return "\n".join(["---", *license_lines, *lines, *(f"- {tag}" for tag in tags), "---"])
 
 
-def _bullets(values: Mapping[str, Any], indent: str = "") -> list[str]:
-    lines = []
-    for label, value in values.items():
-        if isinstance(value, Mapping) and value:
-            lines += [f"{indent}- {label}:", *_bullets(value, indent + "  ")]
-        elif value not in (None, "", [], {}):
-            lines.append(f"{indent}- {label}: {value}")
-    return lines
-
-
-def _summary(base: BaseModel, switch: LengthSwitch, license_name: str | None, *, is_trained: bool) -> str:
+def _summary(
+    base: BaseModel,
+    switch: LengthSwitch,
+    license_name: str | None,
+    query_scales: QueryTable | None,
+    *,
+    is_trained: bool,
+) -> str:
     last = switch.longest
     text = (
         f"A causal language model: `{base.name}` ({base.parameters:,} parameters) with its rotary position embedding "
         f"rescaled by LongRoPE's method: {len(last.factors)} factors between {min(last.factors):.3g} and "
         f"{max(last.factors):.3g}, attention factor {last.attention_factor:.4g}, n_hat {last.n_hat}."
     )
-    if not is_trained:
+    if query_scales:
+        count = sum(map(len, query_scales))
+        text += (
+            f" The queries of its {len(query_scales)} layers are multiplied by {count:,} learned scales, "
+            f"{len(query_scales[0]):,} in each. They are folded into the weights that make the queries (`q_proj`, or "
+            "the norm after it), so that any software applies them."
+        )
+    if not is_trained and query_scales:
+        text += " No other weight was changed: only these and the scaling differ from the base model."
+    elif not is_trained:
         text += " No weight was changed and nothing was trained: only the scaling differs from the base model."
     if base.weights_sha256:
         text += f" The base model's weights have sha256 `{base.weights_sha256}`."
@@ -148,7 +156,7 @@ def _summary(base: BaseModel, switch: LengthSwitch, license_name: str | None, *,
             )
             for up_to, scaling in switch
         ]
-        text += _table(("input length, tokens", "largest factor", "attention factor", "n_hat"), rows)
+        text += markdown.table(("input length, tokens", "largest factor", "attention factor", "n_hat"), rows)
     return text
 
 
@@ -172,21 +180,36 @@ def _perplexity(rows: Sequence[Row], extended: str, base_label: str) -> str:
     ]
     protocols = "; ".join(dict.fromkeys(str(row["protocol"]) for _, row in shown))
     header = ("model", "length, tokens", "perplexity", "factors", "documents", "tokens scored")
-    return f"Perplexity on test documents. Protocol: {protocols}.\n\n{_table(header, list(dict.fromkeys(cells)))}"
+    return (
+        f"Perplexity on test documents. Protocol: {protocols}.\n\n{markdown.table(header, list(dict.fromkeys(cells)))}"
+    )
 
 
 def _passkey(rows: Sequence[Row], extended: str) -> str:
     ours = ResultTable.from_rows(rows).where(model=extended, method="ours")
     if not len(ours):
         return ""
-    by_length = {length: ours.where(length=length) for length in ours.lengths()}
-    cells = [
-        (f"{length:,}", f"{table.accuracy(scale=100):.0f} %", str(table.trials()))
-        for length, table in by_length.items()
-        if table.trials()
-    ]
-    header = ("length, tokens", "accuracy", "trials")
-    return f"Passkey retrieval, greedy decoding, exact match, all depths together.\n\n{_table(header, cells)}"
+    cells = []
+    for length, table in ours.by_length().items():
+        interval = table.interval(scale=100)
+        published = table.where(form="published").accuracy(scale=100)
+        cells.append(
+            (
+                f"{length:,}",
+                f"{table.accuracy(scale=100):.0f} %",
+                "" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f} %",
+                "" if published is None else f"{published:.0f} %",
+                f"{table.accuracy('likelihood_accuracy', scale=100):.0f} %",
+                str(table.trials()),
+            )
+        )
+    header = ("length, tokens", "accuracy", "95 % interval", "published form", "likelier than others", "trials")
+    text = (
+        "Passkey retrieval, greedy decoding, exact match, all depths together: half of the prompts in the published "
+        "form, half with other keys and wordings in test documents. The likelihood of the key is compared with seven "
+        "others."
+    )
+    return f"{text}\n\n{markdown.table(header, cells)}"
 
 
 def _loading(switch: LengthSwitch, short_factor: str) -> str:
@@ -251,7 +274,7 @@ def _cost(rows: Sequence[Row]) -> str:
         (f"{length:,}", *(f"{by_way[way]:.2f}" if way in by_way else "" for way in ways))
         for length, by_way in by_length.items()
     ]
-    table = _table(("length, tokens", *ways.values()), cells)
+    table = markdown.table(("length, tokens", *ways.values()), cells)
     return f"What other software loses: perplexity on the same test documents.\n\n{table}"
 
 
@@ -269,8 +292,3 @@ def _limits(switch: LengthSwitch) -> str:
             "in chunks and for short prompts that get long continuations."
         )
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

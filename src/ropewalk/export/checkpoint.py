@@ -15,9 +15,10 @@ import torch
 from ropewalk.export.cost import SAME, exported_scalings
 from ropewalk.export.load import SWITCH_FILE, apply_by_length, load_plain
 from ropewalk.files import read_json, write_json, write_text, writing
-from ropewalk.models.checks import check_reloaded, check_same_weights
+from ropewalk.models.checks import check_folding, check_reloaded, check_same_weights
 from ropewalk.models.longrope_config import longrope_config
 from ropewalk.rope import LengthSwitch, rotary_shape
+from ropewalk.rope.query_scales import folded
 
 BESIDE_WEIGHTS = 2**20
 """Bytes to leave free for all files other than the weights."""
@@ -37,10 +38,12 @@ def export_checkpoint(
     """Write ``model`` extended by ``switch`` to ``folder``, whole or not at all; the model in memory is not changed.
 
     An earlier export in ``folder`` is replaced. Before that, the new one is loaded beside the model in memory, in the
-    same dtype, and its logits are compared; so there must be room for the model twice.
+    same dtype, and its logits are compared; so there must be room for the model twice. Query scales are folded into the
+    weights that are written, and the exported scalings have none.
 
     Args:
-        model: a transformers causal language model, plain or extended; its weights are written as they are.
+        model: a transformers causal language model, plain or extended; its weights are written as they are, but for
+            the query scales of ``switch``.
         switch: plain transformers applies its last scaling beyond the original window.
         card: text of README.md.
         short_factor: the scaling that plain transformers applies up to the original window: "same" for the last one,
@@ -49,15 +52,32 @@ def export_checkpoint(
         files: further files that are copied into the folder, such as the card's pictures.
 
     Raises:
-        ValueError: a scaling is for another rotary dimension, the model's class cannot apply it from a config, what was
-            written gives other logits, or ``folder`` holds something other than an export.
+        ValueError: a scaling is for another rotary dimension, the model's class cannot apply it from a config or has no
+            place for its query scales, what was written gives other logits, or ``folder`` holds something other than an
+            export.
         OSError: the disk has too little space.
     """
     shape = rotary_shape(model)
     switch.check_rotary_dim(shape.rotary_dim)
+    check_folder(folder)
+    check_folding(model, switch.longest, path=str(folder))
+    with folded(model, switch.longest):
+        _export_folded(model, tokenizer, switch.without_query_scales, folder, card, short_factor, dtype, files)
+
+
+def _export_folded(
+    model: Any,
+    tokenizer: Any,
+    switch: LengthSwitch,
+    folder: Path,
+    card: str,
+    short_factor: str,
+    dtype: str | None,
+    files: Iterable[Path],
+) -> None:
+    """`export_checkpoint` of a model whose weights hold the query scales."""
     config = _exported_config(model, switch, short_factor)
     written = getattr(torch, dtype) if dtype else model.dtype
-    check_folder(folder)
     check_space(folder, _weights_size(model, written) + BESIDE_WEIGHTS)
     window, target = model.config.get_text_config().max_position_embeddings, switch.longest.target_length
     with writing(folder) as aside:

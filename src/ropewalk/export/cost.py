@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ropewalk.evaluate.compare import PerplexityTask
-from ropewalk.evaluate.perplexity import DocumentSet
+from ropewalk.evaluate.perplexity import DocumentSets
 from ropewalk.rope import LengthSwitch, RopeScaling
 
 AS_MEASURED, NO_N_HAT, SAME, RECOVERED = "with ropewalk", "without n_hat", "same", "recovered"
@@ -29,17 +29,17 @@ def cost_tasks(
     model: str,
     switch: LengthSwitch,
     lengths: Sequence[int],
+    sets: DocumentSets,
     *,
     target: int,
-    short: DocumentSet,
-    long: DocumentSet | None,
 ) -> Iterator[PerplexityTask]:
     """Tasks of the extended model at every length, under the whole switch and as other software applies it.
 
     Args:
         model: its name, finetuned or base.
-        target: longest length in tokens at which the documents ``short`` are read; beyond it, ``long`` are.
+        sets: documents of the lengths up to ``target`` and of those beyond it.
     """
+    short, long = sets
     for length in lengths:
         measured = switch.for_length(length)
         ways = {AS_MEASURED: measured, NO_N_HAT: replace(measured, n_hat=0)}

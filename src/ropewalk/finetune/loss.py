@@ -4,6 +4,7 @@ Every process computes the loss of its own shard, scaled so that the mean over p
 gradients that are averaged as DDP and FSDP do are those of a single process that reads everything.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ropewalk.corpus.segments import Rows
+from ropewalk.finetune.long_context import short_context_losses, token_weights
 from ropewalk.finetune.shard import Shard
 from ropewalk.finetune.windows import MixedRows, into_windows, original_rope, packed_targets
 from ropewalk.models.loss import losses_of, targets_of
@@ -61,6 +63,7 @@ def batch_loss(
     shard: Shard | None = None,
     window: int = 0,
     answer_weight: float = 0.0,
+    long_context_weight: float | None = None,
     by_position: bool = False,
 ) -> BatchLoss:
     """Loss of ``batch`` under the model's current scaling, of its short rows under the original RoPE.
@@ -73,6 +76,8 @@ def batch_loss(
         shard: the part that this process reads; everything by default.
         window: tokens of the original window, none of whose packed documents goes across a multiple of it.
         answer_weight: weight of the recall documents' answers, which are left out at 0.
+        long_context_weight: largest weight of a token of a long row (`ropewalk.finetune.long_context`); None for the
+            same weight of all tokens.
         by_position: also return the loss by position, at the cost of one more product with the output matrix.
 
     Raises:
@@ -101,7 +106,11 @@ def batch_loss(
         long = _Pass(shard.states(model, rows), shard.slice_targets(row_targets))
         if answer_rows:
             answer_loss = shard.mean(_answer_loss(model, long, answers, answer_rows, shard))
-        means.append(long.mean_loss(model))
+        if long_context_weight is None or not 0 < window < tokens.shape[1]:
+            means.append(long.mean_loss(model))
+        else:
+            mixed = short is not None
+            means.append(_long_context_loss(model, long, rows, window=window, most=long_context_weight, mixed=mixed))
         counts.append(long.count)
     if short is not None and positions is not None and (shard.world > 1 or short.any()):
         rows, row_targets, positions = _rows_where(short, tokens, targets, positions, shard=shard)
@@ -121,6 +130,19 @@ def batch_loss(
         loss = loss + answer_weight * answer_loss
     buckets = _by_position(model, long, shard) if by_position and long is not None else {}
     return BatchLoss(loss, answer_loss, buckets)
+
+
+def _long_context_loss(
+    model: PreTrainedModel, long: _Pass, rows: Tensor, *, window: int, most: float, mixed: bool
+) -> Tensor:
+    """Mean over the targets of long ``rows`` of their losses times `token_weights`, with gradient."""
+    with torch.no_grad(), original_rope(model) if mixed else nullcontext():
+        short = short_context_losses(model, rows, window=window)
+    if not long.count:
+        return long.states.sum() * 0
+    losses = losses_of(model, long.states, long.targets, "none").view(long.targets.shape)
+    weights = token_weights(losses.detach(), short, most=most)
+    return (weights * losses).sum() / long.count
 
 
 def _rows_where(

@@ -84,6 +84,7 @@ class FinetuneModule(L.LightningModule):
                 shard=self.shard,
                 window=self.window,
                 answer_weight=self.options.answer_weight,
+                long_context_weight=self.options.long_context_weight,
                 by_position=every > 0 and self.global_step % every == 0,
             )
         if not torch.isfinite(losses.loss):

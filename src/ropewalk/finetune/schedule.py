@@ -15,8 +15,10 @@ from ropewalk.config import Config, FinetuneConfig, FinetuneStepConfig, Parallel
 from ropewalk.corpus.store import TokenStore
 from ropewalk.finetune.train import finetune, save_checkpoint
 from ropewalk.models.base import BaseModel, check_same_model, load_model, load_tokenizer
+from ropewalk.models.checks import check_folding
 from ropewalk.models.factors import SearchedFactors
 from ropewalk.rope import RopeScaling, RotaryShape, current_scaling, methods
+from ropewalk.rope.query_scales import fold
 
 Rows = dict[str, list[dict[str, float]]]
 """A row of `ropewalk.finetune.history.History` for each optimizer step, by the part of the schedule it belongs to."""
@@ -79,9 +81,20 @@ def schedule_steps(
 
 
 def searched_steps(config: Config, part: str, factors: Path, shape: RotaryShape) -> list[TrainingStep]:
-    """The steps of the part ``first`` or ``second`` under what they name, such as the ``factors`` of search_first."""
-    searched = SearchedFactors.read(factors).by_length
-    return schedule_steps(config, part, partial(scaling_of, searched=searched, shape=shape))
+    """The steps of the part ``first`` or ``second`` under what they name, such as the ``factors`` of search_first.
+
+    Raises:
+        ValueError: as `scaling_of`, or the steps of both parts name scalings with different query scales.
+    """
+    named = partial(scaling_of, searched=SearchedFactors.read(factors).by_length, shape=shape)
+    steps = {name: schedule_steps(config, name, named) for name in ("first", "second")}
+    scalings = [step.scaling for step in (*steps["first"], *steps["second"]) if step.scaling is not None]
+    if len({scaling.query_scales for scaling in scalings}) > 1:
+        raise ValueError(
+            "finetune: its steps name scalings with different query scales, but one set is folded into the weights "
+            "before the first step; give all steps the same scaling and scaling_length"
+        )
+    return steps[part]
 
 
 def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:
@@ -156,6 +169,9 @@ def train_model(
 ) -> Rows:
     """Load the model at ``path``, train it through ``steps`` on the training split, save it, and return the rows.
 
+    Query scales of the steps' scaling are folded into the weights of the base model first; a checkpoint of fine-tuning
+    holds them already. So the model is trained and saved under the scaling without them.
+
     Args:
         base: what the stage base wrote of the model to extend, whose tokenizer is saved with this one.
         checkpoint: folder of the trained model; None in a process that does not write.
@@ -169,6 +185,11 @@ def train_model(
     model = load_model(path, **{**config.model.loading, "dtype": dtype})
     check_same_model(model, base, path=path)
     tokenizer = load_tokenizer(base.path, **config.model.trust)
+    named = next((step.scaling for step in steps if step.scaling), None)
+    if named and path == base.path:
+        check_folding(model, named, path=path)
+        fold(model, named)
+    steps = [replace(step, scaling=step.scaling and replace(step.scaling, query_scales=None)) for step in steps]
     rows, scaling = train_steps(
         model,
         tokenizer,

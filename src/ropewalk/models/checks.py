@@ -12,6 +12,7 @@ over all logits: a router of experts sends single tokens another way where round
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ropewalk.models.head import evaluating
 from ropewalk.models.loss import long_token_losses, token_losses
 from ropewalk.models.reasons import reason
 from ropewalk.rope import LengthSwitch, RopeScaling, extended, model_scaling
+from ropewalk.rope.query_scales import folded
 
 TOKENS = 48
 """Length of a row whose positions are spread over a longer input."""
@@ -96,6 +98,23 @@ def check_published_scaling(model: Any, switch: LengthSwitch, path: str) -> None
             "read from config.json"
         )
         _refuse(model, path, what, _difference(actual, expected), length=length)
+
+
+def check_folding(model: Any, scaling: RopeScaling, *, path: str) -> None:
+    """Check that folding the query scales of ``scaling`` into the weights gives the logits that hooks give.
+
+    Raises:
+        ValueError: the logits differ, or as `ropewalk.rope.query_scales.fold`.
+    """
+    if scaling.query_scales is None:
+        return
+    row = _row(model, TOKENS)
+    assert row is not None
+    with extended(model, scaling):
+        expected = forward_logits(model, row)
+    with folded(model, scaling), extended(model, replace(scaling, query_scales=None)):
+        difference = _difference(forward_logits(model, row), expected)
+    _refuse(model, path, "logits under query scales and with these in the weights", difference, length=TOKENS)
 
 
 def check_reloaded(model: Any, loaded: Any, scalings: Mapping[int, RopeScaling], *, path: str, by: str) -> None:

@@ -1,6 +1,7 @@
 """Greedy decoding after a prompt and the likelihood of given continuations, from one KV cache of the prompt."""
 
 import copy
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -35,18 +36,22 @@ class ReadPrompt:
         return bool(self._logits.isnan().any())
 
     @torch.no_grad()
-    def greedy(self, tokens: int, *, stop: int | None = None) -> list[int]:
-        """Decode at most ``tokens`` tokens greedily, ending before ``stop`` where it comes earlier."""
-        cache, continuation, logits = self._cache_to_extend(), list[int](), self._logits
-        while len(continuation) < tokens:
-            best = int(logits[0, -1].argmax())
-            if best == stop:
-                break
-            continuation.append(best)
-            if len(continuation) < tokens:
-                logits = self._logits_after([best], cache)
-        self._crop(cache)
-        return continuation
+    def greedy(self, tokens: int, *, stop: int | None = None) -> Generator[int]:
+        """Decode at most ``tokens`` tokens greedily, ending before ``stop`` where it comes earlier.
+
+        A token is decoded when it is asked for; nothing else may be read before the iterator ends or is closed.
+        """
+        cache, logits = self._cache_to_extend(), self._logits
+        try:
+            for place in range(tokens):
+                best = int(logits[0, -1].argmax())
+                if best == stop:
+                    break
+                yield best
+                if place + 1 < tokens:
+                    logits = self._logits_after([best], cache)
+        finally:
+            self._crop(cache)
 
     @torch.no_grad()
     def log_likelihood(self, ids: list[int]) -> float:

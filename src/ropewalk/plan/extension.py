@@ -12,7 +12,7 @@ from ropewalk.corpus.store import TokenStore
 from ropewalk.costs.work import Work
 from ropewalk.evaluate.compare import PerplexityTask
 from ropewalk.evaluate.extension import Extension
-from ropewalk.evaluate.perplexity import DocumentSet, windows
+from ropewalk.evaluate.perplexity import DocumentSet, DocumentSets, windows
 from ropewalk.evaluate.prompt_sets import needle_draws, passkey_draws, retrieval_draws
 from ropewalk.export.cost import AS_MEASURED, cost_tasks
 from ropewalk.finetune.memory import training_work
@@ -22,9 +22,9 @@ from ropewalk.models.published import PublishedScaling
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape
 from ropewalk.ways import is_left_out
 
-_WARM_STARTS = {"search_first": 4, "search_second": 8, "recover": 2}
+_WARM_STARTS = {"search_first": 6, "search_second": 12, "recover": 2}
 """Number of warm starts and published methods that are evaluated before the gradient steps."""
-_KNOWN = 4
+_KNOWN = 6
 """Number of trials that are warm starts or the gradient's result, which are not evaluated again."""
 
 
@@ -94,12 +94,16 @@ def _search(config: Config, stage: str, machine: Machine) -> Iterator[Work]:
                 stage, f"{candidates:,} candidates, {part_length:,} tokens", "read", part_length,
                 candidates * documents, at_once, at_once, devices=devices, processes=processes, dtype=dtype,
             )  # fmt: skip
-        yield Work(
-            stage, f"{steps:,} gradient steps, {length:,} tokens", "learn", length, steps * search.gradient_batch_size,
-            search.gradient_batch_size, search.gradient_batch_size, processes=processes,
-            recompute=search.activation_checkpointing != "none", offload=search.activation_checkpointing == "offload",
-            dtype=dtype,
-        )  # fmt: skip
+        every = search.double_length_every if stage == "search_first" else None
+        doubled = steps // every if every else 0
+        for tokens, count in ((length, steps - doubled), (2 * length, doubled)):
+            if count or tokens == length:
+                yield Work(
+                    stage, f"{count:,} gradient steps, {tokens:,} tokens", "learn", tokens,
+                    count * search.gradient_batch_size, search.gradient_batch_size, search.gradient_batch_size,
+                    processes=processes, recompute=search.activation_checkpointing != "none",
+                    offload=search.activation_checkpointing == "offload", dtype=dtype,
+                )  # fmt: skip
 
 
 def _finetune(config: Config, part: str, machine: Machine, *, what: str = "training") -> Iterator[Work]:
@@ -137,7 +141,7 @@ class _PlannedExtension(Extension):
     counts: tuple[int, int] = (0, 0)
     """Numbers of documents as in `document_counts`."""
 
-    def document_sets(self, store: TokenStore | None) -> tuple[DocumentSet, DocumentSet | None]:
+    def document_sets(self, store: TokenStore | None) -> DocumentSets:
         longest, target = max(self.config.lengths), self.first.target_length
         short, long = (
             DocumentSet(name, torch.empty((count, length), device="meta"))
@@ -147,11 +151,11 @@ class _PlannedExtension(Extension):
 
     def planned_tasks(self, held: tuple[str, ...]) -> Iterator[PerplexityTask]:
         """The tasks of the models ``held``, and that of the gradient's result."""
-        yield from (task for task in self.perplexity_tasks(None) if task.model in held)  # type: ignore[arg-type]
+        sets = self.document_sets(None)
+        yield from (task for task in self.perplexity_tasks(sets) if task.model in held)
         if "longrope" in self.methods:
             gradient = replace(self.first, attention_factor=1.5)
-            documents, _ = self.document_sets(None)
-            yield PerplexityTask("base", "gradient", "gradient alone", gradient, gradient.target_length, documents)
+            yield PerplexityTask("base", "gradient", "gradient alone", gradient, gradient.target_length, sets[0])
 
     def readers(self, length: int) -> int:
         """Number of models and scalings that prompts of ``length`` tokens are read under."""
@@ -169,10 +173,11 @@ def planned_extension(config: Config, published: PublishedScaling) -> _PlannedEx
         length: RopeScaling(_powers(shape, length), shape.original_length, max(length, shape.original_length), n_hat=1)
         for length in (*short, extension.target, *long)
     }
+    switch = LengthSwitch(tuple(sorted(scalings.items())))
     return _PlannedExtension(
         shape,
         scalings[extension.target],
-        LengthSwitch(tuple(sorted(scalings.items()))),
+        switch if is_trained else switch.with_doublings,
         config.evaluate,
         tuple(config.rope.methods),
         start.longest if start else None,
@@ -190,6 +195,8 @@ def _evaluate(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
         for task in tasks:
             spans = windows(task.documents.rows.shape[1], task.length, evaluate.stride)
             by_length[task.length] += task.documents.documents * len(spans)
+    for length, rows in _far_context(extension).items():
+        by_length[length] += rows
     for work in _reads("evaluate", by_length, config):
         yield replace(work, models=len(held))
     prompts: dict[int, int] = defaultdict(int)
@@ -202,11 +209,24 @@ def _evaluate(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
         yield replace(work, models=len(held), generates=True)
 
 
+def _far_context(extension: _PlannedExtension) -> dict[int, int]:
+    """Rows by their length of what `far_context` reads: each set of documents for its key tokens, then each length."""
+    window, target = extension.window, extension.first.target_length
+    by_length: dict[int, int] = defaultdict(int)
+    short, long = extension.document_sets(None)
+    beyond = [length for length in extension.config.lengths if length > window]
+    for documents, lengths in ((short, [n for n in beyond if n <= target]), (long, [n for n in beyond if n > target])):
+        if documents is not None:
+            for length in (documents.rows.shape[1], *lengths):
+                by_length[length] += documents.documents
+                by_length[window] += documents.documents * len(windows(length, window, max(window // 2, 1)))
+    return by_length
+
+
 def _export(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
     """What other software loses, without what evaluate has measured, and the exported model beside that in memory."""
-    short, long = extension.document_sets(None)
-    evaluate, target = config.evaluate, config.extension.target
-    tasks = cost_tasks(extension.extended, extension.switch, evaluate.lengths, target=target, short=short, long=long)
+    sets, lengths, target = extension.document_sets(None), config.evaluate.lengths, config.extension.target
+    tasks = cost_tasks(extension.extended, extension.switch, lengths, sets, target=target)
     yield from _reads("export", _passes([task for task in tasks if task.variant != AS_MEASURED]), config)
     yield Work(
         "export", "comparison with the exported model", "read", CHECKED_TOKENS, 8, 1, 1, models=2,
@@ -219,7 +239,7 @@ def _passes(tasks: list[PerplexityTask]) -> dict[int, int]:
     passes: dict[tuple[object, ...], tuple[int, int]] = defaultdict(lambda: (0, 0))
     for task in tasks:
         scaling = task.scaling
-        key = (task.model, task.documents.name, scaling.factors, scaling.n_hat, scaling.attention_factor)
+        key = (task.model, task.documents.name, *scaling.effect)
         passes[key] = max(passes[key], (task.length, task.documents.documents))
     by_length: dict[int, int] = defaultdict(int)
     for length, documents in passes.values():

@@ -128,6 +128,8 @@ class Attempt:
 
 
 def _shorter_batches(config: Config, works: Sequence[Work]) -> Iterator[Values]:
+    if any(_searches(work) and work.kind == "learn" and work.length > config.extension.target for work in works):
+        yield {"search.double_length_every": None}
     if any(_searches(work) and work.kind == "read" and work.micro_batch_size > 1 for work in works):
         yield {"search.batch_tokens": min(work.length for work in works if _searches(work))}
     if any(work.processes > 1 for work in works):
@@ -217,7 +219,7 @@ def remedies(planner: Planner, config: Config) -> tuple[tuple[Remedy, ...], floa
     least = min(attempt.largest for attempt in attempts)
     if not any(map(_fits, attempts)):
         lesser: list[Values] = [{"search.gradient_steps": 0}] if config.search.trials else []
-        for choices in (lesser, list(_goals(planner, config))):
+        for choices in (list(_goals(planner, config)), lesser):
             fitting = (_first_that_fits(start, steps, choices) for start, steps in starts.items())
             attempts += [attempt for attempt in fitting if attempt][:1]
     kept = [attempt.pruned() for attempt in attempts if _fits(attempt)]

@@ -71,7 +71,9 @@ def gib(size: float) -> str:
 def _duration(value: float) -> str:
     if value < 600:
         return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 36_000 else f"{value / 3600:,.1f} h"
+    if value < 36_000:
+        return f"{value / 60:.0f} min"
+    return f"{value / 3600:,.1f} h" if value < 3.6e6 else f"{value / 86_400:,.0f} days"
 
 
 def _summary(costs: Sequence[Cost], device: Device) -> str:
@@ -119,7 +121,7 @@ def plan_text(plan: Plan) -> str:
         *(f"  or set {remedy}; then {_summary(remedy.costs, plan.device)}" for remedy in plan.remedies[1:]),
         "",
         plan.model,
-        f"{'stage':<46}{'tokens':>12}{'FLOPs':>10}{'devices':>9}{'peak each':>14}{'time':>10}{'hours':>9}",
+        f"{'stage':<46}{'tokens':>12}{'FLOPs':>10}{'devices':>9}{'peak each':>14}{'time':>13}{'hours':>13}",
     ]
     for stage in dict.fromkeys(cost.work.stage for cost in plan.costs):
         stage_costs = [cost for cost in plan.costs if cost.work.stage == stage]
@@ -152,5 +154,5 @@ def _line(name: str, costs: Sequence[Cost], device: Device) -> str:
         f"{name:<46}{sum(cost.work.tokens for cost in costs):>12.3g}{sum(cost.flops for cost in costs):>10.2g}"
         f"{max(cost.work.devices for cost in costs):>9}"
         f"{gib(peak) + ('!' if peak > device.memory else ''):>14}"
-        f"{_duration(sum(cost.seconds for cost in costs)):>10}{sum(cost.device_hours for cost in costs):>9.1f}"
+        f"{_duration(sum(cost.seconds for cost in costs)):>13}{sum(cost.device_hours for cost in costs):>13,.1f}"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise
 from typing import Any
 
 from ropewalk.evaluate.result_table import ResultTable
@@ -11,8 +11,11 @@ from ropewalk.report.style import style
 from ropewalk.report.tables import number
 from ropewalk.rope.methods import baselines
 
-RELIABLE = 0.9
-"""Share of passkeys found from which a length counts as one that the model retrieves from."""
+_LENGTHS = {
+    "works_to": "tokens that it works to",
+    "reads_to": "tokens that it reads",
+    "retrieves_to": "tokens that it retrieves from",
+}
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,16 @@ class Answer:
 def answer(
     name: str,
     perplexity: ResultTable,
-    passkey: ResultTable,
+    verdict: Mapping[str, Any],
     checks: Sequence[Mapping[str, Any]],
     *,
     window: int,
     target: int | None = None,
 ) -> Answer:
-    """What the tables of perplexity and passkey accuracy say; what was not measured is left out.
+    """The verdict, and ours beside the best published method; what was not measured is left out.
 
     Args:
+        verdict: content of verdict.json (`ropewalk.evaluate.verdict`); may be empty.
         target: the longest length that there are factors for, at which methods are compared; by default the longest
             length that was measured.
     """
@@ -50,27 +54,22 @@ def answer(
         f"How far can {name} read beyond the {window:,} tokens of its window, and do searched rescale factors take it "
         "further than the published methods do?"
     )
-    sentences: list[str] = []
-    figures: list[Figure] = []
-    inside = perplexity.best_perplexity(model="base", method="none", length=window)
-    reach = _reach(perplexity.where(model=extended, method="ours"), inside, window=window)
-    if is_number(inside) and reach:
-        sentences.append(
-            f"By perplexity, to {reach:,} tokens: beyond the window and up to there the extended model is no worse "
-            f"than the base model inside it ({number(inside)})."
-        )
-        figures.append(Figure(f"{reach:,}", f"tokens by perplexity, from a window of {window:,}"))
-    elif is_number(inside) and len(perplexity.where(model=extended, method="ours")):
-        sentences.append(
-            "By perplexity, not beyond the window: at the next length measured the extended model is worse than the "
-            f"base model inside it ({number(inside)})."
-        )
-        figures.append(Figure(f"{window:,}", "tokens by perplexity, which is the window"))
-    measured = perplexity.where(model=extended, method="ours").lengths()
+    extending = perplexity.where(model=extended, method="ours")
+    sentences = [str(sentence) for sentence in verdict.get("sentences", ())]
+    figures = [
+        Figure(f"{verdict[name]:,}", label if verdict[name] > window else f"{label}, which is the window")
+        for name, label in _LENGTHS.items()
+        if name in verdict
+    ]
+    if window < (lowest := _lowest(extending)) < max(extending.lengths(), default=0):
+        sentences.append(f"Its perplexity falls up to {lowest:,} tokens and rises from there.")
+    measured = extending.lengths()
     longest = target if target in measured else max(measured, default=0)
     which = "the longest length measured" if longest == max(measured, default=0) else "the target"
-    ours = perplexity.best_perplexity(model=extended, method="ours", length=longest)
-    best = perplexity.best_case(model=extended, method=baselines(), length=longest)
+    sets = extending.where(length=longest).values("document_set")
+    documents = "all" if "all" in sets else next(iter(sets), None)
+    ours = extending.best_perplexity(length=longest, document_set=documents)
+    best = perplexity.best_case(model=extended, method=baselines(), length=longest, document_set=documents)
     if is_number(ours) and best is not None and is_number(best["perplexity"]):
         published = number(best["perplexity"])
         lower = round(100 * (1 - ours / best["perplexity"]))
@@ -80,24 +79,20 @@ def answer(
             f"of the best published method on the same weights and documents, {style(best['method'])[0]} ({published})."
         )
         figures.append(Figure(number(ours), f"perplexity at {longest:,}; best published method {published}"))
-    if accuracies := passkey.where(model=extended, method="ours").accuracies():
-        reliable = list(takewhile(lambda length: accuracies[length] >= RELIABLE, accuracies))
-        shares = ", ".join(f"{100 * share:.0f} % at {length:,}" for length, share in accuracies.items())
-        text = f"to {reliable[-1]:,} tokens" if reliable else "at no measured length"
-        sentences.append(
-            f"By retrieval, {text}: that is how far it finds a five-digit key in at least {100 * RELIABLE:.0f} % of "
-            f"the trials ({shares})."
-        )
-        value = f"{reliable[-1]:,}" if reliable else "none"
-        figures.append(Figure(value, f"tokens by retrieval, {100 * RELIABLE:.0f} % of keys"))
     if checks:
         passed = sum(bool(check["passed"]) for check in checks)
         figures.append(Figure(f"{passed} of {len(checks)}", "checks passed"))
     return Answer(question, tuple(sentences), tuple(figures))
 
 
-def _reach(ours: ResultTable, inside: float | None, *, window: int) -> int:
-    """The longest length beyond ``window`` up to which no perplexity of ours exceeds ``inside``; 0 for none."""
-    beyond = [length for length in ours.lengths() if length > window]
-    good = takewhile(lambda length: inside and max(ours.where(length=length).values("perplexity")) <= inside, beyond)
-    return max(good, default=0)
+def _lowest(ours: ResultTable) -> int:
+    """The length up to which the perplexity of ours falls from length to length on the same documents."""
+    lengths = ours.lengths()
+    for shorter, longer in pairwise(lengths):
+        for documents in ours.where(length=longer).values("document_set"):
+            before, after = (
+                ours.best_perplexity(length=length, document_set=documents) for length in (shorter, longer)
+            )
+            if before is not None and after is not None and after > before:
+                return shorter
+    return max(lengths, default=0)

@@ -12,7 +12,8 @@ _COSTLY = ("search_first", "finetune_first", "finetune_second", "search_second",
 
 
 def headline(files: Results, *, window: int, target: int) -> dict[str, float]:
-    """Perplexity and passkey accuracy of the extended model at its target, perplexity in the window, and what it cost.
+    """Perplexity and passkey accuracy of the extended model at its target, perplexity in the window, how far it works,
+    and what it cost.
 
     The extended model is the fine-tuned one, or the base model under our factors where nothing was trained. What was
     not measured is left out.
@@ -32,8 +33,14 @@ def headline(files: Results, *, window: int, target: int) -> dict[str, float]:
     return {
         **{f"{name}_at_target": value for name, value in figures_at(ours, keys, length=target).items()},
         **({} if inside is None else {"perplexity_at_window": inside}),
+        **_verdict(files),
         **_cost(files.metrics()),
     }
+
+
+def _verdict(files: Results) -> dict[str, float]:
+    verdict = files.json("verdict.json", "evaluate") or {}
+    return {name: verdict[name] for name in ("works_to", "reads_to", "retrieves_to") if name in verdict}
 
 
 def figures_at(perplexity: ResultTable, passkey: ResultTable, *, length: int) -> dict[str, float]:

@@ -1,10 +1,11 @@
-"""Passkey accuracy by length and depth, as heat maps; rows and size as in `ropewalk.report.plots`."""
+"""Passkey accuracy and query scales as heat maps; rows and size as in `ropewalk.report.plots`."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.report.style import FAINT, MODELS, PAPER, WHOLE, in_order, panels_of, short_length, style
@@ -29,6 +30,23 @@ def passkey(table: ResultTable, *, only: tuple[str, str] | None = None, width: f
         if place % 3 == 0:
             axes.set_ylabel("depth of the key")
         axes.set_title(f"{MODEL_NAMES.get(model, model)}, {style(method)[0]}", fontsize=10.5, loc="left")
+    return figure
+
+
+def query_scales(scales: Sequence[Sequence[float]], *, width: float = WHOLE) -> Figure:
+    """Query scales by layer and head, or by layer and each head's pairs one head after another."""
+    figure, (axes,) = panels_of(1, columns=1, height=3.4, width=width)
+    table = np.asarray(scales)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    # Thousands of cells would be as many shapes of the page.
+    places = (np.arange(table.shape[1]), np.arange(table.shape[0]))
+    mesh = axes.pcolormesh(*places, table, shading="nearest", cmap="cividis", rasterized=table.size > 2_000)
+    axes.set_xlabel("scale of the layer, head by head")
+    axes.set_ylabel("layer that attends")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(mesh, ax=axes, label="scale of the queries")
     return figure
 
 

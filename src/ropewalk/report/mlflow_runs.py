@@ -7,6 +7,7 @@ from typing import Any
 
 from ropewalk import tracking
 from ropewalk.evaluate.result_table import ResultTable, Row
+from ropewalk.evaluate.verdict import Verdict
 from ropewalk.report import plots
 from ropewalk.report.headline import figures_at
 from ropewalk.report.style import groups
@@ -19,6 +20,7 @@ Series = list[tuple[int, float]]
 def log_comparison(
     perplexity: ResultTable,
     passkey: ResultTable,
+    verdict: Verdict,
     *,
     name: str,
     weights: Mapping[str, str],
@@ -29,7 +31,8 @@ def log_comparison(
 
     A metric's step is the input length in tokens. ``perplexity`` is on all test documents, ``perplexity_long`` on the
     longest ones, which do not compare; both are the method's best case. Method, model and lengths are parameters, the
-    test documents an MLflow dataset and the weights a logged model, the same one in every run that reads them.
+    test documents an MLflow dataset and the weights a logged model, the same one in every run that reads them. The run
+    of the extended model under our factors has the lengths of the verdict.
 
     Args:
         name: name of the base model.
@@ -53,6 +56,8 @@ def log_comparison(
             tracking.log_params(params)
             at_target = figures_at(rows, passkeys, length=target)
             tracking.log_metrics({f"{metric}_at_target": value for metric, value in at_target.items()})
+            if (model, method) == (verdict.extended, "ours"):
+                tracking.log_metrics(verdict.lengths)
             if "test" in card:
                 tracking.log_dataset(card["corpus"], source=card["corpus"], card=card, splits=("test",))
             model_id = tracking.link_model(f"{name}-{model}", weights.get(model, ""))
@@ -66,8 +71,14 @@ def _by_length(perplexity: ResultTable, passkey: ResultTable) -> dict[str, Serie
     for documents in perplexity.values("document_set"):
         best = perplexity.best_by_length(document_set=documents)
         points = [(length, row["perplexity"]) for length, row in best.items() if math.isfinite(row["perplexity"])]
-        series["perplexity" if documents == "all" else "perplexity_long"] = points
+        name = "perplexity" if documents == "all" else "perplexity_long"
+        series[name] = points
+        on_keys = [(length, row["key_perplexity"]) for length, row in best.items() if row["key_tokens"]]
+        series[f"{name}_key_tokens"] = [(length, value) for length, value in on_keys if math.isfinite(value)]
     series["passkey_accuracy"] = list(passkey.accuracies().items())
+    series["passkey_likelihood_accuracy"] = list(passkey.accuracies("likelihood_accuracy").items())
+    for form in passkey.values("form"):
+        series[f"passkey_accuracy_{form}"] = list(passkey.where(form=form).accuracies().items())
     return series
 
 

@@ -1,5 +1,6 @@
 """One self-contained HTML page on a run, and its plots as PNG, from the files that the stages wrote."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,6 +32,8 @@ class Origin:
     commit: str = "unknown"
     overrides: tuple[str, ...] = ()
     """The overrides in overrides.yaml."""
+    script: str | None = None
+    """The script of a run without DVC, which takes the overrides as its arguments."""
 
 
 def write_report(results: Path, *, config: Mapping[str, Any], out: Path, origin: Origin | None = None) -> None:
@@ -46,11 +49,12 @@ def write_report(results: Path, *, config: Mapping[str, Any], out: Path, origin:
     base = files.json("base.json", "base") or {}
     base_notes = files.noted()
     checks = files.json("checks.json", "evaluate")
+    verdict = files.json("verdict.json", "evaluate") or {}
     check_notes = files.noted()
     original = int(base.get("window") or base.get("original_length") or setting(config, "model.original_length") or 1)
     name = str(base.get("name") or setting(config, "model.name") or "a model")
     target = setting(config, "extension.second_target")
-    perplexity, passkey = files.table("perplexity"), files.table("passkey")
+    perplexity = files.table("perplexity")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = package_files("ropewalk.report").joinpath("template.html").read_text("utf-8")
     html = environment.from_string(template).render(
@@ -58,7 +62,7 @@ def write_report(results: Path, *, config: Mapping[str, Any], out: Path, origin:
         span=f"from {original:,} to {target:,} tokens" if target and original > 1 else "",
         light=colour_rules(dark=False),
         dark=colour_rules(dark=True),
-        answer=answer(name, perplexity, passkey, checks or (), window=original, target=target),
+        answer=answer(name, perplexity, verdict, checks or (), window=original, target=target),
         run=run_sentences(config, base),
         base_notes=base_notes,
         checks=checks,
@@ -69,6 +73,7 @@ def write_report(results: Path, *, config: Mapping[str, Any], out: Path, origin:
         configuration=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
         origin=origin,
         overrides=yaml.safe_dump({"overrides": list(origin.overrides)}, width=1000) if origin else "",
+        command=shlex.join(("python", origin.script, *origin.overrides)) if origin and origin.script else "",
         versions=", ".join([f"Python {python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]),
         numbers=[(stage, _flat(values)) for stage, values in files.metrics().items()],
     )

@@ -173,9 +173,10 @@ def _frequency_axis(axes: Axes, frequencies: Sequence[float]) -> None:
 
 
 def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure:
-    """Perplexity on search documents over tokens paid: a panel per length of each search (title -> rows).
+    """exp(loss) on search documents over tokens paid: a panel per length of each search (title -> rows).
 
-    Steps of a gradient read rows of their own each, whose losses do not compare, so that they have no line.
+    It is a perplexity only where the fitness is that of all tokens alike. Steps of a gradient read rows of their own
+    each, whose losses do not compare, so that they have no line.
     """
     panels = [
         (f"{title}, {length:,} tokens", of_length)
@@ -191,14 +192,14 @@ def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure
         axes.set_title(title, fontsize=10.5, loc="left")
         axes.set_xlabel("tokens paid in forward passes")
         if place % 3 == 0:
-            axes.set_ylabel("perplexity, search documents (log)")
+            axes.set_ylabel("exp(search loss), log scale")
     legend(figure, handles)
     return figure
 
 
 _PHASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     # label, colour, marker, and how the dots are drawn
-    "published": ("published method", "#0072b2", "D", {"s": 26, "zorder": 4}),
+    "published": ("point to start from", "#0072b2", "D", {"s": 26, "zorder": 4}),
     "gradient": ("gradient step, on rows of its own", "#009e73", "s", {"s": 12, "alpha": 0.6, "zorder": 2}),
     "learned": ("where the gradient ends", "#009e73", "P", {"s": 26, "zorder": 4}),
     "evolution": ("evolution, best so far", "#d55e00", "o", {"s": 9, "alpha": 0.3, "linewidths": 0, "zorder": 2}),

@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ropewalk.report.style import FAINT, OURS, log_y, panels_of
 from ropewalk.rope import LengthSwitch, RotaryShape
-from ropewalk.rope.methods import critical_pair
 from ropewalk.rope.profile import PairProfile, profile
+from ropewalk.rope.ramps import critical_pair
 
 _HEADER = f"{'pair':>4} {'period':>12} {'factor':>9} {'period now':>13} {'turns in window':>16} {'trained up to':>14}"
 

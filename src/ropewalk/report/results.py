@@ -62,13 +62,18 @@ class Results:
             return None
         return read_json(path)
 
+    def query_scales(self) -> list[list[float]]:
+        """The query scales of the first target's factors, by layer; none in most runs."""
+        path = self.folder / "factors" / "first.json"
+        return (read_json(path).get("query_scales") if path.is_file() else None) or []
+
     def metrics(self) -> dict[str, Any]:
         """What is in ``metrics/``, by stage; without that of the report, which is made from the others."""
         paths = sorted((self.folder / "metrics").glob("*.json"))
         return {path.stem: read_json(path) for path in paths if path.stem != "report"}
 
     def _note(self, name: str, stage: str, what: str) -> None:
-        self.missing.append(f"{name} {what}; stage {stage} makes it (dvc repro {stage}).")
+        self.missing.append(f"{name} {what}; stage {stage} makes it.")
 
     def noted(self) -> tuple[str, ...]:
         """The notes since the last call."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ropewalk.evaluate.needles import FAMILIES
+from ropewalk.evaluate.needle_families import family_name
 from ropewalk.evaluate.result_table import ResultTable, Row
 from ropewalk.report.plots import is_number
 from ropewalk.report.style import FAINT, HALF, PAPER, groups, legend, length_axis, panels_of, style
@@ -16,11 +16,6 @@ WAYS = {
     "long": ("whole document, extended window", "#d55e00", "-", "o"),
     "retrieved": ("BM25 chunks, base model's window", "#0072b2", "--", "s"),
 }
-
-
-def family_name(name: str) -> str:
-    """How tables call a needle family or the passkey task."""
-    return FAMILIES[name].display_name if name in FAMILIES else name.replace("_", " ")
 
 
 def _task(name: str) -> str:

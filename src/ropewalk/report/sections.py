@@ -7,14 +7,16 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ropewalk.evaluate.needle_families import family_name
 from ropewalk.evaluate.result_table import ResultTable, Row
 from ropewalk.report import heatmaps, plots, scores, style, tables
 from ropewalk.report.results import Results, is_trained, searches, setting
-from ropewalk.report.sentences import data_sentences, evolution_sentence, search_sentence
+from ropewalk.report.sentences import data_sentences, evolution_sentence, query_scales_sentence, search_sentence
 from ropewalk.report.style import HALF, THIRD
 from ropewalk.report.svg import inline
 from ropewalk.report.tables import Table
-from ropewalk.rope.methods import critical_pair, inverse_frequencies
+from ropewalk.rope.methods import inverse_frequencies
+from ropewalk.rope.ramps import critical_pair
 
 
 @dataclass(frozen=True)
@@ -83,22 +85,35 @@ def _perplexity(files: Results, table: ResultTable, original: int) -> Section:
         whole = plots.perplexity(table, original_length=original)
         pictures = (_picture(files, "perplexity", whole, panels, caption=caption, size="half"),)
     tuned = ", and on the fine-tuned model either in place of our factors or on top of them"
-    sentences = (
+    sentences = [
         "A baseline gets its best case: the scale for each length or for the target"
         f"{tuned if len(table.where(model='finetuned')) else ''}. The small print in a cell says which it was. "
-        "The lowest is set in bold.",
-    )
+        "The lowest is set in bold."
+    ]
     shown_tables = tables.perplexity_tables(table)
     if len(comparisons := files.table("paired")):
         shown_tables.append(scores.paired_table(comparisons))
-    return Section("Perplexity", sentences if len(table) else (), tuple(shown_tables), pictures)
+    if on_key_tokens := tables.key_token_tables(table):
+        sentences.append(
+            "Perplexity is nearly all local. Key tokens are those that the text beyond the window makes much likelier, "
+            "as LongPPL defines them: read in windows of the original length their loss is at least 2 nats higher than "
+            "with all the text before them, where it is below 2. One reader chooses them for every method: the "
+            "fine-tuned model or, where nothing was trained, the base model under YaRN."
+        )
+        shown_tables += on_key_tokens
+    if len(gains := files.table("far_context")):
+        shown_tables.append(tables.far_context_table(gains))
+    return Section("Perplexity", tuple(sentences) if len(table) else (), tuple(shown_tables), pictures)
 
 
 def _passkey(files: Results) -> Section:
     table = ResultTable.from_rows(files.rows("plots/passkey.csv", "evaluate"))
     if not len(table):
         return Section("Passkey")
-    caption = "Accuracy in per cent by input length and depth of the key (0 % is the start); trials in brackets."
+    caption = (
+        "Accuracy in per cent by input length and depth of the key (0 % is the start; its place is drawn within a "
+        "band around that depth), both forms together; trials in brackets."
+    )
     panels = [
         (
             f"Passkey accuracy, {style.MODELS.get(model, model)}, {style.style(method)[0]}",
@@ -107,7 +122,7 @@ def _passkey(files: Results) -> Section:
         for model, method in heatmaps.passkey_panels(table)
     ]
     picture = _picture(files, "passkey", heatmaps.passkey(table), panels, caption=caption, size="third")
-    return Section("Passkey", (), (tables.passkey_table(table),), (picture,))
+    return Section("Passkey", (), (tables.passkey_table(table), tables.depth_table(table)), (picture,))
 
 
 def _factors(files: Results, config: Mapping[str, Any], base: Mapping[str, Any]) -> Section:
@@ -138,7 +153,14 @@ def _factors(files: Results, config: Mapping[str, Any], base: Mapping[str, Any])
             panels.append(("Our rescale factors for the first target beside the published methods'", beside))
         pictures = (_picture(files, "factors", plots.factors(rows, **marks), panels, caption=caption, size="half"),)
     shown = (tables.scaling_table(recovered["switch"]),) if recovered else ()
-    return Section("Rescale factors", (), shown, pictures)
+    if not (scales := files.query_scales()):
+        return Section("Rescale factors", (), shown, pictures)
+    sentence = query_scales_sentence(scales, trained=is_trained(config))
+    caption = "What the queries are multiplied by. A larger scale lets a head attend to fewer tokens."
+    panels = [("Query scales by layer and head", heatmaps.query_scales(scales, width=HALF))]
+    # No PNG, since DVC wants a declared one of every run.
+    picture = _picture(files, "query_scales", None, panels, caption=caption, size="half")
+    return Section("Rescale factors", (sentence,), shown, (*pictures, picture))
 
 
 def _search(files: Results, config: Mapping[str, Any], perplexity: ResultTable) -> Section:
@@ -222,7 +244,7 @@ def _retrieval(files: Results) -> Section | None:
     )
     alt = "Right answers by length of the document, for each way of reading it"
     panels = [
-        (f"{alt}, {scores.family_name(task)}", scores.retrieval(of_task, width=HALF))
+        (f"{alt}, {family_name(task)}", scores.retrieval(of_task, width=HALF))
         for task, of_task in style.groups(rows, lambda row: str(row["task"])).items()
     ]
     # No PNG, since DVC wants a declared one of every run.

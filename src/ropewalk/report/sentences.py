@@ -54,6 +54,17 @@ def evolution_sentence(perplexity: ResultTable) -> str | None:
     return None
 
 
+def query_scales_sentence(scales: Sequence[Sequence[float]], *, trained: bool) -> str:
+    """How many query scales were learned, between which values, and where they are."""
+    numbers = [scale for row in scales for scale in row]
+    where = "before the fine-tuning" if trained else "on export"
+    return (
+        f"Beside the factors, {len(numbers):,} query scales were learned, {len(scales[0]):,} in each of {len(scales)} "
+        f"layers, between {min(numbers):.3g} and {max(numbers):.3g}. They are folded into the weights that make the "
+        f"queries {where}, and apply at every length."
+    )
+
+
 def _change(start: float, end: float) -> str:
     percent = 100 * (end / start - 1)
     return f"{abs(percent):.1f} % {'lower' if percent <= 0 else 'higher'}"

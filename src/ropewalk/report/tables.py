@@ -1,7 +1,7 @@
 """Tables of the report, from the rows of its CSV files."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ropewalk.evaluate.result_table import ResultTable, Row
@@ -12,6 +12,8 @@ MODEL_NAMES = {"base": "base model", "finetuned": "fine-tuned"}
 _TRAININGS = {"first": "Fine-tuning, first part", "second": "Fine-tuning, second part"}
 _PER_TRAINED_TOKEN = 3
 """Forward tokens that a trained token costs: a forward pass, and a backward pass that costs two."""
+_FORMS = {"published": "published sentences", "varied": "test documents"}
+"""Forms of the passkey task, and how its table calls them."""
 _SPLITS = {"train": "training", "search": "search", "test": "test"}
 
 
@@ -75,6 +77,28 @@ def perplexity_tables(perplexity: ResultTable) -> list[Table]:
     ]
 
 
+def key_token_tables(perplexity: ResultTable) -> list[Table]:
+    """The same tables on key tokens alone (LongPPL), without the control; none where no key tokens are known."""
+    known = perplexity.frame.query("key_tokens > 0") if "key_tokens" in perplexity.frame else perplexity.frame[:0]
+    on_keys = known.assign(perplexity=known.get("key_perplexity"), tokens=known.get("key_tokens"))
+    return [
+        replace(shown, caption=f"Key tokens only (LongPPL): {shown.caption[0].lower()}{shown.caption[1:]}")
+        for shown in perplexity_tables(ResultTable(on_keys).where(model=("base", "finetuned")))
+    ]
+
+
+def far_context_table(far_context: ResultTable) -> Table:
+    """What the extended model gains from the text beyond the window, by length."""
+    cells = {}
+    for row in far_context.rows():
+        interval = f"{row['low']:.3f} to {row['high']:.3f}, " if row["low"] == row["low"] else ""
+        cells[row["length"]] = Cell(f"{row['gain_nats']:.3f}", f"{interval}{row['documents']} documents")
+    caption = "What the far text gains in the second half of the tokens, nats a token"
+    return length_table(
+        caption, "of length", far_context.lengths(), [("extended model, ours", cells)], protocols(far_context.rows())
+    )
+
+
 def with_trained_baselines(perplexity: ResultTable) -> ResultTable:
     """The table with the models that were trained under published methods, and ours beside them, as one more model."""
     names = [model for model in perplexity.values("model") if model.startswith("baseline_")]
@@ -105,18 +129,46 @@ def _perplexity_table(caption: str, table: ResultTable) -> Table:
 
 
 def passkey_table(passkey: ResultTable) -> Table:
-    """Accuracy by length with all depths together, one row per model and method."""
+    """Accuracy by length, all depths together: for each model and method both forms, then each of them, then the
+    likelihood's.
+    """
     rows = []
     for (model, method), table in passkey.groups("model", "method"):
-        trials = {length: at_length.trials() for length, at_length in table.by_length().items()}
-        percents = table.accuracies(scale=100)
-        cells = {length: Cell(f"{percent:.0f} %", f"of {trials[length]}") for length, percent in percents.items()}
-        rows.append((f"{MODEL_NAMES.get(model, model)}, {style(method)[0]}", cells))
-    note = (
-        f"A key is hidden at {len(passkey.values('depth'))} depths of the input and asked for at its end; greedy "
-        "decoding, exact match. Keys and wordings are none of those used in training."
-    )
-    return length_table("Passkey accuracy, all depths together", "", passkey.lengths(), rows, [note])
+        name = f"{MODEL_NAMES.get(model, model)}, {style(method)[0]}"
+        rows += [
+            (name, _passkey_cells(table)),
+            *((f"– {label}", _passkey_cells(table.where(form=form))) for form, label in _FORMS.items()),
+            ("– likelier than others", _passkey_cells(table, "likelihood_accuracy")),
+        ]
+    notes = [
+        "A key is hidden in the input, at a place drawn within each of "
+        f"{len(passkey.values('depth'))} bands of depth, and asked for at its end; greedy decoding, exact match. "
+        "Half of the prompts repeat the published sentences around five digits; the others hide keys of several kinds, "
+        "in several wordings, in test documents. Keys and wordings are none of those used in training.",
+        "In small print the 95 % interval, by bootstrap over test documents and over the published form's bands of "
+        "depth, and the number of trials. Likelier than others: the right key has a higher likelihood than each of "
+        "seven that differ from it in one digit or word.",
+    ]
+    return length_table("Passkey accuracy, all depths together", "", passkey.lengths(), rows, notes)
+
+
+def depth_table(passkey: ResultTable) -> Table:
+    """Accuracy of the extended model by length and by the third of the input that the key stands in."""
+    extended = "finetuned" if "finetuned" in passkey.values("model") else "base"
+    ours = passkey.where(model=extended, method="ours")
+    depths = ours.frame["depth"].astype(float)
+    thirds = {"first third": depths < 1 / 3, "middle third": depths.between(1 / 3, 2 / 3), "last third": depths > 2 / 3}
+    rows = [(name, _passkey_cells(ResultTable(ours.frame[inside]))) for name, inside in thirds.items()]
+    return length_table("Passkey accuracy of ours by depth, both forms", "key in the", ours.lengths(), rows)
+
+
+def _passkey_cells(table: ResultTable, score: str = "accuracy") -> dict[int, Cell]:
+    cells = {}
+    for length, at_length in table.by_length().items():
+        interval = at_length.interval(score, scale=100)
+        sure = "" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f} % "
+        cells[length] = Cell(f"{at_length.accuracy(score, scale=100):.0f} %", f"{sure}of {at_length.trials()}")
+    return cells
 
 
 def export_table(rows: Sequence[Row]) -> Table:

@@ -1,19 +1,49 @@
 """LengthSwitch: the scalings that a model chooses among by the length of its input."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 from ropewalk.rope.json_value import JsonValue
 from ropewalk.rope.scaling import RopeScaling
 
 
+def interpolated(shorter: tuple[int, RopeScaling], longer: tuple[int, RopeScaling], *, length: int) -> RopeScaling:
+    """The scaling for ``length`` tokens between two others, or beyond them: geometric in every factor and in t.
+
+    log lambda and log t are linear in the log of the length, as they are in the extension ratio under NTK-aware scaling
+    and, but for its constant, in YaRN's attention factor. Scalings that were searched for one length so give scalings
+    for every other one (docs/method.md, "Any length").
+
+    Args:
+        shorter: (length in tokens, scaling for it).
+        longer: the same; its query scales and n_hat are kept.
+    """
+    (low, first), (high, last) = shorter, longer
+    share = math.log(length / low) / math.log(high / low)
+
+    def between(start: float, end: float) -> float:
+        return start * math.pow(end / start, share)
+
+    return replace(
+        last,
+        factors=tuple(map(between, first.factors, last.factors)),
+        attention_factor=between(first.attention_factor, last.attention_factor),
+        target_length=length,
+    )
+
+
 @dataclass(frozen=True)
 class LengthSwitch(JsonValue):
     """Scalings of which a model applies the first one whose ``up_to_length`` its input does not exceed.
 
+    Longer inputs than all entries are for have the scaling that `interpolated` gives beyond them, at doublings of the
+    last length. With a single entry, it is that one.
+
     Raises:
-        ValueError: there is no entry, or the lengths do not rise.
+        ValueError: there is no entry, the lengths do not rise, or the scalings have different query scales.
     """
 
     entries: tuple[tuple[int, RopeScaling], ...]
@@ -22,6 +52,13 @@ class LengthSwitch(JsonValue):
     def __post_init__(self) -> None:
         if not self.entries or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError(f"the lengths of a switch must rise, found {list(self.lengths)}")
+        other = [up_to for up_to, scaling in self.entries if scaling.query_scales != self.longest.query_scales]
+        if other:
+            # A model has one set of weights, which the scales are folded into.
+            raise ValueError(
+                f"the scalings of a switch must have the same query_scales, found others up to {other[0]} tokens than "
+                f"up to {self.lengths[-1]}"
+            )
 
     def __iter__(self) -> Iterator[tuple[int, RopeScaling]]:
         return iter(self.entries)
@@ -43,12 +80,33 @@ class LengthSwitch(JsonValue):
         """The scaling for the longest inputs."""
         return self.entries[-1][1]
 
+    @property
+    def without_query_scales(self) -> "LengthSwitch":
+        """The same scalings for weights that the query scales were folded into."""
+        return LengthSwitch(tuple((up_to, replace(scaling, query_scales=None)) for up_to, scaling in self.entries))
+
+    @property
+    def with_doublings(self) -> "LengthSwitch":
+        """The switch with interpolated scalings for the doublings of each entry's length below that of the next one."""
+        entries = list(self.entries[:1])
+        for (shorter, of_shorter), (longer, of_longer) in pairwise(self.entries):
+            length = 2 * shorter
+            while length < longer:
+                entries.append((length, interpolated((shorter, of_shorter), (longer, of_longer), length=length)))
+                length *= 2
+            entries.append((longer, of_longer))
+        return LengthSwitch(tuple(entries))
+
     def entry_for(self, length: int) -> tuple[int, RopeScaling]:
-        """(up_to_length, scaling) for inputs of ``length`` tokens; the last entry beyond all lengths."""
-        return next((entry for entry in self.entries if length <= entry[0]), self.entries[-1])
+        """(up_to_length, scaling) for inputs of ``length`` tokens."""
+        last = self.lengths[-1]
+        if length <= last or len(self) == 1:
+            return next((entry for entry in self.entries if length <= entry[0]), self.entries[-1])
+        up_to = last * 2 ** math.ceil(math.log2(length / last))
+        return up_to, interpolated(self.entries[0], self.entries[-1], length=up_to)
 
     def for_length(self, length: int) -> RopeScaling:
-        """The scaling for inputs of ``length`` tokens; the last one beyond all lengths."""
+        """The scaling for inputs of ``length`` tokens."""
         return self.entry_for(length)[1]
 
     def check_rotary_dim(self, rotary_dim: int) -> None:

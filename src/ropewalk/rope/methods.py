@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.registry import Registry
-from ropewalk.rope.scaling import RopeScaling, su_attention_factor
+from ropewalk.rope import ramps
+from ropewalk.rope.scaling import RopeScaling, su_attention_factor, yarn_attention_factor
 
 
 def inverse_frequencies(rotary_dim: int, base: float) -> list[float]:
     """Plain RoPE: base^(-2i/d), radians per token."""
     return [base ** (-2 * pair / rotary_dim) for pair in range(rotary_dim // 2)]
-
-
-def critical_pair(*, rotary_dim: int, base: float, original_length: int) -> int:
-    """First pair whose period exceeds the training window (LongRoPE2's d_tcd / 2)."""
-    pairs = rotary_dim / 2
-    return min(max(math.ceil(pairs * math.log(original_length / (2 * math.pi), base)), 0), rotary_dim // 2)
 
 
 def none(*, rotary_dim: int, base: float, original_length: int, target_length: int) -> RopeScaling:
@@ -89,26 +84,19 @@ def yarn(
 ) -> RopeScaling:
     """YaRN: high frequencies kept, low ones divided by s, a ramp between; temperature 0.1 ln(s) + 1."""
     ratio = target_length / original_length
-
-    def dimension(rotations: float) -> float:
-        return rotary_dim * math.log(original_length / (rotations * 2 * math.pi)) / (2 * math.log(base))
-
-    low, high = dimension(beta_fast), dimension(beta_slow)
-    if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rotary_dim - 1)
-    if low == high:
-        high += 0.001
-    kept = [1 - min(max((pair - low) / (high - low), 0.0), 1.0) for pair in range(rotary_dim // 2)]
-
-    def temperature(weight: float) -> float:
-        return 0.1 * weight * math.log(ratio) + 1 if ratio > 1 else 1.0
-
+    low, high = ramps.ramp_ends(
+        rotary_dim=rotary_dim,
+        base=base,
+        original_length=original_length,
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        truncate=truncate,
+    )
     if attention_factor is None:
-        attention_factor = (
-            temperature(mscale) / temperature(mscale_all_dim) if mscale and mscale_all_dim else temperature(1.0)
-        )
-    factors = tuple(1 / ((1 - keep) / ratio + keep) for keep in kept)
+        attention_factor = yarn_attention_factor(ratio)
+        if mscale and mscale_all_dim:
+            attention_factor = yarn_attention_factor(ratio, mscale) / yarn_attention_factor(ratio, mscale_all_dim)
+    factors = ramps.yarn_factors(pairs=rotary_dim // 2, ratio=ratio, low=low, high=high)
     return RopeScaling(factors, original_length, target_length, attention_factor=attention_factor, method="yarn")
 
 
@@ -186,6 +174,17 @@ def _abf_options(*, ratio: float, base: float, length: int) -> Options:
     return {f"base x{multiple}": {"new_base": base * multiple} for multiple in ((50, 100) if ratio > 1 else (1,))}
 
 
+def _critical_options(*, ratio: float, base: float, length: int) -> Options:
+    """Real critical pairs from half of the theoretical one up to it (LongRoPE2)."""
+    return {f"s={ratio:g}, rcd at {share:g}": {"share": share} for share in (0.5, 0.625, 0.75, 0.875, 1.0)}
+
+
+def _cope_options(*, ratio: float, base: float, length: int) -> Options:
+    """The taper begins at the critical pair or at a faster one; it does not depend on s."""
+    shares = (1.0, 0.75, 0.5)
+    return {f"taper from {share:g}": {"share": share} for share in shares} if ratio > 1 else {"plain": {}}
+
+
 @dataclass(frozen=True)
 class Method:
     """A scaling method: everything that tables, plots, checks and the configuration know about it.
@@ -205,33 +204,58 @@ class Method:
     trainable: bool = False
     """Whether models can be fine-tuned under it, with its defaults, for the target length."""
     compared: bool = True
-    """Whether evaluate compares it."""
+    """Whether evaluate can compare it."""
+    common: bool = False
+    """Whether it is in the comparison that is made by default (rope=common), which the report's checks are of."""
     variants: Callable[..., Options] | None = _scale_alone
     """The choices among which its best case is taken, given ``ratio`` s, the ``base`` of the model's RoPE and the
     input ``length``; None where the factors are searched."""
+    temperatures: tuple[float, ...] = ()
+    """Weights of ln s in YaRN's temperature 0.1 ln(s) + 1, among which its best case is taken too, its own first; empty
+    where the attention factor is 1."""
 
     def __call__(self, **arguments: Any) -> RopeScaling:
         return self.function(**arguments)
 
 
+_TEMPERATURES = (1.0, 0.75, 0.0)
 METHODS = Registry(
     (
-        Method("none", none, "plain RoPE", "#555555", "X", "--", variants=_none_options),
-        Method("pi", pi, "PI", "#e69f00", "s", trainable=True),
-        Method("ntk", ntk, "NTK-aware", "#56b4e9", "^", trainable=True, variants=_ntk_options),
-        Method("dynamic_ntk", dynamic_ntk, "dynamic NTK", "#009e73", "v", variants=_dynamic_ntk_options),
-        Method("abf", abf, "ABF", "#b8a800", "h", variants=_abf_options),
-        Method("yarn", yarn, "YaRN", "#0072b2", "D", trainable=True),
+        Method("none", none, "plain RoPE", "#555555", "X", "--", common=True, variants=_none_options),
+        Method("pi", pi, "PI", "#e69f00", "s", trainable=True, common=True),
+        Method("ntk", ntk, "NTK-aware", "#56b4e9", "^", trainable=True, common=True, variants=_ntk_options),
+        Method("dynamic_ntk", dynamic_ntk, "dynamic NTK", "#009e73", "v", common=True, variants=_dynamic_ntk_options),
+        Method("abf", abf, "ABF", "#b8a800", "h", common=True, variants=_abf_options),
+        Method("yarn", yarn, "YaRN", "#0072b2", "D", trainable=True, common=True, temperatures=_TEMPERATURES),
+        Method(
+            "ntk_rcd", ramps.ntk_rcd, "NTK-rcd", "#332288", ">", "-.",
+            variants=_critical_options, temperatures=_TEMPERATURES,
+        ),
+        Method(
+            "yarn_rcd", ramps.yarn_rcd, "YaRN-rcd", "#882255", "d", "-.",
+            variants=_critical_options, temperatures=_TEMPERATURES,
+        ),
+        Method("mrrope_pro", ramps.mrrope_pro, "MrRoPE-Pro", "#0d4d1f", "p", "-.", temperatures=_TEMPERATURES),
+        Method("tailspline", ramps.tailspline, "TailSpline", "#661100", "8", "-.", temperatures=_TEMPERATURES),
+        Method(
+            "cope", ramps.cope, "CoPE", "#9a6bff", "H", "-.",
+            variants=_cope_options, temperatures=(0.0, 0.75, 1.0),
+        ),
         Method("llama3", llama3, "Llama 3", "#7a5195", "<", compared=False),
-        Method("longrope", longrope, "LongRoPE", "#cc79a7", "*", variants=None),
+        Method("longrope", longrope, "LongRoPE", "#cc79a7", "*", common=True, variants=None),
     ),
     group="ropewalk.methods",
-)
+)  # fmt: skip
 
 
 def compared() -> tuple[str, ...]:
-    """Names of the methods that evaluate compares; longrope stands for the searched factors."""
+    """Names of the methods that evaluate can compare; longrope stands for the searched factors."""
     return METHODS.names(lambda method: method.compared)
+
+
+def common() -> tuple[str, ...]:
+    """Names of the methods among `compared` that are compared by default."""
+    return METHODS.names(lambda method: method.common)
 
 
 def baselines() -> tuple[str, ...]:

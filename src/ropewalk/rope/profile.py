@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from ropewalk.rope.methods import critical_pair, inverse_frequencies
+from ropewalk.rope.methods import inverse_frequencies
+from ropewalk.rope.ramps import critical_pair
 from ropewalk.rope.scaling import RopeScaling
 
 

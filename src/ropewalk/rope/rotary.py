@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ropewalk.rope.embedding import RotaryEmbedding
+from ropewalk.rope.query_scales import applied_scales, put_scales, query_scales
 from ropewalk.rope.scaling import RopeScaling
 from ropewalk.rope.windows import is_windowed, rope_parameters, windows
 
@@ -167,26 +168,31 @@ def extend(model: Model, scaling: RopeScaling) -> Model:
     """Make a transformers model apply ``scaling`` in place of any scaling it has, and return the model.
 
     Raises:
-        ValueError: as `rotary_shape`, or the model has another rotary dimension than the factors.
+        ValueError: as `rotary_shape`, the model has another rotary dimension than the factors, or as
+            `ropewalk.rope.query_scales.QueryScales.set`.
     """
     _, rotary = find_rotary(model)
     if isinstance(rotary, RotaryEmbedding):
         rotary.set_scaling(scaling)
     else:
         replace_rotary(model, _wrapper(model, scaling))
+    put_scales(model, scaling)
     return model
 
 
 @contextmanager
 def extended(model: nn.Module, scaling: RopeScaling) -> Iterator[None]:
     """Let the model apply ``scaling`` within the block, and give it its rotary module back; raises as `extend`."""
-    before = _rotary_modules(model)
+    before, scales = _rotary_modules(model), applied_scales(model)
     replace_rotary(model, _wrapper(model, scaling))
     try:
+        put_scales(model, scaling)
         yield
     finally:
         for name, module in before.items():
             _put(model, name, module)
+        if applied_scales(model) is not scales:
+            query_scales(model).set(scales)
 
 
 def _wrapper(model: nn.Module, scaling: RopeScaling) -> RotaryEmbedding:

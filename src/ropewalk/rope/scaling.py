@@ -15,10 +15,12 @@ class RopeScaling(JsonValue):
     """A rescaled rotary embedding, independent of any model's weights.
 
     Dimension pair i is rotated by ``n * inv_freq_i / factors[i]`` at positions n >= n_hat and by ``n * inv_freq_i``
-    before. cos and sin are multiplied by ``attention_factor``, so attention scores change by its square.
+    before. cos and sin are multiplied by ``attention_factor``, so attention scores change by its square. Queries are
+    multiplied by ``query_scales``.
 
     Raises:
-        ValueError: a factor is not a positive number, or a length or n_hat is out of range.
+        ValueError: a factor or a query scale is not a positive number, a length or n_hat is out of range, or the rows
+            of query scales differ in length.
     """
 
     factors: tuple[float, ...]
@@ -32,6 +34,9 @@ class RopeScaling(JsonValue):
     attention_factor: float = 1.0
     method: str = field(default="longrope", compare=False)
     """Name of the method that made it, for tables."""
+    query_scales: tuple[tuple[float, ...], ...] | None = None
+    """What the queries are multiplied by, one row per layer that attends: a scale per query head, or one per head and
+    dimension pair, head by head, which leaves the dimensions that do not rotate as they are. None for no scales."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "factors", tuple(float(factor) for factor in self.factors))
@@ -53,6 +58,14 @@ class RopeScaling(JsonValue):
             )
         if self.n_hat < 0:
             raise ValueError(f"n_hat must not be negative, found {self.n_hat}")
+        if self.query_scales is not None:
+            rows = tuple(tuple(float(scale) for scale in row) for row in self.query_scales)
+            object.__setattr__(self, "query_scales", rows)
+            lengths = sorted({len(row) for row in rows})
+            if len(lengths) != 1 or not lengths[0]:
+                raise ValueError(f"query_scales must be rows of equal length, not empty, found the lengths {lengths}")
+            if wrong := [scale for row in rows for scale in row if not (math.isfinite(scale) and scale > 0)]:
+                raise ValueError(f"query_scales must be positive numbers, found {wrong[0]}")
 
     @property
     def rotary_dim(self) -> int:
@@ -65,18 +78,35 @@ class RopeScaling(JsonValue):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it leaves the rotary embedding as it is."""
-        return self.attention_factor == 1 and all(factor == 1 for factor in self.factors)
+        """Whether it leaves the rotary embedding and the queries as they are."""
+        scales = (scale for row in self.query_scales or () for scale in row)
+        return self.attention_factor == 1 and all(number == 1 for number in (*self.factors, *scales))
+
+    @property
+    def effect(self) -> tuple[Any, ...]:
+        """All that the outputs of a model under it depend on, in hashable form: no names and no lengths."""
+        scales = () if self.query_scales is None else (self.query_scales,)
+        return self.factors, self.n_hat, self.attention_factor, *scales
 
     def then(self, second: "RopeScaling") -> "RopeScaling":
-        """Apply ``second`` on top of this scaling: factors multiply, n_hat and attention factor are the second's.
+        """Apply ``second`` on top of this scaling: factors and query scales multiply, all else is the second's.
 
         Raises:
-            ValueError: the two are for different rotary dimensions.
+            ValueError: the two are for different rotary dimensions, or their query scales differ in shape.
         """
         second.check_rotary_dim(self.rotary_dim)
         factors = tuple(ours * theirs for ours, theirs in zip(self.factors, second.factors, strict=True))
-        return replace(second, factors=factors, original_length=self.original_length)
+        scales = _multiplied(self.query_scales, second.query_scales)
+        return replace(second, factors=factors, original_length=self.original_length, query_scales=scales)
+
+    def relative_to(self, first: "RopeScaling") -> "RopeScaling":
+        """The scaling that gives this one where it is applied on top of ``first`` (`then`).
+
+        Where ``first`` has query scales, they are taken to be those of both.
+        """
+        factors = tuple(whole / ours for whole, ours in zip(self.factors, first.factors, strict=True))
+        scales = None if first.query_scales else self.query_scales
+        return replace(self, factors=factors, original_length=first.target_length, query_scales=scales)
 
     def check_rotary_dim(self, rotary_dim: int) -> None:
         """Raise ValueError unless the factors are for ``rotary_dim`` rotary dimensions."""
@@ -87,7 +117,9 @@ class RopeScaling(JsonValue):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "factors": list(self.factors)}
+        values = {**asdict(self), "factors": list(self.factors)}
+        scales = values.pop("query_scales")
+        return values if scales is None else {**values, "query_scales": [list(row) for row in scales]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -157,6 +189,23 @@ class RopeScaling(JsonValue):
             raise ValueError(f"{path}: {error}") from None
 
 
+def _multiplied(
+    first: tuple[tuple[float, ...], ...] | None, second: tuple[tuple[float, ...], ...] | None
+) -> tuple[tuple[float, ...], ...] | None:
+    """The product of two tables of query scales, or the one that is there."""
+    if first is None or second is None:
+        return first or second
+    shapes = [(len(scales), len(scales[0])) for scales in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"query_scales of the shapes {shapes[0]} and {shapes[1]} do not multiply; give equal shapes")
+    return tuple(tuple(a * b for a, b in zip(*rows, strict=True)) for rows in zip(first, second, strict=True))
+
+
 def su_attention_factor(ratio: float, original_length: int) -> float:
     """LongRoPE's sqrt(1 + ln s / ln L0); 1 for s <= 1 (HF ``_compute_longrope_parameters``)."""
     return math.sqrt(1 + math.log(ratio) / math.log(original_length)) if ratio > 1 else 1.0
+
+
+def yarn_attention_factor(ratio: float, weight: float = 1.0) -> float:
+    """YaRN's 0.1 ln(s) + 1, with the logarithm weighted; 1 for s <= 1 (HF ``_compute_yarn_parameters``)."""
+    return 0.1 * weight * math.log(ratio) + 1 if ratio > 1 else 1.0

@@ -14,7 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from ropewalk.config import SearchConfig
-from ropewalk.rope import RopeScaling
+from ropewalk.rope import RopeScaling, methods
 from ropewalk.search.distributed import positions
 from ropewalk.search.space import KnotEncoding, Params
 
@@ -49,7 +49,7 @@ class KnotSampler(BaseSampler):
             rng = np.random.default_rng((self._seed, self._position(study, trial)))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                start = self._encoding.params(self._first_points[-1])
+                start = self._encoding.params(self._encoding.space.apply(methods.yarn))
                 self._of_trial = (trial.number, self._make(int(rng.integers(2**31)), start))
         return self._of_trial[1]
 
@@ -64,9 +64,11 @@ class KnotSampler(BaseSampler):
         position = self._position(study, trial)
         if position < len(self._first_points):
             return dict(self._encoding.params(self._first_points[position]))
-        numbered = copy.copy(trial)
-        numbered.number = position  # CMA-ES draws by it
-        return self._sampler(study, trial).sample_relative(study, numbered, search_space)
+        sampler = self._sampler(study, trial)
+        if isinstance(sampler, CmaEsSampler):  # which draws by the number
+            trial = copy.copy(trial)
+            trial.number = position
+        return sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

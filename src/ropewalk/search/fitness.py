@@ -1,26 +1,22 @@
-"""Fitness: how well the model reads the search documents under a candidate.
-
-The documents can hide needles: facts that their end repeats. LongRoPE2 (§3.1) judges factors by the loss on these
-answers alone, since most tokens of a text can be told from the few before them, whatever the factors.
-"""
+"""Fitness: how well the model reads the search documents under a candidate."""
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ropewalk.corpus.recall import draw_facts
+from ropewalk.config import FitnessConfig
 from ropewalk.models.loss import chosen_losses, token_losses
 from ropewalk.rope import RopeScaling, extend
+from ropewalk.search.token_weights import needle_rows
 
 NO_LOSS = "the model emitted NaN or infinite losses"
-_STATEMENT = "\nThe {thing} is {value}.\n"
-_QUESTION = "\nOnce more, the {thing} is"
 
 
 @dataclass(frozen=True)
@@ -30,9 +26,9 @@ class Part:
     rows: Tensor
     """(documents, length) token ids, BOS first."""
     weight: float = 1.0
-    """Weight of the part's mean loss in the fitness; the weights of all parts sum to 1."""
-    asked: Tensor | None = None
-    """(documents, length) whether a token's loss counts; all but the first by default."""
+    """Weight of the part's loss in the fitness; the weights of all parts sum to 1."""
+    token_weights: Tensor | None = None
+    """Weight of each token's loss, as `ropewalk.search.token_weights.WeightedRows` has it."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +36,12 @@ class Evaluation:
     """Result and cost of reading the documents under a candidate."""
 
     loss: float | None
-    """Weighted mean loss in nats; None where the reading was stopped or the model emitted NaN."""
+    """Weighted loss in nats; None where the reading was stopped or the model emitted NaN."""
     forward_tokens: int
     """Tokens read."""
     blocks: dict[int, float]
-    """Mean loss of each block that was read, times the weight of its part and the number of parts, so that the mean
-    over all blocks is about the loss; a block has the same number for every candidate."""
+    """Weighted loss of each block that was read, times the number of blocks, so that the mean over all blocks is the
+    loss; a block has the same number for every candidate."""
     stopped: bool = False
 
 
@@ -62,7 +58,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class Fitness:
-    """Weighted mean loss over the tokens that count in all parts.
+    """Weighted loss of the tokens of all parts.
 
     Args:
         first: scaling that candidates are applied on top of (second search), or None.
@@ -94,11 +90,11 @@ class Fitness:
 
     @property
     def data_hash(self) -> str:
-        """Hash of the token ids, of which of them count, and of the weights."""
+        """Hash of the token ids and of all weights."""
         digest = hashlib.sha256()
         for part in self.parts:
             digest.update(part.rows.numpy().tobytes())
-            digest.update(b"" if part.asked is None else part.asked.numpy().tobytes())
+            digest.update(b"" if part.token_weights is None else part.token_weights.numpy().tobytes())
             digest.update(str((tuple(part.rows.shape), part.weight)).encode())
         return digest.hexdigest()
 
@@ -117,39 +113,40 @@ class Fitness:
         """Read every part, or stop early once ``hopeless`` is true for the blocks read so far."""
         extend(self.model, self.composed(candidate))
         device = next(self.model.parameters()).device
-        totals, counts = [0.0] * len(self.parts), [0] * len(self.parts)
         blocks: dict[int, float] = {}
-        tokens = 0
+        total, tokens = 0.0, 0
         for step in self._passes(racing=hopeless is not None):
             part = self.parts[step.part]
-            rows = part.rows[list(step.rows), : step.length].to(device)
-            asked = None if part.asked is None else part.asked[list(step.rows), : step.length].to(device)
-            losses = self._losses(rows, asked)
-            tokens += rows.numel()
-            values = torch.cat(losses)
+            whole = part.rows.shape[1]
+            losses = part.weight * self._losses(part, step, device)
+            tokens += len(step.rows) * step.length
             if step.counts:
-                totals[step.part] += values.sum().item()
-                counts[step.part] += values.numel()
-            if not torch.isfinite(values).all():
+                total += losses.sum().item()
+            if not torch.isfinite(losses).all():
                 return Evaluation(None, tokens, blocks)
             if hopeless is None:
                 continue
+            # As if a shorter look at a document were the whole of it.
+            scale = self.blocks * sum(len(part.rows) for part in self.parts) * whole / step.length
             for place, row in enumerate(losses):
                 for offset, block in enumerate(row.tensor_split(self.blocks)):
                     if block.numel():
-                        number = step.first_block + place * self.blocks + offset
-                        blocks[number] = part.weight * len(self.parts) * block.mean().item()
+                        blocks[step.first_block + place * self.blocks + offset] = scale * block.sum().item()
             if hopeless(blocks):
                 return Evaluation(None, tokens, blocks, stopped=True)
-        loss = sum(part.weight * total / count for part, total, count in zip(self.parts, totals, counts, strict=True))
-        return Evaluation(loss, tokens, blocks)
+        return Evaluation(total, tokens, blocks)
 
-    def _losses(self, rows: Tensor, asked: Tensor | None) -> list[Tensor]:
-        """The losses that count, one tensor of float64 per row."""
-        if asked is None:
-            return list(token_losses(self.model, rows).double())
-        losses = chosen_losses(self.model, rows, asked).double()
-        return list(losses.split(asked[:, 1:].sum(1).tolist()))
+    def _losses(self, part: Part, step: _Pass, device: torch.device) -> Tensor:
+        """Losses times their weights, of shape (rows, length - 1) in float64."""
+        rows = part.rows[list(step.rows), : step.length].to(device)
+        if part.token_weights is None:
+            documents, length = part.rows.shape
+            return token_losses(self.model, rows).double() / (documents * (length - 1))
+        weights = part.token_weights[list(step.rows), : step.length].to(device)
+        # The head is applied to the tokens that count.
+        losses = torch.zeros_like(weights, dtype=torch.float64)
+        losses[weights > 0] = chosen_losses(self.model, rows, weights > 0).double()
+        return (losses * weights)[:, 1:]
 
     def _passes(self, *, racing: bool) -> Iterator[_Pass]:
         """Whole documents in large batches; in a race one by one in shuffled order, shorter lengths first."""
@@ -170,51 +167,37 @@ class Fitness:
                 yield _Pass(index, (row,), max(2, round(share * whole)), first_block, share == 1.0)
 
 
-def needle_rows(rows: Tensor, tokenizer: Any, *, needles: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows as long as ``rows`` (documents, length), whose last tokens give way to facts and questions about them.
+def answerable(
+    fitness: FitnessConfig,
+    model: Any,
+    scaling: RopeScaling,
+    rows: Tensor,
+    tokenizer: Any,
+    *,
+    seed: int,
+    label: str | None,
+) -> FitnessConfig:
+    """``fitness``, without needles where the model does not repeat facts that a text within its window states.
 
-    The facts stand at evenly spread depths of the first half, so that every answer lies at least half of the row back.
+    Its answers are guesses under any factors, so they would only add noise. A fitness of nothing but needles stays.
 
-    Returns:
-        (rows, asked): asked (documents, length) is true on the tokens of the answers.
-
-    Raises:
-        ValueError: the facts and questions take more than half of a row.
+    Args:
+        scaling: what the model was trained under.
+        rows: (rows, length) token ids of text within its window, BOS first.
+        label: what the message that needles are left out begins with; None for no message.
     """
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    documents, length = rows.shape
-    with_needles, asked = rows.clone(), torch.zeros_like(rows, dtype=torch.bool)
-    for document in range(documents):
-        rng = np.random.default_rng((seed, document))
-        facts = list(draw_facts(rng, needles))
-        statements = [encode(_STATEMENT.format(**fact)) for fact in facts]
-        ends: list[int] = []
-        answers: list[bool] = []
-        for fact in rng.permutation(np.asarray(facts, dtype=object)):
-            question = encode(_QUESTION.format(**fact))
-            whole = encode(_QUESTION.format(**fact) + f" {fact['value']}")
-            # Where the value's first token is merged with the question's last, the common beginning is the question.
-            start = next((i for i, (a, b) in enumerate(zip(question, whole, strict=False)) if a != b), len(question))
-            ends += whole
-            answers += [index >= start for index in range(len(whole))]
-        room = length - len(ends) - sum(map(len, statements))
-        if room < length // 2:
-            raise ValueError(
-                f"search.fitness.needles: {needles} facts and their questions take {length - room} of {length} tokens; "
-                "lower it or search for a longer target"
-            )
-        text = rows[document, :room].tolist()
-        row: list[int] = []
-        done = 0
-        for number, statement in enumerate(statements):
-            depth = max(1, round(number / needles * length / 2))
-            row += text[done:depth] + statement
-            done = depth
-        row += text[done:]
-        with_needles[document] = torch.tensor(row + ends)
-        asked[document, len(row) :] = torch.tensor(answers)
-    return with_needles, asked
+    if not (fitness.needles and (fitness.text_weight or fitness.copied_weight)):
+        return fitness
+    losses = []
+    for stated in (True, False):
+        with_needles, _, answers = needle_rows(rows, tokenizer, needles=1, seed=(seed,), stated=stated)
+        if not answers.any():
+            return fitness
+        losses.append(Fitness(model, (Part(with_needles, 1.0, answers / answers.sum()),))(scaling))
+    if losses[0] < losses[1] / 2:
+        return fitness
+    if label is not None:
+        told = f"{losses[0]:.2f} nats of loss, {losses[1]:.2f} where they are not stated"
+        because = "the model does not repeat facts within its window"
+        print(f"{label}: needles do not count, because {because} ({told})", file=sys.stderr)
+    return replace(fitness, needles=0, needle_weight=0.0)

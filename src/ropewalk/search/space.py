@@ -9,6 +9,7 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ropewalk.rope import RopeScaling, methods
+from ropewalk.rope.ramps import critical_pair
 
 Params = dict[str, Any]
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
@@ -33,6 +34,8 @@ class SearchSpace:
     n_hats: tuple[int, ...] = N_HATS
     attention_factors: tuple[float, float] = (0.9, 1.6)
     """Lowest and highest; both the same value fixes it."""
+    query_scales: tuple[tuple[float, ...], ...] | None = None
+    """Query scales of every point."""
 
     @property
     def pairs(self) -> int:
@@ -51,16 +54,20 @@ class SearchSpace:
             n_hat=min(self.n_hats, key=lambda choice: abs(choice - n_hat)),
             # Clipped again: a bound of more than four decimals must not be rounded out of its own range.
             attention_factor=min(max(round(min(max(attention_factor, low), high), 4), low), high),
+            query_scales=self.query_scales,
         )
 
     def nearest(self, scaling: RopeScaling) -> RopeScaling:
-        return replace(
-            self.point(np.asarray(scaling.factors), scaling.n_hat, scaling.attention_factor), method=scaling.method
-        )
+        """The nearest point, which keeps the scaling's query scales."""
+        point = self.point(np.asarray(scaling.factors), scaling.n_hat, scaling.attention_factor)
+        return replace(point, method=scaling.method, query_scales=scaling.query_scales or self.query_scales)
 
     def published(self) -> list[RopeScaling]:
-        """PI, NTK-aware and YaRN (with its temperature where t is free), which begin the paper's population."""
-        return [self.apply(method) for method in (methods.pi, methods.ntk, methods.yarn)]
+        """Closed forms that a search begins with, those that have a temperature with it where t is free.
+
+        PI, NTK-aware and YaRN begin the paper's population; MrRoPE-Pro and TailSpline are at times better than these.
+        """
+        return [self.apply(methods.METHODS[name]) for name in ("pi", "ntk", "yarn", "mrrope_pro", "tailspline")]
 
     def start(self) -> RopeScaling:
         """Where a gradient begins: YaRN that keeps every pair of 8 turns and more within the window.
@@ -92,9 +99,7 @@ class CriticalSpace(SearchSpace):
     @property
     def critical_pairs(self) -> tuple[int, int]:
         """Lowest and highest choice; the highest is the first pair whose period exceeds the window."""
-        theoretical = methods.critical_pair(
-            rotary_dim=self.rotary_dim, base=self.base, original_length=self.original_length
-        )
+        theoretical = critical_pair(rotary_dim=self.rotary_dim, base=self.base, original_length=self.original_length)
         highest = min(max(theoretical, 1), self.pairs - 1)
         return max(1, highest // 2), highest
 
@@ -136,6 +141,7 @@ class FactorEncoding:
             self.space.target_length,
             int(params["n_hat"]),
             params["attention_factor"],
+            query_scales=self.space.query_scales,
         )
 
     def params(self, scaling: RopeScaling) -> Params:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ropewalk.search.distributed import (
     done_by_position,
     in_turn,
     open_study,
+    persistently,
     run_schedule,
     storage_of,
 )
@@ -51,6 +52,7 @@ class Search:
         starts: points to begin from beside the published methods; the gradient starts from the best of all.
         name: name of the study in its storage.
         identity: what is searched, beside what this class knows (model and data hash).
+        double_length_every: every how many steps ``batch`` gives rows of twice the target; None for none.
         worker: number of the worker on this machine; only worker 0 shows progress.
         label: what progress bars say.
     """
@@ -64,6 +66,7 @@ class Search:
     starts: tuple[RopeScaling, ...] = ()
     name: str = "rescale-factors"
     identity: dict[str, Any] = field(default_factory=dict)
+    double_length_every: int | None = None
     worker: int = 0
     label: str = "search"
 
@@ -79,10 +82,13 @@ class Search:
         self.state_folder.mkdir(parents=True, exist_ok=True)
         with storage_of(config, self.state_folder) as storage:
             pruner = RacePruner(p_value=config.race.p_value)
-            study = open_study(storage, self.name, pruner=pruner, identity=self.record)
+            study = persistently(lambda: open_study(storage, self.name, pruner=pruner, identity=self.record))
             begun = self._warm_start(study, storage) if config.gradient_steps or not config.trials else WarmStart()
-            done = self._trials(study, storage, begun) if config.trials else []
-        return self._result(begun, done)
+            # Trials vary the factors under the query scales that the gradient ended with.
+            space = replace(self.space, query_scales=begun.path[-1][1].query_scales) if begun.path else self.space
+            encoding = self._encoding(space)
+            done = self._trials(study, storage, begun, encoding) if config.trials else []
+        return self._result(begun, done, encoding)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -107,7 +113,7 @@ class Search:
         candidates = list(dict.fromkeys([*starts, *self.space.published()]))
         steps = self.config.gradient_steps
         reads = len(candidates) + min(steps, 1)
-        needed = reads * self.fitness.race_tokens + steps * self._step_tokens
+        needed = reads * self.fitness.race_tokens + self._tokens_of(steps)
         self._budget.check(reads=reads, steps=steps, tokens=needed)
 
         learn = partial(self._learn, spent=len(candidates) * self.fitness.race_tokens)
@@ -138,6 +144,7 @@ class Search:
             start=start,
             steps=config.gradient_steps,
             learning_rate=config.gradient_learning_rate,
+            query_scales=config.query_scales,
             activation_checkpointing=config.activation_checkpointing,
             first=self.fitness.first,
             kept=kept,
@@ -156,28 +163,28 @@ class Search:
             for loss, scaling in learning:
                 path.append((loss, scaling))
                 shown = {"loss": f"{loss:.4f}", "t": f"{scaling.attention_factor:.3f}"}
-                bar.set_postfix({**shown, **self._budget.shown(spent + len(path) * self._step_tokens)}, refresh=False)
+                bar.set_postfix({**shown, **self._budget.shown(spent + self._tokens_of(len(path)))}, refresh=False)
                 bar.update()
         return path
 
-    @cached_property
-    def _encoding(self) -> Encoding:
+    def _encoding(self, space: SearchSpace) -> Encoding:
         if SAMPLERS[self.config.sampler].encoding == "knots":
-            return KnotEncoding(self.space, self.config.knots)
-        return FactorEncoding(self.space)
+            return KnotEncoding(space, self.config.knots)
+        return FactorEncoding(space)
 
-    def _trials(self, study: Study, storage: RDBStorage, begun: WarmStart) -> list[FrozenTrial]:
+    def _trials(self, study: Study, storage: RDBStorage, begun: WarmStart, encoding: Encoding) -> list[FrozenTrial]:
         """The trial that counts for each position of the schedule."""
-        config, encoding = self.config, self._encoding
+        config = self.config
         # Some of the gradient's path, its end first, then the starts.
         last = len(begun.path) - 1
         along = [begun.path[int(last * share)][1] for share in (1.0, 0.85, 0.7, 0.5)] if begun.path else []
         first_points = tuple(dict.fromkeys([*along, *map(self.space.nearest, self.starts)]))
         study.sampler = SAMPLERS[config.sampler].make(encoding, config, self.seed, first_points)
-        spent = self._step_tokens * len(begun.path) + sum(read.forward_tokens for read in begun.known.values())
+        spent = self._tokens_of(len(begun.path)) + sum(read.forward_tokens for read in begun.known.values())
+        earlier = persistently(lambda: study.get_trials(deepcopy=False))
         with Progress(
             total=config.trials,
-            initial=len(done_by_position(study.get_trials(deepcopy=False))),
+            initial=len(done_by_position(earlier)),
             desc=f"{self.label}, {config.sampler}",
             unit="trial",
             disable=self.worker > 0,
@@ -193,17 +200,17 @@ class Search:
             return run_schedule(
                 study,
                 storage,
-                lambda trial, position: self._evaluate(trial, study, begun),
+                lambda trial, position: self._evaluate(trial, study, begun, encoding),
                 distributions=encoding.distributions(),
                 length=config.trials,
                 end=partial(self._budget.end, spent),
                 on_done=show,
             )
 
-    def _evaluate(self, trial: Trial, study: Study, begun: WarmStart) -> float:
+    def _evaluate(self, trial: Trial, study: Study, begun: WarmStart, encoding: Encoding) -> float:
         """Loss in nats of the trial's point; raises TrialPruned where it is stopped early, FailedTrial without one."""
         start = time.perf_counter()
-        point = self._encoding.point(trial.params)
+        point = encoding.point(trial.params)
         reported: set[int] = set()
 
         def hopeless(blocks: Mapping[int, float]) -> bool:
@@ -232,28 +239,30 @@ class Search:
     def _budget(self) -> Budget:
         return Budget(self.config.budget_tokens, self.config.patience, self.config.min_delta)
 
-    @property
-    def _step_tokens(self) -> int:
-        """Tokens of a gradient step; a backward pass counts as two more forward passes."""
-        return 3 * self.config.gradient_batch_size * self.row_length
+    def _tokens_of(self, steps: int) -> int:
+        """Tokens of the first ``steps`` gradient steps; a backward pass counts as two more forward passes."""
+        doubled = steps // self.double_length_every if self.double_length_every else 0
+        return 3 * self.config.gradient_batch_size * self.row_length * (steps + doubled)
 
     @property
     def row_length(self) -> int:
         """Tokens in a row of a gradient step."""
         return max(part.rows.shape[1] for part in self.fitness.parts)
 
-    def _result(self, begun: WarmStart, done: list[FrozenTrial]) -> SearchResult:
+    def _result(self, begun: WarmStart, done: list[FrozenTrial], encoding: Encoding) -> SearchResult:
         history = History(length=self.row_length, evaluation_tokens=self.fitness.forward_tokens)
         for number, point in enumerate(begun.published):
             history.add_read("published", number, point, begun.known[point])
         for number, (loss, point) in enumerate(begun.path):
-            history.add("gradient", number, point, loss=loss, tokens=self._step_tokens)
+            history.add(
+                "gradient", number, point, loss=loss, tokens=self._tokens_of(number + 1) - self._tokens_of(number)
+            )
         for point in begun.known.keys() - set(begun.published):
             history.add_read("learned", 0, point, begun.known[point])
         candidates = [(read.loss, point) for point, read in begun.known.items() if read.loss is not None]
         generation = EvolutionSampler._get_generation_key()
         for position, trial in enumerate(done):
-            point = self._encoding.point(trial.params)
+            point = encoding.point(trial.params)
             of_trial = trial.values[0] if trial.state == TrialState.COMPLETE else None
             history.add(
                 "evolution",

@@ -8,23 +8,27 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 
-from ropewalk.config import SearchConfig, SearchTargetConfig
+from ropewalk.config import FitnessConfig, SearchConfig, SearchTargetConfig
 from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import text_hash
 from ropewalk.models.memory import within_memory
 from ropewalk.rope import RopeScaling, RotaryShape, methods, rotary_shape
+from ropewalk.rope.length_switch import interpolated
 from ropewalk.rope.scaling import su_attention_factor
 from ropewalk.search.distributed import any_finished, device_of, run_workers, set_threads
-from ropewalk.search.fitness import NO_LOSS, Fitness, Part, needle_rows
+from ropewalk.search.fitness import NO_LOSS, Fitness, Part, answerable
 from ropewalk.search.history import Results, SearchResult
 from ropewalk.search.space import N_HATS, CriticalSpace, SearchSpace
 from ropewalk.search.study import Search
+from ropewalk.search.token_weights import WeightedRows, weighted_rows
+
+_RECALL_TOKENS = 1024
+"""Length, at most, at which it is tried whether a model repeats facts at all."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,21 @@ class TargetSearch:
 
     def second(self, first: RopeScaling) -> Results:
         """Factors from ``first``'s target to each length, on top of ``first`` (paper §3.3)."""
-        return self._together(TargetSearch._lengthen, first)
+        return self._on_extended._together(TargetSearch._lengthen, first)
 
     def recover(self, extended: RopeScaling, of_checkpoint: Sequence[RopeScaling] = ()) -> Results:
         """Factors for inputs that are short again, none above the largest of ``extended`` (paper §3.3).
 
         The checkpoint's scalings are read first, as plain RoPE is.
         """
-        return self._together(TargetSearch._recover, extended, *of_checkpoint)
+        return self._on_extended._together(TargetSearch._recover, extended, *of_checkpoint)
+
+    @property
+    def _on_extended(self) -> Self:
+        """The search of a model that is extended and was trained to retrieve: all tokens of a text count alike."""
+        given = self.config.fitness
+        plain = replace(given, needles=0, needle_weight=0.0, copied_weight=0.0) if given.text_weight else given
+        return replace(self, config=replace(self.config, fitness=plain, query_scales="none", double_length_every=None))
 
     def _together(self, search: Callable[..., Results], *scalings: RopeScaling | None) -> Results:
         """Worker 0's part of ``search``, while the other workers of this machine do theirs."""
@@ -122,31 +133,38 @@ class TargetSearch:
         for length in self.target.lengths:
             starts = [plain, *of_checkpoint, extended, *(results[shorter].best for shorter in results)]
             space = self._space(SearchSpace, self.shape.original_length, max(length, self.shape.original_length))
-            space = replace(space, upper=max(max(extended.factors), 1.0 + space.step))
+            upper = max(max(extended.factors), 1.0 + space.step)
+            space = replace(space, upper=upper, query_scales=extended.query_scales)
             results[length] = self._search(length, space, None, starts)
         return results
 
     def _lengthen(self, first: RopeScaling | None) -> Results:
         results: Results = {}
         window = first.target_length if first else self.shape.original_length
+        start_attention_factor = first.attention_factor if first else 1.0
         relative: RopeScaling | None = None
         from_files = [] if first else self._scalings_from_files()
         for length in self.target.lengths:
             space = self._space(CriticalSpace if self.config.critical else SearchSpace, window, length)
+            space = replace(space, query_scales=relative.query_scales if relative else None)
             given = [scaling for scaling in from_files if scaling.target_length == length]
             starts = [space.start(), *given] if given else []
             if first is not None:
                 # The temperature belongs to the whole extension, not to its step.
                 points = (*space.published(), space.start(), space.apply(methods.ntk, multiple=2.0))
                 starts = [replace(point, attention_factor=first.attention_factor) for point in points]
+                if window > (original := first.original_length):
+                    plain = RopeScaling((1.0,) * space.pairs, original, original)
+                    continued = interpolated((original, plain), (window, first), length=length)
+                    starts.append(continued.relative_to(first))
             if relative is not None:
-                exponent = np.log(space.target_length / window) / np.log(relative.target_length / window)
-                stretched = tuple((np.asarray(relative.factors) ** exponent).tolist())
-                starts += [relative, replace(relative, factors=stretched)]
-            results[length] = self._search(length, space, first, starts, given)
+                unchanged = RopeScaling((1.0,) * space.pairs, window, window, attention_factor=start_attention_factor)
+                shorter = (relative.target_length, relative)
+                starts += [relative, interpolated((window, unchanged), shorter, length=length)]
+            # Weights hold one set of query scales, so that longer lengths take those of the first one.
+            results[length] = self._search(length, space, first, starts, given, learns_scales=relative is None)
             best = results[length].best
-            factors = tuple(a / b for a, b in zip(best.factors, first.factors, strict=True)) if first else best.factors
-            relative = replace(best, factors=factors, original_length=window, target_length=length)
+            relative = best.relative_to(first) if first else best
         return results
 
     def _scalings_from_files(self) -> list[RopeScaling]:
@@ -184,23 +202,29 @@ class TargetSearch:
         first: RopeScaling | None,
         starts: list[RopeScaling],
         given: Sequence[RopeScaling] = (),
+        *,
+        learns_scales: bool = False,
     ) -> SearchResult:
         config, target, position = self.config, self.target, list(self.target.lengths).index(length)
         if target.trials is not None:
             config = replace(config, trials=target.trials[position])
         if target.gradient_steps is not None:
             config = replace(config, gradient_steps=target.gradient_steps[position])
-        fitness, documents = self._fitness(length, first), target.documents or config.documents
-        segments = Segments(
-            self.store,
-            length=length,
-            batch_size=config.gradient_batch_size,
-            steps=config.gradient_steps,
-            seed=self.seed,
-        )
+        scales = config.query_scales if learns_scales else "none"
+        config = replace(config, fitness=self._fitness_config(space, first), query_scales=scales)
+        fitness, documents = self._fitness(length, config.fitness, space, first), target.documents or config.documents
+        every = config.double_length_every if self.store.longest >= 2 * length - 2 else None
+        drawn = partial(Segments, self.store, batch_size=config.gradient_batch_size, steps=config.gradient_steps)
+        segments = [drawn(length=length * factor, seed=self.seed) for factor in ((1, 2) if every else (1,))]
+
+        def batch(step: int) -> WeightedRows:
+            rows = segments[-1 if every and (step + 1) % every == 0 else 0].step(step).ids
+            return self._weighted(rows, config.fitness, space, self.seed, length, step)
+
         search = Search(
             fitness=fitness,
-            batch=lambda step: segments.step(step).ids,
+            batch=batch,
+            double_length_every=every,
             space=space,
             config=config,
             seed=self.seed,
@@ -221,7 +245,7 @@ class TargetSearch:
             return result
         if failed := sum(row["state"] == "FAIL" for row in result.rows):
             print(f"{search.label}: {failed} of {len(result.rows)} candidates failed: {NO_LOSS}", file=sys.stderr)
-        if not config.fitness.needles and config.fitness.lengths == [1.0]:
+        if config.fitness.is_perplexity and config.fitness.lengths == [1.0]:
             return result
         # Results of another fitness are compared by perplexity.
         plain = Fitness(self.model, (Part(self._documents(length)),), batch_tokens=config.batch_tokens)
@@ -234,17 +258,20 @@ class TargetSearch:
             self.store.first_tokens(length, documents=self.target.documents or self.config.documents)
         )
 
-    def _fitness(self, length: int, first: RopeScaling | None) -> Fitness:
-        config, fitness = self.config, self.config.fitness
-        whole = self._documents(length)
-        tokenizer = self.load_tokenizer() if fitness.needles and self.load_tokenizer else None
-        parts: list[Part] = []
+    def _fitness_config(self, space: SearchSpace, first: RopeScaling | None) -> FitnessConfig:
+        """The fitness, without needles for a model that does not repeat facts within the window it was trained at."""
+        length, documents = min(space.original_length, _RECALL_TOKENS), self.target.documents or self.config.documents
+        rows = torch.from_numpy(self.store.first_tokens(length, documents=documents))
+        plain = RopeScaling((1.0,) * space.pairs, space.original_length, space.original_length)
+        scaling, label = first.then(plain) if first else plain, self.label if self.worker == 0 else None
+        return answerable(self.config.fitness, self.model, scaling, rows, self._tokenizer, seed=self.seed, label=label)
+
+    def _fitness(self, length: int, fitness: FitnessConfig, space: SearchSpace, first: RopeScaling | None) -> Fitness:
+        config, whole = self.config, self._documents(length)
+        parts = []
         for share, weight in zip(fitness.lengths, fitness.weights, strict=True):
-            rows, asked = whole[:, : max(2, round(share * length))], None
-            if tokenizer is not None:
-                rows, asked = needle_rows(rows, tokenizer, needles=fitness.needles, seed=self.seed)
-            parts.append(Part(rows, weight / sum(fitness.weights), asked))
-        judged = f"the answers to {fitness.needles} questions a document" if fitness.needles else "all tokens"
+            weighted = self._weighted(whole[:, : max(2, round(share * length))], fitness, space, self.seed)
+            parts.append(Part(weighted.rows, weight / sum(fitness.weights), weighted.weights))
         lengths = ", ".join(f"{part.rows.shape[1]:,}" for part in parts)
         return Fitness(
             self.model,
@@ -254,8 +281,16 @@ class TargetSearch:
             blocks=config.race.blocks,
             shorter=tuple(config.race.shorter),
             seed=self.seed,
-            protocol=f"mean loss over {judged}, one pass over the first {lengths} tokens of {len(whole)} documents",
+            protocol=f"mean loss over {fitness.judged}, "
+            f"one pass over the first {lengths} tokens of {len(whole)} documents",
         )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self.load_tokenizer() if self.load_tokenizer and self.config.fitness.needles else None
+
+    def _weighted(self, rows: torch.Tensor, fitness: FitnessConfig, space: SearchSpace, *seed: int) -> WeightedRows:
+        return weighted_rows(rows, fitness, tokenizer=self._tokenizer, window=space.original_length, seed=seed)
 
 
 def _join(

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ropewalk.models.activation_checkpointing import checkpointed, offloaded
-from ropewalk.models.loss import mean_loss
+from ropewalk.models.loss import mean_loss, token_losses
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
+from ropewalk.rope.query_scales import query_scales as scales_of
 from ropewalk.search.fitness import Evaluation
 from ropewalk.search.space import SearchSpace
+from ropewalk.search.token_weights import WeightedRows
 
 NOT_A_NUMBER = "every candidate made the model emit NaN or infinite losses; check the model and its dtype"
 _SMALLEST_INCREMENT = 0.005
@@ -33,12 +35,13 @@ StepState = dict[str, Any]
 def learn_scaling(
     model: Any,
     space: SearchSpace,
-    batch: Callable[[int], Tensor],
+    batch: Callable[[int], WeightedRows],
     *,
     start: RopeScaling,
     steps: int,
     learning_rate: float,
     first: RopeScaling | None = None,
+    query_scales: str = "none",
     activation_checkpointing: str = "none",
     kept: Sequence[StepState] = (),
     keep: Callable[[list[StepState]], None] = lambda states: None,
@@ -46,17 +49,20 @@ def learn_scaling(
     """Yield each step, those in ``kept`` first; the model's weights do not change.
 
     Args:
-        batch: step -> token rows (rows, length), BOS first and EOS last.
+        batch: step -> weighted rows; where their losses have no weights, an EOS at a row's end is not predicted.
         start: where to begin, a point of ``space``.
         first: earlier scaling that the learned one is applied on top of.
         learning_rate: rate for log lambda's increments before softplus; log t learns at a sixteenth of it, within the
-            space's bounds.
+            space's bounds, and logarithms of query scales at half of it.
+        query_scales: head to learn a scale of the queries of each head, pair for one of each pair of each head, none
+            to keep those of ``start``.
         activation_checkpointing: none, full or offload, as `ropewalk.models.activation_checkpointing` does them.
         kept: the states that an earlier call gave to ``keep`` last: it is resumed from there to the bit.
         keep: called after every step with the states of all steps so far.
 
     Raises:
-        ValueError: the loss of a step, or what the step leads to, is not a number.
+        ValueError: the loss of a step, or what the step leads to, is not a number; or the model's queries cannot be
+            scaled.
     """
     whole_start = first.then(start) if first else start
     extend(model, whole_start)
@@ -65,20 +71,38 @@ def learn_scaling(
     device = rotary.inv_freq.device
     before = torch.tensor(first.factors if first else (1.0,) * space.pairs, device=device)
     increments = torch.diff(torch.tensor(start.factors, device=device).log(), prepend=torch.zeros(1, device=device))
-    # The inverse of softplus.
+    # The inverse of softplus, and what it gives above the increments at the start, which is taken off again.
     raw = torch.log(torch.expm1(increments.clamp(min=_SMALLEST_INCREMENT))).requires_grad_()
+    excess = (_SMALLEST_INCREMENT - increments).clamp(min=0)
+    lowest = torch.where(excess > 0, torch.log(torch.expm1(excess)), -torch.inf)
+
+    def learned_factors() -> Tensor:
+        return torch.cumsum(F.softplus(raw) - excess, 0).exp()
+
     log_t = torch.tensor(math.log(start.attention_factor), device=device, requires_grad=True)
+    learned = [raw, log_t]
     rates = [{"params": [raw], "lr": learning_rate}, {"params": [log_t], "lr": learning_rate / 16}]
+    log_scales: Tensor | None = None
+    if query_scales != "none":
+        scales = scales_of(model)
+        shape = (scales.layers, scales.heads, *([space.pairs] if query_scales == "pair" else []))
+        begun = scales.table(start)
+        begun = torch.ones(scales.layers, scales.heads, device=device) if begun is None else begun
+        log_scales = begun.log().view(*begun.shape, *[1] * (len(shape) - begun.ndim)).expand(shape).clone()
+        log_scales.requires_grad_()
+        learned.append(log_scales)
+        rates.append({"params": [log_scales], "lr": learning_rate / 2})
     optimizer = torch.optim.Adam(rates)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     states = list(kept)
 
     def read(step: int) -> StepState:
-        rotary.factors = before * torch.cumsum(F.softplus(raw), 0).exp()
+        rotary.factors = before * learned_factors()
         rotary.attention_factor = log_t.exp()
-        rows = batch(step).to(device)
+        if log_scales is not None:
+            scales.set(log_scales.exp())
         with offloaded(activation_checkpointing, device):
-            loss = mean_loss(model, rows, ignore=int(rows[0, -1]))
+            loss = _loss(model, batch(step), device)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss of gradient step {step} is {loss.item()}; "
@@ -86,7 +110,7 @@ def learn_scaling(
             )
         optimizer.zero_grad()
         loss.backward()
-        gradients = [parameter.grad.tolist() for parameter in (raw, log_t) if parameter.grad is not None]
+        gradients = [parameter.grad.tolist() for parameter in learned if parameter.grad is not None]
         return {"loss": loss.item(), "gradients": gradients}
 
     wanted = [parameter.requires_grad for parameter in model.parameters()]
@@ -104,13 +128,14 @@ def learn_scaling(
                 if is_new:
                     states.append(read(step))
                 state = states[step]
-                for parameter, gradient in zip((raw, log_t), state["gradients"], strict=True):
+                for parameter, gradient in zip(learned, state["gradients"], strict=True):
                     parameter.grad = torch.tensor(gradient, device=device)
                 optimizer.step()
                 schedule.step()
                 with torch.no_grad():
+                    raw.clamp_(min=lowest)
                     log_t.clamp_(*map(math.log, space.attention_factors))
-                    factors = torch.cumsum(F.softplus(raw), 0).exp().cpu().numpy()
+                    factors = learned_factors().cpu().numpy()
                 if not np.isfinite(factors).all():
                     raise ValueError(
                         f"gradient step {step} leads to rescale factors that are not numbers; "
@@ -119,13 +144,27 @@ def learn_scaling(
                 if is_new:
                     keep(list(states))
                 point = space.point(factors, start.n_hat, math.exp(log_t.item()))
-                yield state["loss"], replace(point, method="gradient")
+                table = start.query_scales if log_scales is None else _rows(log_scales.detach().exp())
+                yield state["loss"], replace(point, query_scales=table, method="gradient")
     finally:
         for parameter, flag in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
         if activation_checkpointing != "none":
             model.eval()
         extend(model, whole_start)
+
+
+def _rows(scales: Tensor) -> tuple[tuple[float, ...], ...]:
+    """A table of query scales as a `RopeScaling` has it; their fourth decimal no longer shows in any loss."""
+    return tuple(tuple(round(scale, 4) for scale in row) for row in scales.flatten(1).tolist())
+
+
+def _loss(model: Any, weighted: WeightedRows, device: torch.device) -> Tensor:
+    """Weighted loss in nats of the rows, with gradient; the EOS at the end of rows without weights is not predicted."""
+    rows = weighted.rows.to(device)
+    if weighted.weights is None:
+        return mean_loss(model, rows, ignore=int(rows[0, -1]))
+    return (token_losses(model, rows) * weighted.weights[:, 1:].to(device)).sum()
 
 
 @dataclass(frozen=True)

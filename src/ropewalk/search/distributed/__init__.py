@@ -3,11 +3,11 @@
 from ropewalk.search.distributed.locks import in_turn
 from ropewalk.search.distributed.publication import publish
 from ropewalk.search.distributed.schedule import FailedTrial, run_schedule
-from ropewalk.search.distributed.storage import open_storage, open_study, storage_of
+from ropewalk.search.distributed.storage import open_storage, open_study, persistently, storage_of
 from ropewalk.search.distributed.trials import REASON, done_by_position, positions
 from ropewalk.search.distributed.workers import any_finished, device_of, run_workers, set_threads
 
 __all__ = [
     "REASON", "FailedTrial", "any_finished", "device_of", "done_by_position", "in_turn", "open_storage", "open_study",
-    "positions", "publish", "run_schedule", "run_workers", "set_threads", "storage_of",
+    "persistently", "positions", "publish", "run_schedule", "run_workers", "set_threads", "storage_of",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,9 +146,10 @@ def open_storage(url: str | None, *, folder: Path, heartbeat_seconds: int, timeo
                     f"sqlite:///path, found one of {kind}"
                 )
             options = {"pool_pre_ping": True, "connect_args": _KEEPALIVE if driver.startswith("psycopg") else {}}
-        return _create(
-            lambda: SharedStorage(url, timeout=timeout, heartbeat_seconds=heartbeat_seconds, engine_kwargs=options)
+        create = partial(
+            SharedStorage, url, timeout=timeout, heartbeat_seconds=heartbeat_seconds, engine_kwargs=options
         )
+        return persistently(lambda: _create(create))
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise ValueError(
             "search.storage must be a database address such as postgresql+psycopg://user@host/name whose driver is "
