@@ -55,13 +55,16 @@ from run import DOCUMENTS, ROOT, WINDOW, Bench, text_stores, walker_stores
 RESULTS = ROOT / "benchmarks" / "search" / "retrieval.json"
 STEPS, TRIALS = 64, 30
 PERPLEXITY = FitnessConfig("perplexity")
-JOINT = FitnessConfig(**yaml.safe_load((ROOT / "conf/search/fitness/joint.yaml").read_text()))
+DEFAULT = FitnessConfig(**yaml.safe_load((ROOT / "conf/search/fitness/joint.yaml").read_text()))
+JOINT = dataclasses.replace(DEFAULT, needle_weight=0.2, copied_weight=0.5)
+"""Twice the default's weights, at which the rows without a word about weights are measured."""
 COPIED = FitnessConfig("copied", text_weight=0, copied_weight=1.0)
 SEARCHES: dict[str, tuple[FitnessConfig, str, int | None]] = {
     "perplexity": (PERPLEXITY, "none", None),
     "joint": (JOINT, "none", None),
     "joint, head": (JOINT, "head", None),
     "joint, pair": (JOINT, "pair", None),
+    "joint, pair, the default's weights": (DEFAULT, "pair", None),
     "joint, pair, twice the target in every 16th step": (JOINT, "pair", 16),
     "joint, pair, twice the target in every 4th step": (JOINT, "pair", 4),
     "perplexity, pair": (PERPLEXITY, "pair", None),

@@ -77,8 +77,8 @@ def test_a_fitness_names_what_it_read(tmp_path: Path, fitness: str) -> None:
     expected = {
         "perplexity": "mean loss over all tokens, one pass over the first 256 tokens of 2 documents",
         "mix": "mean loss over all tokens, one pass over the first 256, 128, 64 tokens of 2 documents",
-        "joint": "mean loss over all tokens (1), the answers to 1 questions a document (0.2), tokens copied from "
-        "beyond the window (0.5), one pass over the first 256 tokens of 2 documents",
+        "joint": "mean loss over all tokens (1), the answers to 1 questions a document (0.1), tokens copied from "
+        "beyond the window (0.25), one pass over the first 256 tokens of 2 documents",
         "needles": "mean loss over the answers to 1 questions a document, one pass over the first 256 tokens of "
         "2 documents",
     }
