@@ -9,7 +9,7 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 test-numeric: install
-	for isa in "default SSE41 2" "avx2 AVX2 1"; do set -- $$isa; ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=$$2 OMP_NUM_THREADS=$$3 OMP_WAIT_POLICY=passive python -m pytest -m 'numeric and not slow' || exit 1; done
+	for isa in "default SSE41 2" "avx2 AVX2 1"; do set -- $$isa; ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=$$2 OMP_NUM_THREADS=$$3 OMP_WAIT_POLICY=passive python -m pytest -n auto --dist loadfile -m 'numeric and not slow' || exit 1; done
 llama: install
 	timeout 1800 python tests/llama_build.py
 test-slow: llama

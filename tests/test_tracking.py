@@ -68,7 +68,7 @@ def test_a_stage_is_one_run_with_its_commit_name_and_config_hash(stage: Stage, s
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=store, capture_output=True, text=True, check=True)
     assert (tags["commit"], tags["stage"]) == (head.stdout.strip(), "search_first")
     assert tags["config_hash"] == stage.config_hash
-    assert tracked_run.data.params["search.trials"] == "200"
+    assert tracked_run.data.params["search.trials"] == "104"
     assert tracked_run.data.params["seed"] == "0"
     assert "finetune.first.steps" not in tracked_run.data.params
     assert tracked_run.data.metrics["at_2048.trials"] == 3
@@ -194,7 +194,7 @@ def test_a_run_that_was_killed_before_its_parameters_were_logged_has_them_after_
     with tracked(stage):
         pass
     params = client.get_run(killed.info.run_id).data.params
-    assert params["search.trials"] == "200"
+    assert params["search.trials"] == "104"
     assert params["search.workers"] == "64", "MLflow refuses another value"
 
 
