@@ -18,7 +18,7 @@ class Budget:
 
 
 BUDGETS = (
-    Budget(1, 64, 200, 8, 100),
+    Budget(1, 128, 104, 8, 100),
     Budget(20, 64, 120, 4, 20),
     Budget(60, 32, 60, 4, 10),
     Budget(math.inf, 16, 16, 3, 10),
