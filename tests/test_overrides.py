@@ -83,9 +83,9 @@ def test_overrides_compose_or_are_refused_in_one_line_that_names_them(overrides:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(OVERRIDES)
-def test_400_overrides_compose_or_are_refused_in_one_line_that_names_them(overrides: list[str]) -> None:
+def test_200_overrides_compose_or_are_refused_in_one_line_that_names_them(overrides: list[str]) -> None:
     composes_or_is_one_line(overrides)
 
 
@@ -198,9 +198,9 @@ def test_sweeps_run_or_are_refused_in_one_line_that_names_them(folder: Path, ove
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(overrides=OVERRIDES)
-def test_60_sweeps_run_or_are_refused_in_one_line_that_names_them(folder: Path, overrides: list[str]) -> None:
+def test_30_sweeps_run_or_are_refused_in_one_line_that_names_them(folder: Path, overrides: list[str]) -> None:
     ended = sweep(overrides)
     if isinstance(ended, str):
         is_one_line_that_names(ended, overrides)

@@ -20,7 +20,6 @@ from mlflow.entities import Run
 from safetensors import safe_open
 
 from processes import trials_done
-from ropewalk.files import read_json
 from workspace import ROOT, commit, copy_project, environment, run, write_overrides
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -162,23 +161,6 @@ def test_a_change_reruns_only_what_reads_it(extension: Path) -> None:
     assert ran(repro(extension)) == ["compose"], "the run cache holds what was there before"
 
 
-def test_an_experiment_is_a_whole_pipeline_of_its_own(extension: Path) -> None:
-    metrics = extension / "results/metrics/search_first.json"
-    before = metrics.read_text()
-    overrides = ["experiment=smoke", "seed=1"]
-    setting = f"overrides.yaml:overrides={overrides}"
-    found = run(extension, "dvc", "exp", "run", "--name", "other-seed", "-S", setting)
-    assert found.returncode == 0, found.stdout
-    assert ran(found.stdout) == list(STAGES)
-    assert metrics.read_text() != before
-    shown = run(extension, "dvc", "exp", "show", "--csv")
-    assert shown.returncode == 0, shown.stdout
-    (row,) = [row for row in csv.DictReader(shown.stdout.splitlines()) if row["Experiment"] == "other-seed"]
-    assert row["overrides"] == str(overrides)
-    headline = read_json(extension / "results/metrics/report.json")
-    assert {name: float(row[name]) for name in headline} == headline
-
-
 def disturb(project: Path, ready: Callable[[str], bool], how: signal.Signals) -> str:
     """`dvc repro` whose whole process group gets a signal as soon as ``ready(output so far)``."""
     log = project.parent / f"{project.name}.log"
@@ -295,7 +277,7 @@ def test_results_are_those_of_an_undisturbed_run(
     extension: Path, disturbed: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     project, _ = disturbed
-    # By now the undisturbed clone may hold an experiment; its commit says what was there before.
+    # Other settings were tried in the undisturbed clone since; its commit says what was there before.
     lock = yaml.safe_load(run(extension, "git", "show", "undisturbed:dvc.lock").stdout)["stages"]
     own = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
     timed = (

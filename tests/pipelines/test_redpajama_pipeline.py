@@ -1,7 +1,9 @@
 """The whole pipeline on RedPajama-V1, fetched over HTTP from genuine rows laid out as upstream lays them out."""
 
+import csv
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -9,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 import zstandard
 
 from ropewalk.corpus.store import TokenStore
-from workspace import copy_project, run
+from ropewalk.files import read_json
+from workspace import ROOT, copy_project, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SUBSETS = {
     "arxiv": "arxiv",
     "c4-rp": "c4",
@@ -59,8 +64,15 @@ def listing(shared: Path, tmp_path: Path) -> Iterator[str]:
 def test_the_pipeline_runs_on_redpajama_as_an_experiment(listing: str, tmp_path: Path) -> None:
     project = copy_project(tmp_path / "project")
     overrides = ["experiment=smoke", "corpus=redpajama_v1", f"corpus.url={listing}", "corpus.long_tokens=4096"]
-    found = run(project, "dvc", "exp", "run", "-S", f"overrides.yaml:overrides={overrides}")
+    found = run(project, "dvc", "exp", "run", "--name", "redpajama", "-S", f"overrides.yaml:overrides={overrides}")
     assert found.returncode == 0, found.stdout
+    assert re.findall(r"Running stage '(\w+)'", found.stdout) == list(STAGES)
+    shown = run(project, "dvc", "exp", "show", "--csv")
+    assert shown.returncode == 0, shown.stdout
+    (row,) = [row for row in csv.DictReader(shown.stdout.splitlines()) if row["Experiment"] == "redpajama"]
+    assert row["overrides"] == str(overrides)
+    headline = read_json(project / "results/metrics/report.json")
+    assert {name: float(row[name]) for name in headline} == headline
     assert "book.jsonl is no longer published (HTTP 404); passed over" in found.stdout
     card = json.loads((project / "results/tokens/card.json").read_text())
     assert card["corpus"] == "redpajama_v1"
