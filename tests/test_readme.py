@@ -9,8 +9,8 @@ from workspace import ROOT
 
 TESTED = {
     r"dvc repro": "pipelines/test_pipeline.py::test_a_second_repro_reruns_nothing_in_under_10_seconds",
-    r"dvc exp run -S .*": "pipelines/test_pipeline.py::test_an_experiment_is_a_whole_pipeline_of_its_own",
-    r"dvc exp show( .*)?": "pipelines/test_pipeline.py::test_an_experiment_is_a_whole_pipeline_of_its_own",
+    r"dvc exp run -S .*": "pipelines/test_redpajama_pipeline.py::test_the_pipeline_runs_on_redpajama_as_an_experiment",
+    r"dvc exp show( .*)?": "pipelines/test_redpajama_pipeline.py::test_the_pipeline_runs_on_redpajama_as_an_experiment",
     r"python pipelines/evaluate\.py -m rope=pi,yarn,longrope evaluate=fast": (
         "pipelines/test_pipeline.py::test_a_sweep_on_the_results_leaves_them_as_they_are"
     ),
