@@ -10,7 +10,6 @@ around the gradient's end. `n_hat` reads the gradient's end with every n_hat. Ev
 documents and what test documents and needles give. Rows that are there are not measured again.
 """
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -25,9 +24,8 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from model import add_options
 from record import write_results
-from retrieval import JOINT, STEPS, RetrievalBench, bench_of
+from retrieval import JOINT, STEPS, RetrievalBench, bench_of, parser_of
 from ropewalk.config import SearchConfig, SearchTargetConfig
 from ropewalk.files import read_json
 from ropewalk.rope import RopeScaling
@@ -111,11 +109,7 @@ class AfterGradientBench(RetrievalBench):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the means over seeds, and stop")
+    parser = parser_of(__doc__, RESULTS)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = read_json(options.results)["rows"] if options.results.is_file() else []
     if not options.table:

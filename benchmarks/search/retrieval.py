@@ -179,6 +179,18 @@ class RetrievalBench(Bench):
                 yield row(f"{method}: {variant.label}", 0, variant.scaling)
 
 
+def parser_of(description: str | None, results: Path) -> argparse.ArgumentParser:
+    """The options of a benchmark with several seeds."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_options(parser)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--table", action="store_true", help="print the means over seeds, and stop")
+    return parser
+
+
 BenchT = TypeVar("BenchT", bound=RetrievalBench)
 
 
@@ -200,14 +212,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add_options(parser)
+    parser = parser_of(__doc__, RESULTS)
     parser.add_argument("--target", type=int, default=2048)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the means over seeds, and stop")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = read_json(options.results)["rows"] if options.results.is_file() else []
     if not options.table:
