@@ -36,10 +36,6 @@ def recover(stage: Stage) -> None:
     results = search.recover(first.scaling, base.start_switch.scalings if base.start_switch else ())
     origin = partial(provenance, search=config.search.name, commit=tracking.commit_of())
     short = [FactorsEntry(length, result.best, origin(result)) for length, result in results.items()]
-    if original := trained_under(tuned, short=True):
-        # Trained with mixed windows: what it read in its window is what it shall read there.
-        longer = [entry for entry in short if entry.up_to_length > original.target_length]
-        short = [FactorsEntry(original.target_length, original), *longer]
     publish(
         search,
         results,

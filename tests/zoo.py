@@ -34,6 +34,7 @@ from ropewalk.files import write_text
 from ropewalk.models.base import load_model
 from ropewalk.models.capability import capability
 from ropewalk.models.continuation import ReadPrompt
+from ropewalk.models.head import keeps_documents_apart
 from ropewalk.models.loss import hidden_states, long_token_losses, mean_loss, token_losses
 from ropewalk.models.published import published_scaling
 from ropewalk.rope import (
@@ -259,6 +260,8 @@ def check_packing(specimen: Specimen) -> None:
     try:
         packed = hidden_states(model, ids, position_ids=positions)
     except ValueError:
+        if keeps_documents_apart(model.config.get_text_config()):
+            raise Difference("the config says that documents of a row can be kept apart: masks") from None
         return
     alone = torch.cat([hidden_states(model, part) for part in ids.split(SHORT, dim=1)], dim=1)
     same(model, packed, alone, "states of documents in one row", length=SHORT)

@@ -77,6 +77,8 @@ class RetrievalBench(Bench):
     """A model with its documents, and a target."""
 
     target: int
+    searches: tuple[str, ...] = tuple(SEARCHES)
+    """Names of the searches that are measured."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,7 +161,7 @@ class RetrievalBench(Bench):
             return {**about, "evaluations_worth": evaluations, "seconds": seconds, **self.measured(scaling)}
 
         for seed in seeds:
-            for name in SEARCHES:
+            for name in self.searches:
                 if (name, seed) not in done:
                     begun = time.perf_counter()
                     scaling, tokens = self.learned(name, seed)
@@ -214,10 +216,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = parser_of(__doc__, RESULTS)
     parser.add_argument("--target", type=int, default=2048)
+    parser.add_argument("--searches", nargs="+", choices=list(SEARCHES), default=list(SEARCHES))
     options = parser.parse_args()
     rows: list[dict[str, Any]] = read_json(options.results)["rows"] if options.results.is_file() else []
     if not options.table:
         bench = bench_of(RetrievalBench, parser, options, target=options.target)
+        bench.searches = tuple(options.searches)
         done = {
             (row["name"], row["seed"]) for row in rows if (row["model"], row["target"]) == (bench.name, bench.target)
         }

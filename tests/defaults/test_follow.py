@@ -76,6 +76,23 @@ def test_ruler_is_asked_where_a_gpu_reads_the_target_quickly(published: dict[str
     assert composed([f"model.path={tmp_path}", "extension=untrained", "plan=h100", *OUT]).evaluate.needles == []
 
 
+def test_windows_are_mixed_where_training_can_have_them(published: dict[str, Path], tmp_path: Path) -> None:
+    llama = (f"model.path={published['Llama-3.1-8B']}", "extension=trained", "plan=h100", *OUT)
+
+    def short_share(*overrides: str) -> float:
+        return composed([*llama, *overrides]).finetune.short_share
+
+    assert short_share() == 0.25
+    assert short_share("finetune.short_share=0.5") == 0.5
+    assert short_share("search.query_scales=head") == 0
+    assert short_share("parallel=context", "parallel.devices=8", "parallel.context=8") == 0
+    assert short_share("parallel.attention=ring") == 0
+    assert short_share("finetune.first.length=200000") == 0
+    config = json.loads((published["Llama-3.1-8B"] / "config.json").read_text()) | {"model_type": "gpt_oss"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["GptOssForCausalLM"]}))
+    assert short_share(f"model.path={tmp_path}") == 0
+
+
 def test_a_large_model_is_trained_as_the_papers_train_it(published: dict[str, Path]) -> None:
     config = composed([f"model.path={published['Mistral-7B-v0.1']}", "extension.target=262144", "plan=h100", *OUT])
     first, second = config.finetune.first, config.finetune.second

@@ -141,9 +141,6 @@ def test_a_checkpoint_says_what_it_was_trained_under(tmp_path: Path) -> None:
     learned = replace(SCALING, factors=(1.0,) * 8)
     save_checkpoint(extend(tiny_llama(), learned), byte_tokenizer(), learned, tmp_path / "plain")
     assert trained_under(tmp_path / "plain") == learned
-    assert trained_under(tmp_path / "plain", short=True) is None
-    save_checkpoint(tiny_llama(), byte_tokenizer(), learned, tmp_path / "mixed", mixed=True)
-    assert trained_under(tmp_path / "mixed", short=True) == RopeScaling((1.0,) * 8, WINDOW, WINDOW)
     assert trained_under(tmp_path / "nowhere") is None
 
 

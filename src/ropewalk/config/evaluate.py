@@ -85,7 +85,7 @@ class EvaluateConfig:
     """Stride in tokens of a second perplexity measurement, in sliding windows of each length; null for one pass only.
     """
     chunk_tokens: int = at_least(1, 16_384)
-    """Maximum number of tokens in a forward pass; longer inputs are read in chunks with a KV cache."""
+    """Maximum number of tokens in a forward pass; longer inputs are read in chunks, layer by layer."""
     cache: str | None = "work/measured"
     """Folder of measured figures, shared by all runs; null to keep none."""
 

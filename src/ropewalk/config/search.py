@@ -108,7 +108,7 @@ class SearchConfig:
     documents: int = at_least(1, 5)
     """Number of documents of the search split that the fitness reads."""
     batch_tokens: int = at_least(1, 16_384)
-    """Maximum number of tokens in a forward pass."""
+    """Maximum number of tokens in a forward pass; longer documents are read in chunks, layer by layer."""
     step: float = positive(0.0001)
     """Grid of the factors, which are multiples of it above 1; the paper's 0.01 is too coarse for fast pairs."""
     upper_ratio: float = at_least(1, 1.25)

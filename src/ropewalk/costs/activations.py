@@ -5,6 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ropewalk.costs.shape import ModelShape, build, not_told, with_layers
 from ropewalk.costs.work import Kind, Memory, Work, memory_of
+from ropewalk.models.layerwise import layerwise_states
 from ropewalk.models.loss import hidden_states, losses_of
 from ropewalk.models.prefill import Reading, chunks, kv_cache, take_as_known, ways_in_chunks
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary, rotary_shape
@@ -87,6 +89,7 @@ def traced_bytes(
     mixed: bool,
     recompute: bool,
     chunk: int | None = None,
+    generates: bool = False,
     gpu: bool = False,
 ) -> int:
     """Peak bytes of a pass over one row of ``tokens``, without weights and their gradients; arguments as `Work`'s.
@@ -100,12 +103,12 @@ def traced_bytes(
     if chunk is not None and tokens > chunk:
         with torch.device("meta"):
             ways = ways_in_chunks(build(config))
-        for way in ways:
+        for layerwise, way in product((False,) if generates else (True, False), ways):
             try:
-                return trace(way=way)
+                return trace(way=way, layerwise=layerwise)
             except Exception as error:  # A class may fail in any way with a cache that it was not made for.
                 log.debug("%s: %s reading is not possible: %s", config.model_type, way.name, error)
-    return trace(way=Reading.WHOLE)
+    return trace(way=Reading.WHOLE, layerwise=False)
 
 
 def _traced(
@@ -119,6 +122,7 @@ def _traced(
     chunk: int | None,
     gpu: bool,
     way: Reading,
+    layerwise: bool,
 ) -> int:
     with FakeTensorMode():
         model = build(config, dtype=getattr(torch, dtype))
@@ -147,7 +151,7 @@ def _traced(
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed),
             torch.set_grad_enabled(kind != "read"),
         ):
-            for states in _read(model, rows, None if way is Reading.WHOLE else chunk):
+            for states in _read(model, rows, None if way is Reading.WHOLE else chunk, layerwise=layerwise):
                 targets = rows[:, : min(_HEAD, states.shape[1])]
                 loss = losses_of(model, states[:, :_HEAD], targets, "none" if kind == "read" else "mean")
                 if kind != "read":
@@ -156,10 +160,12 @@ def _traced(
     return peak
 
 
-def _read(model: Any, rows: Tensor, chunk: int | None) -> Iterator[Tensor]:
+def _read(model: Any, rows: Tensor, chunk: int | None, *, layerwise: bool) -> Iterator[Tensor]:
     """Hidden states of the row, whole or in chunks."""
     if chunk is None:
         yield hidden_states(model, rows)
+    elif layerwise:
+        yield from layerwise_states(model, rows, chunk=chunk, on_device=True)
     else:
         yield from chunks(model, rows, kv_cache(model, rows.shape[1]), chunk=chunk)
 
@@ -212,7 +218,7 @@ class ActivationTable:
         """Bytes on a device that holds the activations of ``tokens`` tokens; arguments as `Work`'s."""
         if chunk is not None and (tokens > chunk or generates):
             # The line leads back to one chunk and its cache.
-            work["chunk"] = min(chunk, tokens)
+            work["chunk"], work["generates"] = min(chunk, tokens), generates
             few, many = 2 * work["chunk"], 3 * work["chunk"]
         else:
             few, many = (tokens, tokens) if tokens <= self._exact else self._tokens
@@ -240,7 +246,7 @@ def needed(work: Work, shape: ModelShape, table: ActivationTable) -> Memory:
         chunk=work.chunk,
         generates=work.generates,
     )
-    if table.gpu and work.has_cache and shape.heads > shape.kv_heads:
+    if table.gpu and work.is_chunked and shape.heads > shape.kv_heads:
         # Keys and values of a layer are repeated for the heads that share them.
         activations += shape.heads * (shape.head_dim + shape.value_dim) * work.length * work.dtype_bytes
     return memory_of(work, shape, activations)

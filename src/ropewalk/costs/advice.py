@@ -7,6 +7,9 @@ from ropewalk.costs.activations import ActivationTable, needed
 from ropewalk.costs.shape import ModelShape
 from ropewalk.costs.work import Work
 
+FEWER_TOKENS = 4096
+"""Tokens of a chunk that take little memory, and keep a device as busy as more do."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -25,6 +28,9 @@ def changes(work: Work) -> Iterator[Change]:
     if work.kind == "read":
         if work.micro_batch_size > 1 and work.stage != "evaluate":
             yield Change(f"search.batch_tokens={work.length}", replace(work, micro_batch_size=1))
+        elif work.chunk is not None and min(work.chunk, work.length) > FEWER_TOKENS:
+            key = "evaluate.chunk_tokens" if work.stage == "evaluate" else "search.batch_tokens"
+            yield Change(f"{key}={FEWER_TOKENS}", replace(work, chunk=FEWER_TOKENS))
     elif not work.recompute:
         yield Change(f"{section}.activation_checkpointing=full", replace(work, recompute=True))
     if work.kind != "read" and work.micro_batch_size > 1:

@@ -46,10 +46,10 @@ class Work:
     embeddings: bool = False
     """Whether the input embeddings are trained beside the adapters."""
     chunk: int | None = None
-    """Largest number of tokens in a forward pass; longer rows are read in chunks, with a KV cache of their length. By
-    default rows are read whole."""
+    """Largest number of tokens in a forward pass; longer rows are read in chunks, layer by layer. By default rows are
+    read whole."""
     generates: bool = False
-    """Whether tokens are generated after each row, for which the KV cache of a short row is kept too."""
+    """Whether tokens are generated after each row, for which the KV cache of all layers is kept."""
     models: int = 1
     """Number of models of this shape that a process has loaded at once."""
     processes: int = 1
@@ -65,8 +65,8 @@ class Work:
         return "bfloat16" if self.mixed else self.dtype
 
     @property
-    def has_cache(self) -> bool:
-        """Whether keys and values are kept in a cache."""
+    def is_chunked(self) -> bool:
+        """Whether keys and values are kept from chunk to chunk, of one layer or, for generating, of all layers."""
         return self.chunk is not None and (self.length > self.chunk or self.generates)
 
     @property

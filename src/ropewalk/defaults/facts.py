@@ -17,6 +17,8 @@ class Facts:
     parameters: int
     layers: int
     hidden: int
+    keeps_documents_apart: bool = True
+    """Whether attention can be kept within the documents of a row (`ropewalk.models.head.keeps_documents_apart`)."""
 
     @property
     def size(self) -> str:
@@ -44,6 +46,7 @@ def read_facts(model: ModelConfig) -> Facts:
 @cache
 def _read_facts(path: str, start: str, original_length: int | None, trust_remote_code: bool, changed: int) -> Facts:
     # Late, because transformers takes seconds to import, and most configurations leave nothing to follow.
+    from ropewalk.models.head import keeps_documents_apart
     from ropewalk.models.published import empty_model, published_scaling, read_config
 
     published = published_scaling(path, original_length=original_length, trust_remote_code=trust_remote_code)
@@ -54,7 +57,7 @@ def _read_facts(path: str, start: str, original_length: int | None, trust_remote
     model = empty_model(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     parameters = sum(weight.numel() for weight in model.parameters())
-    return Facts(window, parameters, text.num_hidden_layers, text.hidden_size)
+    return Facts(window, parameters, text.num_hidden_layers, text.hidden_size, keeps_documents_apart(text))
 
 
 def has_gpu() -> bool:

@@ -31,6 +31,7 @@ SIZE_CLASSES = (
 YaRN at 2e-5 for 400 steps of 64 rows of 64k (arXiv 2309.00071, section 4.1), LongRoPE2 Phi-3-mini and LLaMA-3-8B at
 2e-5 (arXiv 2502.20082), and ProLong an 8B model at 1e-5 with 4 M tokens a step (arXiv 2410.02660, table 9). Below 4 B
 parameters nothing is published; the values lie between those and the demo's."""
+_SHORT_SHARE = 0.25
 _LORA = 10
 """How much higher the learning rate of adapters is: 2e-4 for 2e-5 (LongLoRA, arXiv 2309.12307)."""
 _TINY = SIZE_CLASSES[0].parameters
@@ -82,6 +83,20 @@ def _is_one_part(known: Known) -> bool:
     return bool(known["finetune.first.length"] == known["finetune.second.length"])
 
 
+def short_share(known: Known) -> Default:
+    """Mixed windows, where training can have them (docs/fine-tuning.md has the figures)."""
+    parallel = known.config.parallel
+    if known["search.query_scales"] != "none":
+        return Default(0.0, "query scales read short inputs well without it")
+    if not known.facts.keeps_documents_apart:
+        return Default(0.0, "the model's layers go on from one document of a row to the next")
+    if parallel.context > 1 or parallel.attention == "ring":
+        return Default(0.0, "rows are shared by devices, which masks of documents would slow down")
+    if any(known[f"finetune.{part}.length"] % known.facts.window for part in ("first", "second")):
+        return Default(0.0, "the training lengths are no multiples of the window")
+    return Default(_SHORT_SHARE, "mixed windows read better beyond the trained length, and no worse within it")
+
+
 def control(known: Known) -> Default:
     """A control costs as much as the training itself."""
     if known.facts.parameters <= _TINY:
@@ -110,6 +125,7 @@ RULES: dict[str, Rule] = {
     "finetune.second.batch_size": _batch_size("second"),
     "finetune.first.steps": first_steps,
     "finetune.second.steps": second_steps,
+    "finetune.short_share": short_share,
     "finetune.control": control,
     "finetune.optimizer": optimizer,
 }

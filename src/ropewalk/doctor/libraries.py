@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ropewalk.models.loss import long_token_losses, token_losses
+from ropewalk.models.loss import long_token_losses
 
 TRANSFORMERS, LLAMA_CPP = "transformers", "llama_cpp"
 PACKAGES = {TRANSFORMERS: "transformers", LLAMA_CPP: "llama-cpp-python"}
@@ -33,8 +33,6 @@ def model_losses(model: Any, ids: Sequence[int], *, window: int) -> Tensor:
     choose between two sets of factors by the last position of a forward pass.
     """
     row = torch.tensor([list(ids)], device=next(model.parameters()).device)
-    if len(ids) <= _WHOLE:
-        return token_losses(model, row)[0].float().cpu()
     return long_token_losses(model, row, chunk=max(_WHOLE, window + 1))[0].float()
 
 

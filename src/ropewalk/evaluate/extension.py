@@ -15,8 +15,8 @@ from ropewalk.evaluate.baselines import Variant, variants, variants_on, variants
 from ropewalk.evaluate.benchmarks import Questions, benchmark_row
 from ropewalk.evaluate.cache import NO_CACHE, Cache, scaling_key, tokenizer_hash
 from ropewalk.evaluate.compare import PerplexityTask
-from ropewalk.evaluate.passkey import PROTOCOL as PASSKEY
 from ropewalk.evaluate.passkey import passkey_accuracy
+from ropewalk.evaluate.passkey import protocol as passkey_protocol
 from ropewalk.evaluate.perplexity import DocumentSet, DocumentSets
 from ropewalk.evaluate.prompt_sets import Draw, PromptSets
 from ropewalk.evaluate.prompts import PASSKEY_FORMS
@@ -205,8 +205,10 @@ class Extension:
         rows: list[dict[str, Any]] = []
         with Progress(jobs, desc="recall", unit="task") as bar:
             for draw, model, method, switch in bar:
-                is_passkey = draw.family in PASSKEY_FORMS
-                score, protocol = (passkey_accuracy, PASSKEY) if is_passkey else (recall_rows, NEEDLES)
+                score, protocol = recall_rows, NEEDLES
+                if draw.family in PASSKEY_FORMS:
+                    score = passkey_accuracy
+                    protocol = passkey_protocol(draw.length, chunk=self.config.chunk_tokens)
                 prompt_set = prompts.of(draw)
                 scaling = scaling_key(switch.for_length(draw.length))
                 about = {"task": protocol, "tokenizer": tokenizer, "scaling": scaling, "prompts": prompt_set.hash}

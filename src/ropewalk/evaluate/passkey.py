@@ -25,6 +25,14 @@ PROTOCOL = (
     f"greedy decoding, exact match of the key; log probability of the key above that of {OTHERS} others, which differ "
     "from it in one digit or word; published and varied form; keys and wordings not in training"
 )
+FORCED_PROTOCOL = PROTOCOL.replace("greedy decoding, exact match of the key", "each token of the key the likeliest")
+"""Of prompts that are longer than a chunk: read layer by layer, since greedy decoding needs the KV cache of all layers.
+The same keys count, but for those that a model writes in other tokens than the tokenizer."""
+
+
+def protocol(length: int, *, chunk: int) -> str:
+    """How keys in prompts of ``length`` tokens are counted, which are read ``chunk`` tokens at a time."""
+    return PROTOCOL if length <= chunk else FORCED_PROTOCOL
 
 
 @dataclass(frozen=True)
@@ -182,10 +190,10 @@ def passkey_prompt(
 def passkey_accuracy(
     model: Any, tokenizer: Any, switch: LengthSwitch, prompts: Prompts, *, chunk: int = TOKENS_AT_ONCE
 ) -> list[dict[str, Any]]:
-    """A row {length, form, depth, cluster, trials, correct, likely, nan} per depth and cluster; see `PROTOCOL`.
+    """A row {length, form, depth, cluster, trials, correct, likely, nan} per depth and cluster; see `protocol`.
 
-    ``correct`` counts the keys that greedy decoding writes, ``likely`` those that are likelier than all others of the
-    prompt, ``nan`` the trials in which the model gave no numbers, all under the switch's scaling for the length.
+    ``correct`` counts the keys that greedy decoding would write, ``likely`` those that are likelier than all others of
+    the prompt, ``nan`` the trials in which the model gave no numbers, all under the switch's scaling for the length.
     """
     extend(model, switch.for_length(prompts.length))
     rows = []

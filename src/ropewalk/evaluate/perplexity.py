@@ -1,5 +1,5 @@
 """Perplexity of test documents under any scaling: in one pass over the first N tokens, for several N at once, or in
-windows of N tokens that slide over a document. Documents longer than a chunk are read with a KV cache."""
+windows of N tokens that slide over a document. Documents longer than a chunk are read in chunks, layer by layer."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.corpus.store import TokenStore
-from ropewalk.models.loss import long_token_losses, token_losses
+from ropewalk.models.loss import long_token_losses
 from ropewalk.rope import RopeScaling, extend
 
 PROTOCOL = "one pass over BOS and the first N-1 tokens of each document, mean over all predicted tokens"
@@ -145,8 +145,7 @@ def document_losses(
 def _row_losses(model: Any, rows: Tensor, *, chunk: int) -> Tensor:
     """(rows, length - 1) losses in float64 on the CPU."""
     rows = rows.to(next(model.parameters()).device)
-    whole = rows.shape[1] <= chunk
-    return (token_losses(model, rows) if whole else long_token_losses(model, rows, chunk=chunk)).cpu().double()
+    return long_token_losses(model, rows, chunk=chunk).double()
 
 
 @torch.no_grad()

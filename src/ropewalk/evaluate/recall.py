@@ -1,5 +1,6 @@
 """Scores on needle prompts: what greedy decoding writes, and whether the right answer is the likeliest of several."""
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import closing
@@ -7,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from ropewalk.evaluate.prompts import PASSKEY_FORMS, Prompt, Prompts
-from ropewalk.models.continuation import ReadPrompt
+from ropewalk.models.continuation import ReadPrompt, forced_likelihoods
 from ropewalk.rope import LengthSwitch, extend
 
 PROTOCOL = (
@@ -59,7 +60,16 @@ def read_prompt(model: Any, ids: Sequence[int], prompt: Prompt, *, chunk: int) -
 
 
 def scores(model: Any, tokenizer: Any, family: str, prompt: Prompt, *, chunk: int) -> tuple[float, bool, bool]:
-    """(share of the answers decoded, whether a right one is the likeliest, whether the model gave no numbers)."""
+    """(share of the answers decoded, whether a right one is the likeliest, whether the model gave no numbers).
+
+    A passkey in a prompt of more than ``chunk`` tokens is not decoded (`ropewalk.evaluate.passkey.FORCED_PROTOCOL`).
+    """
+    if family in PASSKEY_FORMS and len(prompt.ids) + len(prompt.right[0]) > chunk:
+        key, *others = forced_likelihoods(model, prompt.ids, [prompt.right[0], *prompt.wrong], chunk=chunk)
+        if math.isnan(key.log_likelihood):
+            return 0.0, False, True
+        is_likely = all(other.log_likelihood < key.log_likelihood for other in others)
+        return float(key.is_greedy), is_likely, False
     read = read_prompt(model, prompt.ids, prompt, chunk=chunk)
     if read.is_nan:
         return 0.0, False, True

@@ -203,7 +203,7 @@ def train_model(
         parallel=config.parallel,
     )
     if checkpoint is not None:
-        save_checkpoint(model, tokenizer, scaling, checkpoint, mixed=config.finetune.short_share > 0)
+        save_checkpoint(model, tokenizer, scaling, checkpoint)
     return rows
 
 

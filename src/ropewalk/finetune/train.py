@@ -136,20 +136,11 @@ def _prepared(model: PreTrainedModel, config: FinetuneConfig, parallel: Parallel
             base_model(model)._compiled_call_impl = None
 
 
-def save_checkpoint(
-    model: Any, tokenizer: Any, scaling: RopeScaling | None, folder: Path, *, mixed: bool = False
-) -> None:
-    """Write the weights as safetensors with a plain RoPE config, the tokenizer and the scaling, all or nothing.
-
-    If ``mixed``, also that inputs of the original window were read under the original RoPE.
-    """
+def save_checkpoint(model: Any, tokenizer: Any, scaling: RopeScaling | None, folder: Path) -> None:
+    """Write the weights as safetensors with a plain RoPE config, the tokenizer and the scaling, all or nothing."""
     with writing(folder) as aside:
         aside.mkdir()
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         if scaling is not None:
             (aside / "scaling.json").write_text(scaling.to_json())
-            if mixed:
-                length = scaling.original_length
-                short = RopeScaling((1.0,) * len(scaling.factors), length, length, method="none")
-                (aside / "short_scaling.json").write_text(short.to_json())

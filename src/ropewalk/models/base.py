@@ -243,11 +243,7 @@ def extended_path(base: BaseModel, checkpoints: Path) -> str:
     return str(tuned) if (tuned / "config.json").is_file() else base.path
 
 
-def trained_under(checkpoint: Path, *, short: bool = False) -> RopeScaling | None:
-    """The scaling that a checkpoint of fine-tuning was trained under, None where it does not say.
-
-    Args:
-        short: the scaling for inputs of the original window instead, which a training with mixed windows alone has.
-    """
-    path = checkpoint / ("short_scaling.json" if short else "scaling.json")
+def trained_under(checkpoint: Path) -> RopeScaling | None:
+    """The scaling that a checkpoint of fine-tuning was trained under, None where it does not say."""
+    path = checkpoint / "scaling.json"
     return RopeScaling.read(path) if path.is_file() else None

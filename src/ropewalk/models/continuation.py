@@ -1,13 +1,15 @@
-"""Greedy decoding after a prompt and the likelihood of given continuations, from one KV cache of the prompt."""
+"""Greedy decoding after a prompt, and the likelihood of given continuations."""
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from ropewalk.models.head import logits_of
+from ropewalk.models.layerwise import is_layerwise, layerwise_states
 from ropewalk.models.prefill import FillingLayer, chunks, kv_cache, states_after
 
 
@@ -54,20 +56,23 @@ class ReadPrompt:
             self._crop(cache)
 
     @torch.no_grad()
-    def log_likelihood(self, ids: list[int]) -> float:
+    def log_likelihood(self, ids: Sequence[int]) -> float:
         """Log-probability in nats of the tokens ``ids`` after the prompt."""
+        return Likelihood.of(self.logits_before(ids), ids).log_likelihood
+
+    def logits_before(self, ids: Sequence[int]) -> Tensor:
+        """Logits (len(ids), vocabulary) that predict each of ``ids`` after the prompt."""
         logits = self._logits
         if len(ids) > 1:
             cache = self._cache_to_extend()
             logits = torch.cat([logits, self._logits_after(ids[:-1], cache)], dim=1)
             self._crop(cache)
-        chosen = logits[0].float().log_softmax(-1).gather(-1, self._row(ids).T)
-        return float(chosen.double().sum())
+        return logits[0]
 
-    def _row(self, ids: list[int]) -> Tensor:
-        return torch.tensor([ids], device=self._device)
+    def _row(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor([list(ids)], device=self._device)
 
-    def _logits_after(self, ids: list[int], cache: Cache) -> Tensor:
+    def _logits_after(self, ids: Sequence[int], cache: Cache) -> Tensor:
         return logits_of(self._model, states_after(self._model, self._row(ids), cache))
 
     def _cache_to_extend(self) -> Cache:
@@ -79,3 +84,46 @@ class ReadPrompt:
     def _crop(self, cache: Cache) -> None:
         if cache is self._cache:
             cache.crop(self._length - cache.get_seq_length())
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How a model predicts a given continuation of a prompt."""
+
+    log_likelihood: float
+    """Log-probability of all its tokens, in nats."""
+    is_greedy: bool
+    """Whether each token is the likeliest after those before it, so that greedy decoding would write them."""
+
+    @classmethod
+    def of(cls, logits: Tensor, ids: Sequence[int]) -> "Likelihood":
+        """From the logits (len(ids), vocabulary) that predict each token."""
+        targets = torch.tensor(list(ids), device=logits.device)
+        chosen = logits.float().log_softmax(-1).gather(-1, targets[:, None])
+        return cls(float(chosen.double().sum()), bool((logits.argmax(-1) == targets).all()))
+
+
+@torch.no_grad()
+def forced_likelihoods(
+    model: PreTrainedModel, ids: Sequence[int], continuations: Sequence[Sequence[int]], *, chunk: int
+) -> list[Likelihood]:
+    """How ``model`` predicts each continuation of the prompt ``ids``, which is read once.
+
+    Layer by layer where the model allows it, so that no KV cache of all layers is needed.
+
+    Args:
+        chunk: largest number of prompt tokens in a forward pass.
+    """
+    if not is_layerwise(model):
+        read = ReadPrompt(model, list(ids), room=max(map(len, continuations)), chunk=chunk)
+        return [Likelihood.of(read.logits_before(tokens), tokens) for tokens in continuations]
+    device = next(model.parameters()).device
+    endings = [torch.tensor([list(tokens[:-1])], device=device) for tokens in continuations if len(tokens) > 1]
+    states = layerwise_states(model, torch.tensor([list(ids)], device=device), chunk=chunk, endings=endings)
+    for _ in range(-(-len(ids) // chunk)):
+        last = next(states)[:, -1:]
+    likelihoods = []
+    for tokens in continuations:
+        read_of_it = torch.cat((last, next(states)), dim=1) if len(tokens) > 1 else last
+        likelihoods.append(Likelihood.of(logits_of(model, read_of_it)[0], tokens))
+    return likelihoods

@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from ropewalk.rope.windows import layer_types
+
 RECURRENT = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 """transformers' types of layers that have a state which goes from token to token."""
+
+_ACROSS_DOCUMENTS = {"afmoe", "blt", "deepseek_v4", "gpt_oss"}
+"""Model types whose masks are made without positions, or that put tokens of several documents together."""
+
+
+def keeps_documents_apart(config: Any) -> bool:
+    """Whether attention can be kept within each document of a row, as far as a model's config says."""
+    return config.model_type not in _ACROSS_DOCUMENTS and RECURRENT.isdisjoint(layer_types(config))
 
 
 class _GivenOutput(BaseModelOutput):

@@ -1,5 +1,6 @@
 """Next-token losses without the logits of a whole row: the model's head is applied to hidden states in chunks."""
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ropewalk.models.head import RECURRENT, evaluating, logits_of, plain_output, spread_ids, whole_states
-from ropewalk.models.prefill import chunks, kv_cache
+from ropewalk.models.layerwise import long_states
 from ropewalk.rope.windows import layer_types
 
 _CHUNK_TOKENS = 1024
@@ -60,38 +61,34 @@ def _stays_within_documents(model: PreTrainedModel) -> bool:
     return _STAYING[model]
 
 
-def last_states(model: PreTrainedModel, input_ids: Tensor, count: int, *, chunk: int) -> Tensor:
-    """Hidden states of the last ``count`` tokens, of shape (batch, count, hidden), read ``chunk`` tokens at a time."""
-    if input_ids.shape[1] <= chunk:
-        return hidden_states(model, input_ids)[:, -count:]
-    last: list[Tensor] = []
-    for states in chunks(model, input_ids, kv_cache(model, input_ids.shape[1]), chunk=chunk):
-        last = [torch.cat([*last, states], dim=1)[:, -count:]]
-    return last[0]
-
-
 def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """Loss in nats of every token but the first given those before it, of shape (batch, length - 1)."""
     return losses_of(model, hidden_states(model, rows)[:, :-1], rows[:, 1:], "none").view(rows.shape[0], -1)
 
 
-def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int) -> Tensor:
-    """The same as `token_losses`, read ``chunk`` tokens at a time with a KV cache, and moved to the CPU."""
-    cache, losses = kv_cache(model, rows.shape[1]), []
-    for number, states in enumerate(chunks(model, rows[:, :-1], cache, chunk=chunk)):
-        start = number * chunk + 1
-        targets = rows[:, start : start + states.shape[1]]
-        losses.append(losses_of(model, states, targets, "none").view(rows.shape[0], -1).cpu())
-    return torch.cat(losses, dim=1)
+def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int, chosen: Tensor | None = None) -> Tensor:
+    """The same as `token_losses`, moved to the CPU; rows of more than ``chunk`` tokens are read in chunks.
 
-
-def chosen_losses(model: PreTrainedModel, rows: Tensor, chosen: Tensor) -> Tensor:
-    """Losses in nats of the tokens where ``chosen`` (batch, length) is true, row by row, without each row's first.
-
-    The head is applied to these tokens only.
+    Args:
+        chosen: (batch, length), true for the tokens that the head is applied to; the others' losses are 0.
     """
-    states = hidden_states(model, rows)[:, :-1][chosen[:, 1:]]
-    return losses_of(model, states.unsqueeze(0), rows[:, 1:][chosen[:, 1:]], "none").flatten()
+    if rows.shape[1] <= chunk:
+        parts: Iterable[Tensor] = [hidden_states(model, rows)[:, :-1]]
+    else:
+        parts = long_states(model, rows[:, :-1], chunk=chunk)
+    losses, start = [], 1
+    for states in parts:
+        targets = rows[:, start : start + states.shape[1]]
+        if chosen is None:
+            losses.append(losses_of(model, states, targets, "none").view(targets.shape).cpu())
+        else:
+            marks = chosen[:, start : start + states.shape[1]]
+            of_part = torch.zeros(targets.shape)
+            if marks.any():
+                of_part[marks.cpu()] = losses_of(model, states[marks][None], targets[marks][None], "none").float().cpu()
+            losses.append(of_part)
+        start += states.shape[1]
+    return torch.cat(losses, dim=1)
 
 
 def mean_loss(model: PreTrainedModel, rows: Tensor, *, ignore: int = -100) -> Tensor:

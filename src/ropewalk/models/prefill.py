@@ -145,7 +145,7 @@ def _tried_reading(model: PreTrainedModel) -> Reading:
     for way in ways_in_chunks(model):
         try:
             cache = _kv_cache(model, ids.shape[1])
-            states = [_states_after(model, part, cache, way) for part in ids.split(8, dim=1)][1]
+            _, states = (continued_states(model, ids[:, at : at + 8], cache, way, start=at) for at in (0, 8))
         except Exception as error:  # A class may fail in any way with a cache or attention that it was not made for.
             log.debug("%s: %s reading is not possible: %s", type(model).__name__, way.name, error)
             continue
@@ -236,11 +236,11 @@ def states_after(model: PreTrainedModel, ids: Tensor, cache: Cache) -> Tensor:
     """Hidden states (batch, new, hidden) of ``ids`` (batch, new), which continue the tokens in ``cache``."""
     if isinstance(cache, TokenCache):
         return whole_states(model, cache.append(ids))[:, -ids.shape[1] :]
-    return _states_after(model, ids, cache, reading(model))
+    return continued_states(model, ids, cache, reading(model), start=cache.get_seq_length())
 
 
-def _states_after(model: PreTrainedModel, ids: Tensor, cache: Cache, way: Reading) -> Tensor:
-    start = cache.get_seq_length()
+def continued_states(model: PreTrainedModel, ids: Tensor, cache: Cache, way: Reading, *, start: int) -> Tensor:
+    """The same as `states_after`, read in a given way after ``start`` tokens in ``cache``."""
     positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand(ids.shape)
     # A first chunk and a single token need no mask in any case.
     joined = way is Reading.JOINED and start > 0 and ids.shape[1] > 1

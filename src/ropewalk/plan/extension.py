@@ -14,6 +14,7 @@ from ropewalk.evaluate.compare import PerplexityTask
 from ropewalk.evaluate.extension import Extension
 from ropewalk.evaluate.perplexity import DocumentSet, DocumentSets, windows
 from ropewalk.evaluate.prompt_sets import needle_draws, passkey_draws, retrieval_draws
+from ropewalk.evaluate.prompts import PASSKEY_FORMS
 from ropewalk.export.cost import AS_MEASURED, cost_tasks
 from ropewalk.finetune.memory import training_work
 from ropewalk.finetune.schedule import control_step
@@ -93,6 +94,7 @@ def _search(config: Config, stage: str, machine: Machine) -> Iterator[Work]:
             yield Work(
                 stage, f"{candidates:,} candidates, {part_length:,} tokens", "read", part_length,
                 candidates * documents, at_once, at_once, devices=devices, processes=processes, dtype=dtype,
+                chunk=search.batch_tokens,
             )  # fmt: skip
         every = search.double_length_every if stage == "search_first" else None
         doubled = steps // every if every else 0
@@ -199,14 +201,17 @@ def _evaluate(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
         by_length[length] += rows
     for work in _reads("evaluate", by_length, config):
         yield replace(work, models=len(held))
-    prompts: dict[int, int] = defaultdict(int)
+    prompts: dict[bool, dict[int, int]] = {True: defaultdict(int), False: defaultdict(int)}
     for draw in (*passkey_draws(evaluate, target=target, seed=0), *needle_draws(evaluate, seed=0)):
-        prompts[draw.length] += draw.trials * extension.readers(draw.length)
+        # Keys in longer prompts are not decoded.
+        decodes = draw.family not in PASSKEY_FORMS or draw.length <= evaluate.chunk_tokens
+        prompts[decodes][draw.length] += draw.trials * extension.readers(draw.length)
     for draw in retrieval_draws(evaluate, seed=0):
-        prompts[draw.length] += draw.trials
-        prompts[extension.shape.original_length] += draw.trials
-    for work in _reads("evaluate", prompts, config, what="prompts"):
-        yield replace(work, models=len(held), generates=True)
+        prompts[True][draw.length] += draw.trials
+        prompts[True][extension.shape.original_length] += draw.trials
+    for decodes, by_length in prompts.items():
+        for work in _reads("evaluate", by_length, config, what="prompts"):
+            yield replace(work, models=len(held), generates=decodes)
 
 
 def _far_context(extension: _PlannedExtension) -> dict[int, int]:

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from ropewalk.composition import ROOT
 from ropewalk.config import Config, PlanConfig
 from ropewalk.consistency import check
+from ropewalk.costs.advice import FEWER_TOKENS
 from ropewalk.costs.work import Work
 from ropewalk.defaults.follow import follow, set_value
 from ropewalk.plan.costs import Cost, Planner
@@ -19,7 +20,6 @@ from ropewalk.ways import is_left_out
 
 Values = Mapping[str, Any]
 """Values by the configuration's dotted keys."""
-_FEWER_TOKENS = 4096
 _RANK = 16
 _GROUPS = {"parallel.strategy": "parallel"}
 """Groups that set a key of theirs together with others."""
@@ -132,12 +132,15 @@ def _shorter_batches(config: Config, works: Sequence[Work]) -> Iterator[Values]:
         yield {"search.double_length_every": None}
     if any(_searches(work) and work.kind == "read" and work.micro_batch_size > 1 for work in works):
         yield {"search.batch_tokens": min(work.length for work in works if _searches(work))}
+    if any(_searches(work) and work.is_chunked for work in works) and config.search.batch_tokens > FEWER_TOKENS:
+        yield {"search.batch_tokens": FEWER_TOKENS}
     if any(work.processes > 1 for work in works):
         yield {"search.workers": 1}
     if any(_searches(work) and work.kind == "learn" and work.micro_batch_size > 1 for work in works):
         yield {"search.gradient_batch_size": 1}
-    if any(work.chunk is not None for work in works) and config.evaluate.chunk_tokens > _FEWER_TOKENS:
-        yield {"evaluate.chunk_tokens": _FEWER_TOKENS}
+    reads_chunks = any(work.chunk is not None and not _searches(work) for work in works)
+    if reads_chunks and config.evaluate.chunk_tokens > FEWER_TOKENS:
+        yield {"evaluate.chunk_tokens": FEWER_TOKENS}
     if any(_trains(work) and work.micro_batch_size > 1 for work in works):
         yield {"finetune.micro_batch_size": 1}
 

@@ -142,7 +142,7 @@ def _parts(cost: Cost) -> str:
         f"weights of {copies} models" if copies > 1 else "weights": memory.weights,
         "gradients": memory.gradients,
         "optimizer states": memory.optimizer,
-        "activations" + (" and KV cache" if work.has_cache else ""): memory.activations,
+        "activations" + (" and KV cache" if work.generates else ""): memory.activations,
     }
     told = ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
     return f"{work.stage}, {work.what}: {gib(memory.total)} ({told})"

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.config import FitnessConfig
-from ropewalk.models.loss import chosen_losses, token_losses
+from ropewalk.models.loss import long_token_losses
 from ropewalk.rope import RopeScaling, extend
 from ropewalk.search.token_weights import needle_rows
 
@@ -62,7 +63,7 @@ class Fitness:
 
     Args:
         first: scaling that candidates are applied on top of (second search), or None.
-        batch_tokens: maximum number of tokens in a forward pass.
+        batch_tokens: maximum number of tokens in a forward pass; longer documents are read in chunks.
         blocks: pieces that a document's losses are cut into for comparisons in pairs (racing); 0 for none.
         shorter: fractions of the length to which a race reads every document first.
         seed: seed of the order in which a race reads the documents.
@@ -139,14 +140,12 @@ class Fitness:
     def _losses(self, part: Part, step: _Pass, device: torch.device) -> Tensor:
         """Losses times their weights, of shape (rows, length - 1) in float64."""
         rows = part.rows[list(step.rows), : step.length].to(device)
+        read = partial(long_token_losses, self.model, rows, chunk=self.batch_tokens)
         if part.token_weights is None:
             documents, length = part.rows.shape
-            return token_losses(self.model, rows).double() / (documents * (length - 1))
-        weights = part.token_weights[list(step.rows), : step.length].to(device)
-        # The head is applied to the tokens that count.
-        losses = torch.zeros_like(weights, dtype=torch.float64)
-        losses[weights > 0] = chosen_losses(self.model, rows, weights > 0).double()
-        return (losses * weights)[:, 1:]
+            return read().double() / (documents * (length - 1))
+        weights = part.token_weights[list(step.rows), : step.length]
+        return read(chosen=weights.to(device) > 0).double() * weights[:, 1:]
 
     def _passes(self, *, racing: bool) -> Iterator[_Pass]:
         """Whole documents in large batches; in a race one by one in shuffled order, shorter lengths first."""

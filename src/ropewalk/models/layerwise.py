@@ -1,0 +1,242 @@
+"""Reading long inputs layer by layer, in the memory of their hidden states and of one layer's keys and values.
+
+Losses need no KV cache of all layers: the whole input goes through the first layer, chunk by chunk, then through the
+second, and so on. Each pass of a chunk through a layer is the model's own forward pass, in which the other layers hand
+on what they are given, so that masks, rotary tables and whatever a class does around its layers stay as they are. A
+short row shows whether a model's layers can be read in this way; KV sharing between layers, for one, rules it out.
+"""
+
+import copy
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from ropewalk.models.head import evaluating, spread_ids, whole_states
+from ropewalk.models.prefill import FillingLayer, Reading, chunks, continued_states, kv_cache, reading
+
+log = logging.getLogger(__name__)
+
+_FREE_SHARE = 0.5
+"""Share of a memory's free bytes that hidden states may take; layers need the rest."""
+
+_INPUT = "hidden_states"
+"""The name that transformers' layers give to their first argument."""
+
+_LAYERWISE: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
+"""What is known of each model under each attention implementation by `is_layerwise`."""
+
+
+def long_states(model: PreTrainedModel, ids: Tensor, *, chunk: int) -> Iterator[Tensor]:
+    """Hidden states that the head reads of ``ids`` (batch, length), ``chunk`` tokens at a time, in order.
+
+    Layer by layer where the model allows it, otherwise with a KV cache of all layers or at once.
+    """
+    if ids.shape[1] > chunk and is_layerwise(model):
+        yield from layerwise_states(model, ids, chunk=chunk)
+    else:
+        yield from chunks(model, ids, kv_cache(model, ids.shape[1]), chunk=chunk)
+
+
+def is_layerwise(model: PreTrainedModel) -> bool:
+    """Whether ``model`` can be read layer by layer, which is tried on a row of 13 tokens when it is first asked for."""
+    known = _LAYERWISE.setdefault(model, {})
+    attention: str = model.config._attn_implementation
+    if attention not in known:
+        with evaluating(model):
+            known[attention] = _tried(model)
+    return known[attention]
+
+
+@torch.no_grad()
+def _tried(model: PreTrainedModel) -> bool:
+    if reading(model) is Reading.WHOLE:
+        return False
+    ids = spread_ids(model, 13)[None]
+    expected = whole_states(model, ids).double()
+    try:
+        states = torch.cat(list(layerwise_states(model, ids, chunk=8)), dim=1)
+        errors = (states - expected).norm(dim=-1) / expected.norm(dim=-1)
+    except Exception as error:  # A class may fail in any way where its layers do not see each other.
+        log.debug("%s: reading layer by layer is not possible: %s", type(model).__name__, error)
+        return False
+    # Most tokens, since rounding may send one of them to other experts.
+    return bool(errors.median() < (1e-3 if states.dtype.itemsize > 2 else 0.1))
+
+
+class _ReadLength(FillingLayer):
+    """A layer of a cache that holds the number of tokens alone."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.tokens = 0
+
+    def get_seq_length(self) -> int:
+        return self.tokens
+
+
+@dataclass
+class _Layers:
+    """The layers of a model, in order."""
+
+    modules: Sequence[nn.Module]
+    tuple_size: int = 0
+    """Entries of the tuples that layers return, hidden states first; 0 where these alone are returned."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Self:
+        """Raises ValueError where the layers cannot be told from the model's other parts."""
+        count = model.config.get_text_config().num_hidden_layers
+        for part in model.get_decoder().modules():
+            if isinstance(part, nn.ModuleList) and len(part) == count:
+                return cls(list(part))
+        raise ValueError(f"{type(model).__name__} has no list of {count} layers")
+
+    @contextmanager
+    def only(self, number: int, given: Tensor | None) -> Iterator[list[Tensor]]:
+        """Have a forward pass go through layer ``number`` alone, while the others hand on their input.
+
+        Yields a list to which the layer's hidden states are added.
+
+        Args:
+            given: the layer's input; by default that of the first layer.
+        """
+        returned: list[Tensor] = []
+        forward = self.modules[number].forward
+
+        def through(*args: Any, **kwargs: Any) -> Any:
+            if given is not None:
+                args, kwargs = (given, *args[1:]), {name: value for name, value in kwargs.items() if name != _INPUT}
+            output = forward(*args, **kwargs)
+            self.tuple_size = len(output) if isinstance(output, tuple) else 0
+            returned.append(output[0] if self.tuple_size else output)
+            return output
+
+        def past(*args: Any, **kwargs: Any) -> Any:
+            states = args[0] if args else kwargs[_INPUT]
+            return (states, *[None] * (self.tuple_size - 1)) if self.tuple_size else states
+
+        for place, layer in enumerate(self.modules):
+            layer.forward = through if place == number else past
+        try:
+            yield returned
+        finally:
+            for layer in self.modules:
+                del layer.forward
+
+
+def layerwise_states(
+    model: PreTrainedModel, ids: Tensor, *, chunk: int, endings: Sequence[Tensor] = (), on_device: bool = False
+) -> Iterator[Tensor]:
+    """Hidden states that the head reads of ``ids`` (batch, length), ``chunk`` tokens at a time, in order.
+
+    Args:
+        endings: token ids (batch, new) that each continue ``ids``; the states of each of them follow.
+        on_device: keep hidden states on the device, however much of its memory they take.
+
+    Raises:
+        ValueError: the layers cannot be told from the model's other parts.
+        MemoryError: neither memory nor the disk for temporary files has room for the hidden states of the input.
+    """
+    layers, length = _Layers.of(model), ids.shape[1]
+    parts = [(place * chunk, part) for place, part in enumerate(ids.split(chunk, dim=1))]
+    parts += [(length, ending) for ending in endings]
+    held = _HeldStates(sum(part.shape[1] for _, part in parts), ids.device, "device" if on_device else "")
+    capacity = length + max((ending.shape[1] for ending in endings), default=0)
+    way = reading(model)
+    for number in range(len(layers.modules)):
+        cache = kv_cache(model, capacity)
+        other_layers, layer = _keep_only(cache, number), cache.layers[number]
+        for place, (start, part) in enumerate(parts):
+            ends = place >= len(parts) - len(endings)
+            # A layer that drops old tokens cannot be cut back.
+            used = copy.deepcopy(cache) if ends and not isinstance(layer, FillingLayer) else cache
+            with layers.only(number, held.get(place)) as returned:
+                states = continued_states(model, part, used, way, start=start)
+            if not ends:
+                other_layers.tokens += part.shape[1]
+            elif isinstance(layer, FillingLayer):
+                layer.crop(-part.shape[1])
+            if number + 1 == len(layers.modules):
+                yield states
+            else:
+                held.put(place, returned.pop())
+
+
+def _keep_only(cache: Cache, number: int) -> _ReadLength:
+    """Leave layer ``number`` of ``cache`` alone, and have it stand for all others, whose masks nothing reads.
+
+    A layer without keys does not count its tokens; what is returned does, and stands for the others then.
+    """
+    layer, counter = cache.layers[number], _ReadLength()
+    counts = isinstance(layer, CacheLayerMixin)
+    cache.layers = [layer if counts or place == number else counter for place in range(len(cache.layers))]
+    return counter
+
+
+@dataclass
+class _HeldStates:
+    """Hidden states of the chunks of an input, between two layers.
+
+    They lie on the device where they take at most half of its free memory, otherwise in the processor's memory, and
+    otherwise in a temporary file, which is gone when the process ends in whatever way.
+    """
+
+    tokens: int
+    """Tokens of all chunks of a row."""
+    device: torch.device
+    place: str = ""
+    """"device", "memory" or "disk"; chosen with the first states where it is empty."""
+    _states: list[Tensor] = field(default_factory=list)
+
+    def get(self, place: int) -> Tensor | None:
+        return self._states[place].to(self.device) if place < len(self._states) else None
+
+    def put(self, place: int, states: Tensor) -> None:
+        if place < len(self._states):
+            self._states[place].copy_(states)
+            return
+        if not self.place:
+            self.place = _place_for(states.nbytes // states.shape[-2] * self.tokens, self.device)
+        self._states.append(self._room(states).copy_(states))
+
+    def _room(self, states: Tensor) -> Tensor:
+        if self.place == "device":
+            return torch.empty_like(states)
+        if self.place == "memory":
+            return torch.empty_like(states, device="cpu", pin_memory=self.device.type == "cuda")
+        with tempfile.NamedTemporaryFile(prefix="ropewalk-states-") as file:
+            # A file without its blocks would kill the process where the disk runs full.
+            os.posix_fallocate(file.fileno(), 0, states.nbytes)
+            room = torch.from_file(file.name, shared=True, size=states.numel(), dtype=states.dtype)
+        return room.view(states.shape)
+
+
+def _place_for(size: int, device: torch.device) -> str:
+    """Where hidden states of ``size`` bytes lie: "device", "memory" or "disk"."""
+    memory = psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory
+    if size <= _FREE_SHARE * free:
+        return "device"
+    if size <= _FREE_SHARE * memory:
+        return "memory"
+    folder = tempfile.gettempdir()
+    disk = shutil.disk_usage(folder).free
+    if size > disk:
+        raise MemoryError(
+            f"the hidden states of the input take {size / 2**30:.1f} GiB; {memory / 2**30:.1f} GiB of memory are free "
+            f"and {disk / 2**30:.1f} GiB in {folder}; set TMPDIR to a folder on a larger disk"
+        )
+    log.info("hidden states of %.1f GiB lie in %s, since memory has too little left", size / 2**30, folder)
+    return "disk"
