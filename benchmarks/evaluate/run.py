@@ -1,12 +1,13 @@
-"""Seconds and memory of a long document's losses (`make bench-evaluate`): in chunks with a KV cache, and in one pass.
+"""Seconds and memory of a long document's losses (`make bench-evaluate`): layer by layer, with a KV cache, in one pass.
 
-Every row is a length: chunked prefill as evaluation reads it, beside a plain transformers forward of the whole text
-with its own loss. Each of the two runs in a process of its own; ``peak_mib`` is the highest memory above that of the
-loaded model, ``limit_mib`` 1.5 times the KV cache and one chunk's activations, ``cpu_seconds`` the processor's own
-time, which other work on the machine hardly lengthens. Rows that are there are not measured again: an interrupted
-benchmark resumes.
+Every row is a length: reading layer by layer as evaluation does it, beside chunks with a KV cache of all layers, and
+beside a plain transformers forward of the whole text with its own loss. Each of the three runs in a process of its own;
+``peak_mib`` is the highest memory above that of the loaded model, and ``cpu_seconds`` the processor's own time, which
+other work on the machine hardly lengthens. Rows that are there are not measured again: an interrupted benchmark
+resumes. The plain forward is left out beyond ``--plain-up-to`` tokens.
 
     python benchmarks/evaluate/run.py --lengths 1024 4096
+    python benchmarks/evaluate/run.py --model smollm2=PATH --lengths 32768 --plain-up-to 0
     python benchmarks/evaluate/run.py --device cuda --model llama-1b --lengths 131072 2097152
 
 The text is Python's standard library; models of the shapes of a 1 B and a 7 B Llama have random weights.
@@ -28,15 +29,17 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from record import write_results
-from ropewalk.costs.shape import shape_of
 from ropewalk.evaluate.perplexity import DocumentSet, document_losses
 from ropewalk.files import read_json
 from ropewalk.models.base import load_model
+from ropewalk.models.loss import losses_of
+from ropewalk.models.prefill import chunks, kv_cache
 from ropewalk.rope import RopeScaling, extend, rotary_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "evaluate" / "results.json"
-LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+LENGTHS = (1024, 4096, 16_384, 65_536, 262_144, 524_288)
+PLAIN_UP_TO = 65_536
 CHUNK = 2048
 MIB = 2**20
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,7 +52,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def load(name: str, device: str) -> Any:
     if name not in SHAPES:
-        return load_model(str(ROOT / "models" / name)).to(device)  # type: ignore[arg-type]
+        path = name.partition("=")[2] or str(ROOT / "models" / name)
+        return load_model(path).to(device)  # type: ignore[arg-type]
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[name])).to(torch.bfloat16)  # type: ignore[arg-type]
@@ -74,11 +78,14 @@ def resident(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def chunk_mib(model: Any) -> float:
-    """A chunk's activations: queries, keys, values, the MLP's three parts and the stream in both norms' float32."""
-    config = model.config
-    floats = 4 * config.hidden_size + 3 * config.intermediate_size + 1024 / CHUNK * config.vocab_size
-    return float(CHUNK * floats * 4 / MIB)
+def mean_with_cache(model: Any, rows: torch.Tensor) -> float:
+    """Mean loss of all tokens but the first, read in chunks with a KV cache of all layers."""
+    losses, start = [], 1
+    for states in chunks(model, rows[:, :-1], kv_cache(model, rows.shape[1]), chunk=CHUNK):
+        targets = rows[:, start : start + states.shape[1]]
+        losses.append(losses_of(model, states, targets, "none").cpu().double())
+        start += states.shape[1]
+    return float(torch.cat(losses).mean())
 
 
 def measure(name: str, device: str, length: int, way: str) -> dict[str, Any]:
@@ -88,13 +95,15 @@ def measure(name: str, device: str, length: int, way: str) -> dict[str, Any]:
     ids = text(length, model.config.vocab_size)
 
     def run(rows: torch.Tensor) -> float:
-        if way == "chunked":
-            return document_losses(model, scaling, DocumentSet("text", rows), [rows.shape[1]], chunk=CHUNK)[
-                rows.shape[1]
-            ].means[0]
+        if way == "layerwise":
+            documents = DocumentSet("text", rows)
+            return document_losses(model, scaling, documents, [length := rows.shape[1]], chunk=CHUNK)[length].means[0]
         extend(model, scaling)
+        rows = rows.to(device)
         with torch.no_grad():
-            return float(model(rows.to(device), labels=rows.to(device)).loss)
+            if way == "cached":
+                return mean_with_cache(model, rows)
+            return float(model(rows, labels=rows).loss)
 
     run(ids[:, :64])  # what is made once is no part of the figure
     if device == "cuda":
@@ -108,15 +117,12 @@ def measure(name: str, device: str, length: int, way: str) -> dict[str, Any]:
     loss = run(ids)
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     peak = torch.cuda.max_memory_allocated() / MIB if device == "cuda" else resident("VmHWM")
-    sizes = shape_of(model.config, name="")
-    cache = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * model.dtype.itemsize * length / MIB
-    found = {
+    return {
         "seconds": seconds,
         "cpu_seconds": processor,
         "peak_mib": peak - before,
         "perplexity": math.exp(loss) if loss < 700 else None,
     }
-    return {**found, "limit_mib": 1.5 * (cache + chunk_mib(model)), "kv_cache_mib": cache}
 
 
 def apart(*arguments: str) -> dict[str, Any] | None:
@@ -134,9 +140,10 @@ def apart(*arguments: str) -> dict[str, Any] | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="walker", choices=["walker", *SHAPES])
+    parser.add_argument("--model", default="walker", help=f"walker, NAME=PATH, or one of {', '.join(SHAPES)}")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--plain-up-to", type=int, default=PLAIN_UP_TO)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--one", nargs=4, metavar=("MODEL", "DEVICE", "LENGTH", "WAY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -146,19 +153,19 @@ def main() -> None:
         return
     rows = read_json(options.results)["rows"] if options.results.is_file() else []
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    name = options.model.partition("=")[0]
     for length in options.lengths:
-        if any((row["device"], row["model"], row["length"]) == (device, options.model, length) for row in rows):
+        if any((row["device"], row["model"], row["length"]) == (device, name, length) for row in rows):
             continue
-        ours = apart(options.model, options.device, str(length), "chunked")
-        plain = apart(options.model, options.device, str(length), "plain")
-        if ours is None:
-            print(f"{options.model} at {length:,}: memory is not enough")
-            continue
-        row = {"device": device, "model": options.model, "length": length, "chunk": CHUNK, **ours}
-        row |= {
-            f"reference_{key}": None if plain is None else plain[key] for key in ("seconds", "cpu_seconds", "peak_mib")
-        }
-        row["reference_perplexity"] = None if plain is None else plain["perplexity"]
+        row: dict[str, Any] = {"device": device, "model": name, "length": length, "chunk": CHUNK}
+        for way in ("layerwise", "cached", *["plain"] * (length <= options.plain_up_to)):
+            figures = apart(options.model, options.device, str(length), way)
+            if figures is None:
+                print(f"{name} at {length:,}, {way}: memory is not enough")
+            row |= {f"{way}_{key}": value for key, value in (figures or {}).items()}
+        if {"layerwise_peak_mib", "cached_peak_mib"} <= row.keys():
+            row["memory_ratio"] = row["layerwise_peak_mib"] / row["cached_peak_mib"]
+            row["time_ratio"] = row["layerwise_cpu_seconds"] / row["cached_cpu_seconds"]
         rows.append(row)
         write_results(options.results, rows)
         print(json.dumps(row), flush=True)

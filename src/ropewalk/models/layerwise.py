@@ -152,7 +152,7 @@ def layerwise_states(
     layers, length = _Layers.of(model), ids.shape[1]
     parts = [(place * chunk, part) for place, part in enumerate(ids.split(chunk, dim=1))]
     parts += [(length, ending) for ending in endings]
-    held = _HeldStates(sum(part.shape[1] for _, part in parts), ids.device, "device" if on_device else "")
+    held = _HeldStates([part.shape[1] for _, part in parts], ids.device, "device" if on_device else "")
     capacity = length + max((ending.shape[1] for ending in endings), default=0)
     way = reading(model)
     for number in range(len(layers.modules)):
@@ -187,40 +187,44 @@ def _keep_only(cache: Cache, number: int) -> _ReadLength:
 
 @dataclass
 class _HeldStates:
-    """Hidden states of the chunks of an input, between two layers.
+    """Hidden states of the chunks of an input, between two layers, in one block of memory.
 
-    They lie on the device where they take at most half of its free memory, otherwise in the processor's memory, and
+    It lies on the device where it takes at most half of its free memory, otherwise in the processor's memory, and
     otherwise in a temporary file, which is gone when the process ends in whatever way.
     """
 
-    tokens: int
-    """Tokens of all chunks of a row."""
+    tokens: Sequence[int]
+    """Tokens of each chunk of a row."""
     device: torch.device
     place: str = ""
     """"device", "memory" or "disk"; chosen with the first states where it is empty."""
+    _block: Tensor | None = None
     _states: list[Tensor] = field(default_factory=list)
 
-    def get(self, place: int) -> Tensor | None:
-        return self._states[place].to(self.device) if place < len(self._states) else None
+    def get(self, number: int) -> Tensor | None:
+        """The states of chunk ``number``, None before they were put here."""
+        return self._states[number].to(self.device) if number < len(self._states) else None
 
-    def put(self, place: int, states: Tensor) -> None:
-        if place < len(self._states):
-            self._states[place].copy_(states)
-            return
-        if not self.place:
-            self.place = _place_for(states.nbytes // states.shape[-2] * self.tokens, self.device)
-        self._states.append(self._room(states).copy_(states))
+    def put(self, number: int, states: Tensor) -> None:
+        if number == len(self._states):
+            of_token = states.numel() // self.tokens[number]
+            if self._block is None:
+                self._block = self._room(of_token * sum(self.tokens), states)
+            start = of_token * sum(self.tokens[:number])
+            self._states.append(self._block[start : start + states.numel()].view(states.shape))
+        self._states[number].copy_(states)
 
-    def _room(self, states: Tensor) -> Tensor:
-        if self.place == "device":
-            return torch.empty_like(states)
-        if self.place == "memory":
-            return torch.empty_like(states, device="cpu", pin_memory=self.device.type == "cuda")
+    def _room(self, size: int, states: Tensor) -> Tensor:
+        """A block of ``size`` numbers of the dtype of ``states``."""
+        place = self.place or _place_for(size * states.dtype.itemsize, self.device)
+        if place == "device":
+            return states.new_empty(size)
+        if place == "memory":
+            return torch.empty(size, dtype=states.dtype, pin_memory=self.device.type == "cuda")
         with tempfile.NamedTemporaryFile(prefix="ropewalk-states-") as file:
             # A file without its blocks would kill the process where the disk runs full.
-            os.posix_fallocate(file.fileno(), 0, states.nbytes)
-            room = torch.from_file(file.name, shared=True, size=states.numel(), dtype=states.dtype)
-        return room.view(states.shape)
+            os.posix_fallocate(file.fileno(), 0, size * states.dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=states.dtype)
 
 
 def _place_for(size: int, device: torch.device) -> str:

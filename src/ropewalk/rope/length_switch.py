@@ -39,8 +39,11 @@ def interpolated(shorter: tuple[int, RopeScaling], longer: tuple[int, RopeScalin
 class LengthSwitch(JsonValue):
     """Scalings of which a model applies the first one whose ``up_to_length`` its input does not exceed.
 
-    Longer inputs than all entries are for have the scaling that `interpolated` gives beyond them, at doublings of the
-    last length. With a single entry, it is that one.
+    Longer inputs than all entries are for have the scaling that `interpolated` gives beyond the last one, at doublings of
+    its length. It continues from plain RoPE at the original window, and not from the first entry, since a model that was
+    trained to read long inputs takes some of their scaling for short ones too; but from the first entry where that is
+    for more than the original window, as with a checkpoint that came with a scaling. With a single entry, it is that
+    one.
 
     Raises:
         ValueError: there is no entry, the lengths do not rise, or the scalings have different query scales.
@@ -103,7 +106,11 @@ class LengthSwitch(JsonValue):
         if length <= last or len(self) == 1:
             return next((entry for entry in self.entries if length <= entry[0]), self.entries[-1])
         up_to = last * 2 ** math.ceil(math.log2(length / last))
-        return up_to, interpolated(self.entries[0], self.entries[-1], length=up_to)
+        shortest = self.entries[0]
+        if shortest[0] <= self.longest.original_length:
+            plain = replace(self.longest, factors=(1.0,) * len(self.longest.factors), attention_factor=1.0)
+            shortest = (shortest[0], plain)
+        return up_to, interpolated(shortest, self.entries[-1], length=up_to)
 
     def for_length(self, length: int) -> RopeScaling:
         """The scaling for inputs of ``length`` tokens."""
