@@ -7,7 +7,7 @@ from ropewalk.evaluate.checks import checks
 from ropewalk.evaluate.compare import perplexity_tables
 from ropewalk.evaluate.extension import Extension, with_gradient
 from ropewalk.evaluate.far_context import far_context_rows, with_key_tokens
-from ropewalk.evaluate.models import load_models, model_paths, weights_of
+from ropewalk.evaluate.models import LoadedModels, model_paths, weights_of
 from ropewalk.evaluate.prompt_sets import PromptSets, needle_draws, passkey_draws
 from ropewalk.evaluate.result_table import ResultTable
 from ropewalk.evaluate.retrieval import retrieval_rows
@@ -15,6 +15,7 @@ from ropewalk.evaluate.summary import metrics
 from ropewalk.evaluate.verdict import TABLES, Verdict
 from ropewalk.files import read_json, write_json, write_table
 from ropewalk.models.base import BaseModel, load_tokenizer
+from ropewalk.models.memory import device_memory
 from ropewalk.report.mlflow_runs import log_comparison
 from ropewalk.rope.methods import common
 from ropewalk.stage import Stage, run
@@ -23,8 +24,8 @@ from ropewalk.stage import Stage, run
 def evaluate(stage: Stage) -> None:
     config, base = stage.config, BaseModel.read(stage.inputs / "base.json")
     seed, settings, paths = config.seed, config.evaluate, model_paths(base, stage.inputs / "checkpoints")
-    models = load_models(paths, **config.model.loading)
-    cache = model_cache(settings.cache, paths, models)
+    models = LoadedModels(paths, memory=device_memory(), **config.model.loading)
+    cache = model_cache(settings.cache, paths, dtype=config.model.dtype, **config.model.trust)
     extension = Extension.read(stage.inputs, base, settings, methods=tuple(config.rope.methods))
     store, tokenizer = TokenStore(stage.inputs / "tokens" / "test"), load_tokenizer(base.path, **config.model.trust)
     sets = with_key_tokens(extension.document_sets(store), extension, models, cache=cache)

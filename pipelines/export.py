@@ -25,7 +25,9 @@ def export(stage: Stage) -> None:
     switch, short_factor, target = extension.switch, config.export.short_factor, extension.first.target_length
     tasks = cost_tasks(extension.extended, switch, config.evaluate.lengths, sets, target=target)
     models = {extension.extended: model}
-    cache = model_cache(config.evaluate.cache, {extension.extended: path}, models)
+    cache = model_cache(
+        config.evaluate.cache, {extension.extended: path}, dtype=config.model.dtype, **config.model.trust
+    )
     costs = [result.row for result in measure(models, tasks, cache=cache, chunk=config.evaluate.chunk_tokens)]
     write_table(stage.output / "plots" / "export.csv", costs)
     perplexity, passkey = (ResultTable.read(stage.inputs / f"plots/{name}.csv") for name in ("perplexity", "passkey"))

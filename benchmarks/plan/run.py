@@ -23,7 +23,7 @@ from ropewalk.costs.activations import ActivationTable, needed
 from ropewalk.costs.shape import build, shape_of, with_layers
 from ropewalk.costs.work import Kind, Work, flops_of, seconds
 from ropewalk.models.loss import long_token_losses, mean_loss, token_losses
-from ropewalk.models.precision import native_bf16
+from ropewalk.models.precision import is_bfloat16_fast
 from ropewalk.plan.devices import measured_rate
 from ropewalk.rope import RopeScaling, extend
 
@@ -86,14 +86,14 @@ def run_case(case: dict[str, Any]) -> dict[str, float]:
 def _pass(model: Any, rows: torch.Tensor, kind: Kind, chunk: int | None = None) -> torch.Tensor:
     if chunk is not None:
         return long_token_losses(model, rows, chunk=chunk).mean()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "train" and native_bf16()):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "train" and is_bfloat16_fast()):
         return token_losses(model, rows).mean() if kind == "read" else mean_loss(model, rows)
 
 
 def planned(case: dict[str, Any]) -> tuple[float, float]:
     """(bytes, seconds): what the plan says of the same."""
     config, kind = config_of(case["model"]), case["kind"]
-    mixed = kind == "train" and native_bf16()
+    mixed = kind == "train" and is_bfloat16_fast()
     rows = case["rows"]
     work = Work(
         "", "", kind, case["length"], rows, rows, rows, recompute=case["recompute"], mixed=mixed, chunk=case["chunk"],

@@ -18,6 +18,7 @@ from ropewalk.defaults.facts import read_facts
 from ropewalk.defaults.follow import RULES, followed_text
 from ropewalk.defaults.training import unusual
 from ropewalk.evaluate.uncertainty import MIN_DOCUMENTS
+from ropewalk.models.precision import is_bfloat16_fast
 from tiny_models import tiny_llama
 from workspace import ROOT
 
@@ -61,7 +62,7 @@ def test_a_published_model_needs_no_other_key(published: dict[str, Path], name: 
     trained = 0 if way == "untrained" else config.finetune.second.length - 2
     assert config.corpus.train_tokens == trained < config.corpus.long_tokens
     assert config.evaluate.documents is None or config.evaluate.documents >= MIN_DOCUMENTS
-    assert config.model.dtype == ("bfloat16" if plan == "h100" else "float32")
+    assert config.model.dtype == ("bfloat16" if plan == "h100" or is_bfloat16_fast() else "float32")
     assert config.finetune.weights_dtype(config.model.dtype) == "float32"
     assert not list(unusual(config, read_facts(config.model)))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ropewalk.evaluate.compare import (
     position_rows,
 )
 from ropewalk.evaluate.extension import Extension, with_gradient
-from ropewalk.evaluate.models import load_models, model_paths, weights_of
+from ropewalk.evaluate.models import LoadedModels, model_paths, weights_of
 from ropewalk.evaluate.perplexity import DocumentSet, Losses, document_losses, perplexities, sliding_losses
 from ropewalk.evaluate.prompt_sets import Draw, PromptSets, needle_draws, passkey_draws
 from ropewalk.evaluate.result_table import ResultTable
@@ -322,12 +323,18 @@ def test_models_are_loaded_from_their_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "finetune_second").mkdir()
     assert model_paths(base, tmp_path) == {"base": base.path}
     tiny_llama().save_pretrained(tmp_path / "finetune_second")
-    assert list(load_models(model_paths(base, tmp_path), dtype="float32")) == ["base", "finetuned"]
+    assert list(model_paths(base, tmp_path)) == ["base", "finetuned"]
     tiny_llama().save_pretrained(tmp_path / "control")
-    assert list(load_models(model_paths(base, tmp_path), dtype="float32")) == ["base", "finetuned", "control"]
+    assert list(model_paths(base, tmp_path)) == ["base", "finetuned", "control"]
     tiny_llama().save_pretrained(tmp_path / "baselines" / "pi")
     (tmp_path / "baselines" / ".yarn.writing").mkdir()
-    assert list(load_models(model_paths(base, tmp_path), dtype="float32"))[3:] == ["baseline_pi"]
+    paths = model_paths(base, tmp_path)
+    assert list(paths)[3:] == ["baseline_pi"]
+    # All of these are small; of large ones, one is in memory at a time.
+    for memory, kept in ((1e9, list(paths)), (1e5, ["baseline_pi"])):
+        models = LoadedModels(paths, memory=memory, dtype="float32")
+        loaded = [weakref.ref(models[name]) for name in models]
+        assert [name for name, model in zip(paths, loaded, strict=True) if model() is not None] == kept
     hashes = weights_of(model_paths(tiny_base(path="owner/name"), tmp_path))
     assert list(hashes) == ["base", "finetuned", "control", "baseline_pi"]
     assert hashes["control"] == hashes["baseline_pi"] != hashes["base"] == "owner/name"

@@ -1,7 +1,10 @@
 """Loading a checkpoint: what is refused, and that each refusal is one line that says what to do."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -199,15 +202,18 @@ def test_babyllama_is_loaded(shared: Path, tmp_path: Path) -> None:
     assert plain_window(str(folder)) == 256
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_precision_is_bf16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
-    monkeypatch.setattr(precision, "native_bf16", lambda: native)
-    assert resolve_precision("auto") == ("bf16-mixed" if native else "32-true")
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_precision_is_bf16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr(precision, "is_bfloat16_fast", lambda: fast)
+    assert resolve_precision("auto") == ("bf16-mixed" if fast else "32-true")
     assert resolve_precision("16-mixed") == "16-mixed"
 
 
-def test_native_bf16_is_a_yes_or_no() -> None:
-    assert precision.native_bf16() in (True, False)
+def test_bfloat16_is_slow_where_libraries_may_not_use_its_instructions() -> None:
+    code = "from ropewalk.models.precision import is_bfloat16_fast; print(is_bfloat16_fast())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def test_weights_that_a_broken_download_left_are_refused_from_their_headers(tmp_path: Path) -> None:

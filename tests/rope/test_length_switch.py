@@ -65,3 +65,13 @@ def test_beyond_the_last_entry_the_scaling_goes_on_at_doublings() -> None:
         "a continuation does not change its scaling at every token"
     )
     assert LengthSwitch(((512, LONG),)).for_length(5000) == LONG
+
+
+def test_what_a_trained_model_takes_for_short_inputs_does_not_flatten_the_continuation() -> None:
+    recovered = RopeScaling((1.0, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 3.0), 64, 64, attention_factor=1.1)
+    assert LengthSwitch(((64, recovered), (512, LONG))).for_length(1024) == SWITCH.for_length(1024)
+    # A checkpoint's scaling is for more than the original window, and a further one continues from it.
+    published = RopeScaling((1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 2.0, 2.0), 32, 64)
+    longer = RopeScaling(LONG.factors, 32, 512, attention_factor=1.2)
+    continued = LengthSwitch(((64, published), (512, longer))).for_length(1024)
+    assert continued == interpolated((64, published), (512, longer), length=1024)

@@ -111,10 +111,19 @@ def optimizer(known: Known) -> Default:
 
 
 def dtype(known: Known) -> Default:
-    """bfloat16 on a GPU; weights are trained in float32 all the same, since steps of 2e-5 are lost in bfloat16."""
+    """bfloat16 where the device is fast in it; weights are trained in float32, since steps of 2e-5 are lost in it."""
     if known.on_gpu:
         return Default("bfloat16", "a GPU reads in bfloat16 many times as fast; weights are trained in float32")
-    return Default("float32", "no GPU")
+    if known.facts.parameters <= _TINY:
+        return Default("float32", "a small model on a processor")
+    # Late, because torch takes seconds to import.
+    from ropewalk.models.precision import is_bfloat16_fast
+
+    if is_bfloat16_fast():
+        return Default(
+            "bfloat16", "this processor reads in bfloat16 several times as fast; weights are trained in float32"
+        )
+    return Default("float32", "this processor is slow in bfloat16")
 
 
 RULES: dict[str, Rule] = {

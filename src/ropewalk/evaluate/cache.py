@@ -5,8 +5,9 @@ A killed evaluation resumes with what is there. Removing the folder costs time a
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,23 @@ from typing import Any
 from torch import Tensor
 
 from ropewalk.files import file_hash, read_json, write_json
+from ropewalk.models.published import read_config
 from ropewalk.rope import LengthSwitch, RopeScaling
 
 REVISION = 1
 """Revision of the ways of measuring, raised when a change to the code changes figures."""
 
 
-def weights_hash(path: str | Path, model: Any) -> str:
-    """Hash of a checkpoint's config and weights, or of a hub id and its revision, and of the dtype it was loaded in."""
+def weights_hash(path: str | Path, *, dtype: str, trust_remote_code: bool = False) -> str:
+    """Hash of a checkpoint's config and weights, or of a hub id and its revision, and of the dtype it is loaded in."""
     folder = Path(path)
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json"]) if folder.is_dir() else []
     files = [folder] if folder.is_file() else files
-    parts = [file_hash(file) for file in files] or [str(path), str(getattr(model.config, "_commit_hash", None))]
-    return hashlib.sha256("".join([*parts, str(model.dtype)]).encode()).hexdigest()
+    parts = [file_hash(file) for file in files]
+    if not parts:
+        config = read_config(str(path), trust_remote_code=trust_remote_code)
+        parts = [str(path), str(getattr(config, "_commit_hash", None))]
+    return hashlib.sha256("".join([*parts, f"torch.{dtype}"]).encode()).hexdigest()
 
 
 def tensor_hash(rows: Tensor) -> str:
@@ -92,8 +97,9 @@ class Cache:
 NO_CACHE = Cache()
 
 
-def model_cache(folder: str | None, paths: dict[str, str], models: dict[str, Any]) -> Cache:
-    """A cache in ``folder`` for loaded models by name."""
+def model_cache(folder: str | None, paths: Mapping[str, str], *, dtype: str, trust_remote_code: bool = False) -> Cache:
+    """A cache in ``folder`` for models by name that are loaded in ``dtype``."""
     if folder is None:
         return NO_CACHE
-    return Cache(Path(folder), {name: weights_hash(paths[name], model) for name, model in models.items()})
+    read = partial(weights_hash, dtype=dtype, trust_remote_code=trust_remote_code)
+    return Cache(Path(folder), {name: read(path) for name, path in paths.items()})

@@ -2,9 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from ropewalk.evaluate.cache import NO_CACHE, Cache, scaling_key, tensor_hash
@@ -84,7 +84,7 @@ def _exp(nats: float | None) -> float | str:
 
 
 def measure(
-    models: dict[str, Any], tasks: Iterable[PerplexityTask], *, cache: Cache = NO_CACHE, chunk: int = TOKENS_AT_ONCE
+    models: Mapping[str, Any], tasks: Iterable[PerplexityTask], *, cache: Cache = NO_CACHE, chunk: int = TOKENS_AT_ONCE
 ) -> list[PerplexityResult]:
     """Read each task's documents in one pass; tasks that share model, scaling and documents share the pass.
 
@@ -93,10 +93,11 @@ def measure(
     passes: dict[tuple[Any, ...], list[PerplexityTask]] = defaultdict(list)
     for task in tasks:
         passes[task.model, task.documents.name, *task.scaling.effect].append(task)
-    results = []
+    results: dict[Any, list[PerplexityResult]] = {key: [] for key in passes}
     total = sum(max(task.length for task in same) * same[0].documents.documents for same in passes.values())
     with Progress(total=total, desc="perplexity", unit="token", unit_scale=True) as bar:
-        for same in passes.values():
+        # Model after model, so that each is loaded once.
+        for key, same in sorted(passes.items(), key=lambda item: item[0][0]):
             lengths = sorted({task.length for task in same})
             losses = {length: Losses(()) for length in lengths}
             whole = same[0].documents
@@ -104,12 +105,12 @@ def measure(
                 of_part = _pass(models, replace(same[0], documents=documents), lengths, cache=cache, chunk=chunk)
                 losses = {length: losses[length].joined(of_part[length]) for length in lengths}
                 bar.update(lengths[-1] * documents.documents)
-            results += [PerplexityResult(task, losses[task.length]) for task in same]
-    return results
+            results[key] = [PerplexityResult(task, losses[task.length]) for task in same]
+    return list(chain.from_iterable(results.values()))
 
 
 def _pass(
-    models: dict[str, Any], task: PerplexityTask, lengths: Sequence[int], *, cache: Cache, chunk: int
+    models: Mapping[str, Any], task: PerplexityTask, lengths: Sequence[int], *, cache: Cache, chunk: int
 ) -> dict[int, Losses]:
     documents = task.documents
 
@@ -135,7 +136,7 @@ def _pass(
 
 
 def perplexity_tables(
-    models: dict[str, Any],
+    models: Mapping[str, Any],
     tasks: Sequence[PerplexityTask],
     *,
     stride: int | None,
@@ -154,7 +155,7 @@ def perplexity_tables(
 
 
 def measure_sliding(
-    models: dict[str, Any],
+    models: Mapping[str, Any],
     tasks: Iterable[PerplexityTask],
     *,
     stride: int | None,

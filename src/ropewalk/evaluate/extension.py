@@ -3,7 +3,7 @@
 Where no weight was changed, the base model under our factors is the extended model, at every length.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -197,28 +197,27 @@ class Extension:
                 yield "base", "yarn", LengthSwitch(((length, yarn.scaling),))
 
     def recall(
-        self, draws: Iterable[Draw], models: dict[str, Any], prompts: PromptSets, *, cache: Cache = NO_CACHE
+        self, draws: Iterable[Draw], models: Mapping[str, Any], prompts: PromptSets, *, cache: Cache = NO_CACHE
     ) -> list[dict[str, Any]]:
         """Rows of passkeys and needles: the extended model at every length, the base model up to the first target."""
         jobs = [(draw, *reader) for draw in draws for reader in self._recall_readers(draw.length)]
         tokenizer = tokenizer_hash(prompts.tokenizer)
-        rows: list[dict[str, Any]] = []
-        with Progress(jobs, desc="recall", unit="task") as bar:
-            for draw, model, method, switch in bar:
-                score, protocol = recall_rows, NEEDLES
+        rows: dict[int, list[dict[str, Any]]] = {}
+        with Progress(_by_model([job[1] for job in jobs]), desc="recall", unit="task") as bar:
+            for number in bar:
+                draw, model, method, switch = jobs[number]
+                prompt_set, scaling = prompts.of(draw), scaling_key(switch.for_length(draw.length))
+                score, protocol, chunk = recall_rows, NEEDLES, self.config.chunk_tokens
                 if draw.family in PASSKEY_FORMS:
-                    score = passkey_accuracy
-                    protocol = passkey_protocol(draw.length, chunk=self.config.chunk_tokens)
-                prompt_set = prompts.of(draw)
-                scaling = scaling_key(switch.for_length(draw.length))
+                    score, protocol = passkey_accuracy, passkey_protocol(draw.length, chunk=chunk)
                 about = {"task": protocol, "tokenizer": tokenizer, "scaling": scaling, "prompts": prompt_set.hash}
-                arguments = (models[model], prompts.tokenizer, switch, prompt_set)
-                measure = partial(score, *arguments, chunk=self.config.chunk_tokens)
-                measured = cache.get_or_measure(model, about, measure)
-                rows += [{"model": model, "method": method, **row} for row in measured]
-        return rows
+                arguments = (prompts.tokenizer, switch, prompt_set)
+                measure = partial(_of_model, models, model, score, *arguments, chunk=chunk)
+                of_job = cache.get_or_measure(model, about, measure)
+                rows[number] = [{"model": model, "method": method, **row} for row in of_job]
+        return [row for number in range(len(jobs)) for row in rows[number]]
 
-    def benchmarks(self, models: dict[str, Any], tokenizer: Any, *, cache: Cache) -> list[dict[str, Any]]:
+    def benchmarks(self, models: Mapping[str, Any], tokenizer: Any, *, cache: Cache) -> list[dict[str, Any]]:
         """Rows of every general benchmark: original window against extended, factors by length and without recovery."""
         config, target = self.config.benchmarks, self.first.target_length
         ways: list[tuple[str, str, str, LengthSwitch, int]] = []
@@ -228,10 +227,11 @@ class Extension:
             by_length = "recovered" if self.is_trained else "by length"
             ways.append((self.extended, "ours", "extended", LengthSwitch(((target, self.trained),)), target))
             ways.append((self.extended, "ours", by_length, self.switch, target))
-        rows = []
+        rows: dict[int, dict[str, Any]] = {}
         jobs = [(task, *way) for task in config.tasks for way in ways]
-        with Progress(jobs, desc="benchmarks", unit="task") as bar:
-            for task, model, method, factors, switch, length in bar:
+        with Progress(_by_model([job[1] for job in jobs]), desc="benchmarks", unit="task") as bar:
+            for number in bar:
+                task, model, method, factors, switch, length = jobs[number]
                 questions = Questions(task, config.path, config.limit, config.shots.get(task))
                 about = {
                     "task": f"{task} {questions.examples} shots",
@@ -241,14 +241,25 @@ class Extension:
                     "limit": config.limit,
                     "questions": questions.source,
                 }
-                measure = partial(benchmark_row, models[model], tokenizer, switch, questions, max_length=length)
+                arguments = (tokenizer, switch, questions)
+                measure = partial(_of_model, models, model, benchmark_row, *arguments, max_length=length)
                 scores = cache.get_or_measure(model, about, measure)
-                rows.append({"model": model, "method": method, "factors": factors, **scores})
-        return rows
+                rows[number] = {"model": model, "method": method, "factors": factors, **scores}
+        return [rows[number] for number in range(len(jobs))]
+
+
+def _by_model(names: Sequence[str]) -> list[int]:
+    """Numbers of jobs, those of one model after another, so that each model is loaded once."""
+    return sorted(range(len(names)), key=lambda number: names[number])
+
+
+def _of_model(models: Mapping[str, Any], name: str, measure: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """``measure`` of the model ``name``, which is loaded no sooner."""
+    return measure(models[name], *args, **options)
 
 
 def with_gradient(
-    extension: Extension, sets: DocumentSets, path: Path, models: dict[str, Any]
+    extension: Extension, sets: DocumentSets, path: Path, models: Mapping[str, Any]
 ) -> Iterator[PerplexityTask]:
     """The extension's tasks for ``models``, and the gradient's result, to tell what evolution gained over it."""
     yield from (task for task in extension.perplexity_tasks(sets) if task.model in models)

@@ -5,6 +5,7 @@ therefore averages over key tokens alone, those that the far text makes much lik
 length whether the tokens of its second half profit from everything before them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -49,7 +50,7 @@ def key_tokens(windowed: Tensor, whole: Tensor) -> Tensor:
 
 
 def with_key_tokens(
-    sets: DocumentSets, extension: Extension, models: dict[str, Any], *, cache: Cache = NO_CACHE
+    sets: DocumentSets, extension: Extension, models: Mapping[str, Any], *, cache: Cache = NO_CACHE
 ) -> DocumentSets:
     """The sets of documents with the key tokens that `Extension.judge` finds in them, the same for every method."""
     short, long = sets
@@ -57,7 +58,7 @@ def with_key_tokens(
     return mark(short), None if long is None else mark(long)
 
 
-def _marked(documents: DocumentSet, *, extension: Extension, models: dict[str, Any], cache: Cache) -> DocumentSet:
+def _marked(documents: DocumentSet, *, extension: Extension, models: Mapping[str, Any], cache: Cache) -> DocumentSet:
     length = documents.rows.shape[1]
     if length <= extension.window:
         return documents
@@ -75,7 +76,7 @@ def _marked(documents: DocumentSet, *, extension: Extension, models: dict[str, A
 
 
 def far_context_rows(
-    sets: DocumentSets, extension: Extension, models: dict[str, Any], *, cache: Cache = NO_CACHE
+    sets: DocumentSets, extension: Extension, models: Mapping[str, Any], *, cache: Cache = NO_CACHE
 ) -> list[dict[str, Any]]:
     """A row per length beyond the window: what the extended model gains from the far text under our factors."""
     if "longrope" not in extension.methods:
@@ -92,7 +93,7 @@ def far_context_rows(
 
 
 def _row(
-    documents: DocumentSet, extension: Extension, models: dict[str, Any], length: int, *, cache: Cache
+    documents: DocumentSet, extension: Extension, models: Mapping[str, Any], length: int, *, cache: Cache
 ) -> dict[str, Any]:
     documents = replace(documents, rows=documents.rows[:, :length])
     switch, window = extension.switch, extension.window
@@ -119,7 +120,7 @@ def _row(
 
 
 def _losses(
-    models: dict[str, Any], reader: Reader, documents: DocumentSet, extension: Extension, length: int
+    models: Mapping[str, Any], reader: Reader, documents: DocumentSet, extension: Extension, length: int
 ) -> tuple[Tensor, Tensor]:
     """Losses read in windows and as a whole, each of shape (documents, length - 1)."""
     model, window, chunk = models[reader.model], extension.window, extension.config.chunk_tokens

@@ -1,11 +1,14 @@
 """The models that an evaluation reads: where they lie, their weights' hashes, and loading them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ropewalk.files import file_hash
 from ropewalk.models.base import BaseModel, extended_path, load_model
+
+_KEPT_SHARE = 0.25
+"""Share of a device's memory that models may take which are not being read."""
 
 
 def model_paths(base: BaseModel, checkpoints: Path) -> dict[str, str]:
@@ -21,9 +24,44 @@ def model_paths(base: BaseModel, checkpoints: Path) -> dict[str, str]:
     return paths | {f"baseline_{folder.name}": str(folder) for folder in folders}
 
 
-def load_models(paths: Mapping[str, str], **loading: Any) -> dict[str, Any]:
-    """The models of `model_paths`, loaded by `load_model` with the arguments ``loading``."""
-    return {name: load_model(path, **loading) for name, path in paths.items()}
+def kept_models(size: float, memory: float) -> int:
+    """How many models of ``size`` bytes stay in the ``memory`` of a device at once, in bytes too."""
+    return max(1, int(_KEPT_SHARE * memory / size))
+
+
+class LoadedModels(Mapping[str, Any]):
+    """Models by name, each loaded by `load_model` when it is asked for.
+
+    As many stay in memory as take a quarter of the device's, and large ones one at a time. Whoever asks for another
+    model must not hold on to the one before.
+
+    Args:
+        paths: as `model_paths` gives them.
+        memory: bytes of the device's memory.
+        loading: arguments of `load_model`.
+    """
+
+    def __init__(self, paths: Mapping[str, str], *, memory: float, **loading: Any) -> None:
+        self._paths, self._memory, self._loading = paths, memory, loading
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            path = self._paths[name]
+            # All of them are of the same size.
+            for model in list(self._loaded.values())[:1]:
+                size = sum(weight.nbytes for weight in model.parameters())
+                if len(self._loaded) >= kept_models(size, self._memory):
+                    self._loaded.clear()
+                del model
+            self._loaded[name] = load_model(path, **self._loading)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 def weights_of(paths: Mapping[str, str]) -> dict[str, str]:

@@ -3,7 +3,7 @@ model from what BM25 finds of the document within its original window.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def retrieve(tokenizer: Any, prompt: Prompt, *, room: int, chunk_tokens: int) ->
 
 
 def compare(
-    models: dict[str, Any],
+    models: Mapping[str, Any],
     tokenizer: Any,
     tasks: Iterable[Prompts],
     switch: LengthSwitch,
@@ -85,7 +85,7 @@ def compare(
 
 
 def retrieval_rows(
-    extension: Extension, models: dict[str, Any], prompts: PromptSets, *, seed: int
+    extension: Extension, models: Mapping[str, Any], prompts: PromptSets, *, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of `compare` under the extension's scalings; none without lengths or without the searched factors."""
     if "longrope" not in extension.methods:

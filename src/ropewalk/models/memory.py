@@ -44,7 +44,7 @@ def check_fits(path: str, *, dtype: str, trust_remote_code: bool = False, memory
         ValueError: the weights alone are larger, or the config cannot be read.
     """
     if memory is None:
-        memory = _device_memory()
+        memory = device_memory()
     config = read_config(path, trust_remote_code=trust_remote_code)
     parameters = sum(weight.numel() for weight in empty_model(config, trust_remote_code=trust_remote_code).parameters())
     size, of_half = parameters * getattr(torch, dtype).itemsize, 2 * parameters
@@ -57,7 +57,8 @@ def check_fits(path: str, *, dtype: str, trust_remote_code: bool = False, memory
     )
 
 
-def _device_memory() -> int:
+def device_memory() -> int:
+    """Bytes of memory of this machine's accelerator, or else of the machine itself."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -4,10 +4,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from ropewalk.config import Config
 from ropewalk.costs.activations import ActivationTable, needed
 from ropewalk.costs.shape import read_config, shape_of
 from ropewalk.costs.work import Memory, Work, flops_of, seconds
+from ropewalk.evaluate.models import kept_models
 from ropewalk.models.published import empty_model, scaling_of_model, turn_off_sliding_window
 from ropewalk.plan.devices import device_of
 from ropewalk.plan.extension import Machine, extension_works
@@ -57,7 +60,9 @@ class Planner:
     def works(self, config: Config) -> list[Work]:
         precision = config.finetune.precision
         mixed = self.device.mixes if precision == "auto" else "mixed" in precision
-        return extension_works(config, self._published, Machine(gpu=self.device.gpu, mixed=mixed))
+        kept = kept_models(self.shape.parameters * getattr(torch, config.model.dtype).itemsize, self.device.memory)
+        machine = Machine(gpu=self.device.gpu, mixed=mixed, kept_models=kept)
+        return extension_works(config, self._published, machine)
 
     def memory(self, work: Work) -> Memory:
         """Peak memory of a device, which the number of rows and their names do not change."""

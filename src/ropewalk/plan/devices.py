@@ -16,7 +16,7 @@ from ropewalk.config import PlanConfig
 from ropewalk.costs.shape import ModelShape, build, shape_of, with_layers
 from ropewalk.costs.work import Kind, Rate, Work, flops_of, forward_flops
 from ropewalk.models.loss import mean_loss, token_losses
-from ropewalk.models.precision import native_bf16
+from ropewalk.models.precision import is_bfloat16_fast
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 
 _SHORT, _ROWS = 256, 8
@@ -43,7 +43,7 @@ class Device:
     @property
     def mixes(self) -> bool:
         """Whether a precision of auto means bf16 there."""
-        return self.gpu or native_bf16()
+        return self.gpu or is_bfloat16_fast()
 
 
 def device_of(config: PlanConfig, model_config: Any) -> Device:

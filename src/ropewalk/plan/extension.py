@@ -36,6 +36,8 @@ class Machine:
     gpu: bool
     mixed: bool
     """Whether the precision of fine-tuning is bf16 over float32 weights."""
+    kept_models: int
+    """How many models evaluate keeps in memory, at most (`ropewalk.evaluate.models.kept_models`)."""
 
 
 def extension_works(config: Config, published: PublishedScaling, machine: Machine) -> list[Work]:
@@ -52,7 +54,7 @@ def extension_works(config: Config, published: PublishedScaling, machine: Machin
         "finetune_baselines": [*_baselines(config, machine)],
         "search_second": [*_search(config, "search_second", machine)],
         "recover": [*_search(config, "recover", machine)],
-        "evaluate": [*_evaluate(config, extension)],
+        "evaluate": [*_evaluate(config, extension, machine)],
         "export": [*_export(config, extension)],
     }
     way = config.extension.way
@@ -62,7 +64,7 @@ def extension_works(config: Config, published: PublishedScaling, machine: Machin
 
 
 def models_held(config: Config) -> tuple[str, ...]:
-    """Names of the models that evaluate loads, as in `ropewalk.evaluate.models.model_paths`."""
+    """Names of the models that evaluate reads, as in `ropewalk.evaluate.models.model_paths`."""
     if not _is_trained(config):
         return ("base",)
     control = ("control",) if config.finetune.control else ()
@@ -188,9 +190,10 @@ def planned_extension(config: Config, published: PublishedScaling) -> _PlannedEx
     )
 
 
-def _evaluate(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
+def _evaluate(config: Config, extension: _PlannedExtension, machine: Machine) -> Iterator[Work]:
     """Evaluations for the report; those that share model and scaling share a pass, as in the stage evaluate."""
     evaluate, target, held = config.evaluate, config.extension.target, models_held(config)
+    models = min(len(held), machine.kept_models)
     tasks = [*extension.planned_tasks(held)]
     by_length = _passes(tasks)
     if evaluate.stride is not None:
@@ -200,7 +203,7 @@ def _evaluate(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
     for length, rows in _far_context(extension).items():
         by_length[length] += rows
     for work in _reads("evaluate", by_length, config):
-        yield replace(work, models=len(held))
+        yield replace(work, models=models)
     prompts: dict[bool, dict[int, int]] = {True: defaultdict(int), False: defaultdict(int)}
     for draw in (*passkey_draws(evaluate, target=target, seed=0), *needle_draws(evaluate, seed=0)):
         # Keys in longer prompts are not decoded.
@@ -211,7 +214,7 @@ def _evaluate(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
         prompts[True][extension.shape.original_length] += draw.trials
     for decodes, by_length in prompts.items():
         for work in _reads("evaluate", by_length, config, what="prompts"):
-            yield replace(work, models=len(held), generates=decodes)
+            yield replace(work, models=models, generates=decodes)
 
 
 def _far_context(extension: _PlannedExtension) -> dict[int, int]:

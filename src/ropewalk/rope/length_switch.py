@@ -39,11 +39,11 @@ def interpolated(shorter: tuple[int, RopeScaling], longer: tuple[int, RopeScalin
 class LengthSwitch(JsonValue):
     """Scalings of which a model applies the first one whose ``up_to_length`` its input does not exceed.
 
-    Longer inputs than all entries are for have the scaling that `interpolated` gives beyond the last one, at doublings of
-    its length. It continues from plain RoPE at the original window, and not from the first entry, since a model that was
-    trained to read long inputs takes some of their scaling for short ones too; but from the first entry where that is
-    for more than the original window, as with a checkpoint that came with a scaling. With a single entry, it is that
-    one.
+    Longer inputs than all entries are for have the scaling that `interpolated` gives beyond the last one, at doublings
+    of its length. It continues from plain RoPE at the original window and not from the first entry, since a model that
+    was trained to read long inputs takes some of their scaling for short ones too. Where the first entry is for more
+    than the original window, as with a checkpoint that came with a scaling, it continues from that. A single entry is
+    for all lengths.
 
     Raises:
         ValueError: there is no entry, the lengths do not rise, or the scalings have different query scales.
