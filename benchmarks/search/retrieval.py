@@ -15,7 +15,8 @@ Perplexity is measured in the window, at half the target, at the target and at t
 length, half of them in each form, wordings that no search uses) are asked of the walker only, since babyllama does not
 repeat them inside its window either; for both there is the loss of tokens copied from beyond the window.
 
-Every row is written when it is done, and rows that are there are not measured again. `--table` prints the means.
+Every row is written when it is done, and rows that are there are not measured again. `--table` prints the
+means, and the default's search beside the best published method.
 """
 
 import argparse
@@ -213,6 +214,29 @@ def table(rows: list[dict[str, Any]]) -> str:
     return str(means.to_string(float_format=lambda value: f"{value:.3f}"))
 
 
+CELLS = {
+    "half": "perplexity_at_half", "target": "perplexity", "twice": "perplexity_at_twice", "copied": "copied_loss",
+    "keys": "passkeys_published", "hidden": "passkeys_varied",
+    "keys, half": "passkeys_published_at_half", "hidden, half": "passkeys_varied_at_half",
+}  # fmt: skip
+
+
+def against_best(rows: list[dict[str, Any]], *, search: str = "joint, pair, the default's weights") -> str:
+    """For each model and target ``search``, mean and largest deviation of the seeds, over the best published method."""
+    frame, lines = pd.DataFrame(rows), []
+    for (model, target), of_cell in frame.groupby(["model", "target"], sort=True):
+        published = of_cell[of_cell["name"].str.partition(":")[0].isin(baselines())]
+        ours = of_cell[of_cell["name"] == search]
+        for name, column in CELLS.items():
+            if ours.empty or published.empty or ours[column].isna().all():
+                continue
+            best = published[column].max() if column.startswith("passkeys") else published[column].min()
+            mean = ours[column].mean()
+            spread = (ours[column] - mean).abs().max()
+            lines.append(f"{model:<10}{target:>6}  {name:<14}{mean:>8.3f} +- {spread:.3f}  best published {best:.3f}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = parser_of(__doc__, RESULTS)
     parser.add_argument("--target", type=int, default=2048)
@@ -230,6 +254,7 @@ def main() -> None:
             write_results(options.results, rows)
             print({key: value for key, value in row.items() if key not in ("model", "target")}, flush=True)
     print(table(rows))
+    print(against_best(rows))
 
 
 if __name__ == "__main__":
