@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ropewalk.models import precision
-from ropewalk.models.base import describe, load_model, load_tokenizer, window_before
+from ropewalk.models.base import describe, load_model, load_tokenizer, process_device, window_before
 from ropewalk.models.precision import resolve_precision
 from tiny_models import ROPE_MODELS, WINDOW, byte_tokenizer, tiny_gpt2, tiny_llama, tiny_of, tiny_rounding, token_rows
 from tolerances import relative_error
@@ -214,6 +214,24 @@ def test_bfloat16_is_slow_where_libraries_may_not_use_its_instructions() -> None
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("environ", "cards", "device"),
+    [
+        ({}, 0, "cpu"),
+        ({"SLURM_LOCALID": "3"}, 0, "cpu"),
+        ({}, 8, "cuda:0"),
+        # torchrun or Lightning, srun with all cards visible, and srun that binds a card to each task.
+        ({"LOCAL_RANK": "3"}, 8, "cuda:3"),
+        ({"SLURM_LOCALID": "5", "SLURM_PROCID": "13"}, 8, "cuda:5"),
+        ({"SLURM_LOCALID": "5", "SLURM_PROCID": "13"}, 1, "cuda:0"),
+        # torchrun as a single task of srun.
+        ({"LOCAL_RANK": "3", "SLURM_LOCALID": "0"}, 8, "cuda:3"),
+    ],
+)
+def test_every_process_of_a_machine_has_a_card_of_its_own(environ: dict[str, str], cards: int, device: str) -> None:
+    assert process_device(environ, cards=cards) == device
 
 
 def test_weights_that_a_broken_download_left_are_refused_from_their_headers(tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ def train_model(
         ValueError, MemoryError, KeyboardInterrupt: as `ropewalk.finetune.train.finetune`.
     """
     dtype = config.finetune.weights_dtype(config.model.dtype)
-    model = load_model(path, **{**config.model.loading, "dtype": dtype})
+    # Where several processes train together, Lightning moves or shards the weights to the device of each.
+    device = "cpu" if config.parallel.devices * config.parallel.nodes > 1 else None
+    model = load_model(path, **{**config.model.loading, "dtype": dtype}, device=device)
     check_same_model(model, base, path=path)
     tokenizer = load_tokenizer(base.path, **config.model.trust)
     named = next((step.scaling for step in steps if step.scaling), None)

@@ -114,6 +114,7 @@ def load_model(
     attention: str = "auto",
     trust_remote_code: bool = False,
     keep_sliding_window: bool = False,
+    device: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, onto the accelerator where there is one.
 
@@ -122,6 +123,7 @@ def load_model(
         trust_remote_code: run the model's code where it comes with the checkpoint.
         keep_sliding_window: keep sliding-window attention where the checkpoint has it. It is turned off otherwise, as
             LongRoPE does for Mistral: a model that never attends further back needs no extension.
+        device: by default that of this process (`process_device`).
 
     Raises:
         FileNotFoundError: there is no checkpoint at ``path``, or none with safetensors weights.
@@ -160,14 +162,26 @@ def load_model(
         check_saved_alone(model, config)
     except ValueError as error:
         raise ValueError(f"model.path {path}: {error}") from None
-    # Where several processes train together, Lightning moves or shards the weights to the device of each.
-    is_alone = "LOCAL_RANK" not in os.environ
-    device = "cuda" if is_alone and torch.cuda.is_available() else "cpu"
     is_eager = model.config._attn_implementation == "eager"
-    if attention == "auto" and device == "cuda" and is_eager and model._supports_flex_attn:
+    if attention == "auto" and torch.cuda.is_available() and is_eager and model._supports_flex_attn:
         # The class has soft caps or sinks, which eager attention computes in the memory of all scores.
         model.set_attn_implementation("flex_attention")
+    device = device or process_device(os.environ, cards=torch.cuda.device_count())
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
+
+
+def process_device(environ: Mapping[str, str], *, cards: int) -> str:
+    """The device of this process: where it sees several cards, the one of its rank on the machine.
+
+    Args:
+        environ: variables of the environment; torchrun and Lightning tell the rank in LOCAL_RANK, and srun in
+            SLURM_LOCALID.
+        cards: number of accelerators that the process sees, which is 1 where Slurm binds one to each task.
+    """
+    if not cards:
+        return "cpu"
+    rank = environ.get("LOCAL_RANK") or environ.get("SLURM_LOCALID") or "0"
+    return f"cuda:{int(rank) % cards}"
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
