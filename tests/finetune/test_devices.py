@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from processes import fresh
 from ropewalk.config import FinetuneConfig, FinetuneStepConfig, LoraConfig, ParallelConfig
@@ -386,6 +387,46 @@ def test_what_is_split_resumes_alone_and_split_again(tmp_path: Path, options: st
         trained(tmp_path, None, step=TWO_WINDOWS, config=single, last=3)
     two_processes(lambda rank: work(rank, None))
     assert_same_training(torch.load(tmp_path / "result 0", weights_only=True), alone)
+
+
+def test_split_weights_are_gathered_in_bfloat16_layer_by_layer(tmp_path: Path) -> None:
+    """Beside their float32 shards: one layer at a time, whose input is in bfloat16 too."""
+    config = replace(FINETUNE, precision="bf16-mixed", activation_checkpointing="full")
+    (tmp_path / "alone").mkdir()
+    alone = trained(tmp_path / "alone", None, config=replace(config, precision="32-true", micro_batch_size=4))
+    (tmp_path / "store").symlink_to(tmp_path / "alone" / "store")
+
+    def work(rank: int) -> None:
+        gathered: list[int] = []
+        dtypes: set[torch.dtype] = set()
+
+        def look(layer: Any, args: Any) -> None:
+            weights = [other.mlp.up_proj.weight for other in layers]
+            whole = [weight for weight in weights if not isinstance(weight, DTensor)]
+            gathered.append(len(whole))
+            dtypes.update((args[0].dtype, *(weight.dtype for weight in whole)))
+
+        layers: list[Any] = []
+        original = FinetuneModule.configure_model
+
+        def configured(module: FinetuneModule) -> None:
+            original(module)
+            layers[:] = module.model.model.layers
+            for layer in layers:
+                layer.register_forward_pre_hook(look)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FinetuneModule, "configure_model", configured)
+            result = trained(tmp_path, PARALLEL["fsdp"], config=config)
+        assert len(layers) > 1
+        assert set(gathered) == {1}
+        assert dtypes == {torch.bfloat16}
+        assert {gradient.dtype for gradient in result["gradients"].values()} == {torch.float32}
+        # bfloat16 has eight bits.
+        assert relative_error(result["losses"], alone["losses"]) < 2**-8
+        assert relative_error(result["norms"][:1], alone["norms"][:1]) < 2**-4
+
+    two_processes(work)
 
 
 @pytest.mark.slow

@@ -236,11 +236,13 @@ class ActivationTable:
 
 def needed(work: Work, shape: ModelShape, table: ActivationTable) -> Memory:
     """Peak memory of one device."""
+    # Split weights are gathered in bfloat16, and single ones copied by autocast.
+    gathers_half = work.sharded and work.mixed
     activations = table(
         kind=work.kind,
         tokens=work.tokens_per_device,
-        dtype=work.dtype,
-        mixed=work.mixed,
+        dtype="bfloat16" if gathers_half else work.dtype,
+        mixed=work.mixed and not gathers_half,
         recompute=work.recompute,
         offload=work.offload,
         chunk=work.chunk,

@@ -167,6 +167,6 @@ def memory_of(work: Work, shape: ModelShape, activations: float) -> Memory:
     if work.sharded:
         whole = 2 * shape.layer_parameters + shape.outside_parameters
         weights, gradients, optimizer = (part / work.devices for part in (weights, gradients, optimizer))
-        held += whole * work.dtype_bytes
+        held += whole * activation_bytes
     parts = weights * work.models, gradients, optimizer, held
     return Memory(*(part * work.processes for part in parts))

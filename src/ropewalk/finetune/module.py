@@ -32,6 +32,7 @@ class FinetuneModule(L.LightningModule):
         learned: the scaling that is trained with the weights; None if it stays as it is.
         window: tokens of the original window, in which packed rows are read.
         parallel: the devices; a single one by default.
+        compute_dtype: as `ropewalk.finetune.strategy.split_weights` takes it, where weights are split.
     """
 
     gradient_norm: float = math.nan
@@ -46,11 +47,13 @@ class FinetuneModule(L.LightningModule):
         learned: LearnedScaling | None = None,
         window: int = 0,
         parallel: ParallelConfig | None = None,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.model, self.step, self.options = model, step, options
         self.learned, self.window = learned, window
         self.parallel = parallel or ParallelConfig(name="single_device")
+        self.compute_dtype = compute_dtype
         self.shard = Shard()
         self.loss_by_position: dict[str, tuple[float, int]] = {}
         """Sum of the losses and number of tokens of the current step by bucket of positions (`BatchLoss`)."""
@@ -66,7 +69,8 @@ class FinetuneModule(L.LightningModule):
         # A second trainer calls this again.
         if self.parallel.strategy == "fsdp" and not isinstance(self, FSDPModule):
             assert self.device_mesh is not None
-            split_weights(self, self.model, self.device_mesh["data_parallel"], whole=set(self._factors()))
+            mesh, whole = self.device_mesh["data_parallel"], set(self._factors())
+            split_weights(self, self.model, mesh, whole=whole, compute_dtype=self.compute_dtype)
 
     def training_step(self, batch: Rows | MixedRows, batch_idx: int) -> Tensor:
         if self.learned is not None:

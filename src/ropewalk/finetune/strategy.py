@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FullyShardedDataParallel,
+    MixedPrecisionPolicy,
     OptimStateKeyType,
     fully_shard,
     register_fsdp_forward_method,
@@ -98,21 +100,27 @@ def to_train(model: nn.Module, parallel: ParallelConfig) -> Iterator[Any]:
         parameter.data = trained.data
 
 
-def split_weights(module: nn.Module, model: Any, mesh: DeviceMesh, *, whole: set[nn.Parameter]) -> None:
+def split_weights(
+    module: nn.Module, model: Any, mesh: DeviceMesh, *, whole: set[nn.Parameter], compute_dtype: torch.dtype | None
+) -> None:
     """Split the weights of ``model``, a part of ``module``, over ``mesh`` layer by layer (FSDP2).
 
     The former parameters are left empty.
 
     Args:
         whole: parameters that every process keeps as a whole.
+        compute_dtype: dtype in which a layer's weights are gathered and used; gradients are summed in float32. By
+            default that of the weights.
     """
+    # Autocast would keep a copy of every layer's weights until the end of the pass, and float32 inputs of layers.
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=compute_dtype and torch.float32)
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [layer for layer in model.modules() if type(layer).__name__ in names]
     # Weights outside the layers (embeddings, last norm, output matrix) are gathered for the whole step, since the loss
     # uses the output matrix itself.
     for part in (*layers, module):
         before = set(part.parameters()) - whole
-        fully_shard(part, mesh=mesh, ignored_params=whole, reshard_after_forward=part is not module)
+        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=part is not module)
         for parameter in before:
             if not isinstance(parameter, DTensor):
                 parameter.data = parameter.data.new_empty(0)

@@ -65,6 +65,7 @@ def finetune(
         Slices(0, parallel.context).check(step.length)
     groups = parallel.devices * parallel.nodes // parallel.context
     precision = resolve_precision(config.precision)
+    mixes_shards = parallel.strategy == "fsdp" and precision == "bf16-mixed"
     dtype, gpu = str(model.dtype).removeprefix("torch."), torch.cuda.is_available()
     work = training_work(step, config, parallel, mixed="mixed" in precision, dtype=dtype, gpu=gpu)
     if scaling is not None:
@@ -85,7 +86,8 @@ def finetune(
     )
     trainer = L.Trainer(
         max_steps=step.steps,
-        precision=precision,
+        # Split weights are gathered in bfloat16 in place of autocast.
+        precision="32-true" if mixes_shards else precision,
         accumulate_grad_batches=data.accumulate,
         gradient_clip_val=config.gradient_clip,
         logger=logger or False,
@@ -108,7 +110,10 @@ def finetune(
         history = History(step, token_seconds=token_seconds, earlier=earlier)
         # Before LastCheckpoint, so that a checkpoint holds the row of its own step.
         trainer.callbacks.insert(1, history)  # type: ignore[attr-defined]
-        module = FinetuneModule(trained, step, options=config, learned=learned, window=window, parallel=parallel)
+        module = FinetuneModule(
+            trained, step, options=config, learned=learned, window=window, parallel=parallel,
+            compute_dtype=torch.bfloat16 if mixes_shards else None,
+        )  # fmt: skip
         with within_memory_of(work, model.config):
             fit(trainer, module, data, checkpoint=last)
         gather_full_parameters(trained)
