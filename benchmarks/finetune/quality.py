@@ -6,15 +6,14 @@ of texts, one document each, which are split by their names:
     python benchmarks/finetune/quality.py --model babyllama=PATH --texts FOLDER
 
 or ROPEWALK_BENCH_MODEL=babyllama=PATH and ROPEWALK_BENCH_TEXTS=FOLDER. From 256 tokens to 2,048 with training, in steps
-of 1,024 and 2,048 tokens, then to 16,384 with a second search and none. Perplexity is that of one pass over the first
-tokens of all test documents of 16,384 tokens, the same at every length.
+of 1,024 and 2,048 tokens, and to 16,384 under the continuation of the factors, without a second search. Perplexity is
+that of one pass over the first tokens of all test documents of 16,384 tokens, the same at every length.
 
 Ways: plain; mixed (a quarter of the rows is short and read under the original RoPE); learned (factors trained with the
 weights); both; recall (35 % of the rows are recall documents); far (LongCE: tokens count by what the far text gives);
 recall and far. All see the same number of tokens, and no query scales are searched. The walker, which repeats keys, is
-also asked for passkeys, 60 at each length, half of them in each form; beyond 2,048 tokens its factors are continued
-from those of shorter inputs, without a second search. Each stage resumes where it was stopped, and rows that are there
-are not measured again.
+also asked for passkeys, 60 at each length, half of them in each form. Each stage resumes where it was stopped, and rows
+that are there are not measured again.
 """
 
 import argparse
@@ -53,14 +52,16 @@ STEPS = (
     "finetune.recall_share=0",
     "search.query_scales=none",
 )
+UNMIXED = "finetune.short_share=0"
+"""Mixed windows are the default without query scales."""
 WAYS: dict[str, tuple[str, ...]] = {
-    "plain": (),
+    "plain": (UNMIXED,),
     "mixed": ("finetune.short_share=0.25",),
-    "learned": ("finetune.learn_factors=true",),
+    "learned": (UNMIXED, "finetune.learn_factors=true"),
     "both": ("finetune.short_share=0.25", "finetune.learn_factors=true"),
-    "recall": ("finetune.recall_share=0.35",),
-    "far": ("finetune.long_context_weight=5.0",),
-    "recall and far": ("finetune.recall_share=0.35", "finetune.long_context_weight=5.0"),
+    "recall": (UNMIXED, "finetune.recall_share=0.35"),
+    "far": (UNMIXED, "finetune.long_context_weight=5.0"),
+    "recall and far": (UNMIXED, "finetune.recall_share=0.35", "finetune.long_context_weight=5.0"),
 }
 
 

@@ -94,7 +94,7 @@ def short_share(known: Known) -> Default:
         return Default(0.0, "rows are shared by devices, which masks of documents would slow down")
     if any(known[f"finetune.{part}.length"] % known.facts.window for part in ("first", "second")):
         return Default(0.0, "the training lengths are no multiples of the window")
-    return Default(_SHORT_SHARE, "mixed windows read better beyond the trained length, and no worse within it")
+    return Default(_SHORT_SHARE, "mixed windows keep more of what the model read in its window (LongRoPE2)")
 
 
 def control(known: Known) -> Default:
