@@ -15,7 +15,6 @@ from ropewalk.evaluate.summary import metrics
 from ropewalk.evaluate.verdict import TABLES, Verdict
 from ropewalk.files import read_json, write_json, write_table
 from ropewalk.models.base import BaseModel, load_tokenizer
-from ropewalk.models.memory import device_memory
 from ropewalk.report.mlflow_runs import log_comparison
 from ropewalk.rope.methods import common
 from ropewalk.stage import Stage, run
@@ -24,7 +23,7 @@ from ropewalk.stage import Stage, run
 def evaluate(stage: Stage) -> None:
     config, base = stage.config, BaseModel.read(stage.inputs / "base.json")
     seed, settings, paths = config.seed, config.evaluate, model_paths(base, stage.inputs / "checkpoints")
-    models = LoadedModels(paths, memory=device_memory(), **config.model.loading)
+    models = LoadedModels(paths, **config.model.loading)
     cache = model_cache(settings.cache, paths, dtype=config.model.dtype, **config.model.trust)
     extension = Extension.read(stage.inputs, base, settings, methods=tuple(config.rope.methods))
     store, tokenizer = TokenStore(stage.inputs / "tokens" / "test"), load_tokenizer(base.path, **config.model.trust)

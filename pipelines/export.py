@@ -24,11 +24,9 @@ def export(stage: Stage) -> None:
     sets = extension.document_sets(TokenStore(stage.inputs / "tokens" / "test"))
     switch, short_factor, target = extension.switch, config.export.short_factor, extension.first.target_length
     tasks = cost_tasks(extension.extended, switch, config.evaluate.lengths, sets, target=target)
-    models = {extension.extended: model}
-    cache = model_cache(
-        config.evaluate.cache, {extension.extended: path}, dtype=config.model.dtype, **config.model.trust
-    )
-    costs = [result.row for result in measure(models, tasks, cache=cache, chunk=config.evaluate.chunk_tokens)]
+    name, dtype = extension.extended, config.model.dtype
+    cache = model_cache(config.evaluate.cache, {name: path}, dtype=dtype, **config.model.trust)
+    costs = [result.row for result in measure({name: model}, tasks, cache=cache, chunk=config.evaluate.chunk_tokens)]
     write_table(stage.output / "plots" / "export.csv", costs)
     perplexity, passkey = (ResultTable.read(stage.inputs / f"plots/{name}.csv") for name in ("perplexity", "passkey"))
     settings = stage.values("corpus", *(["finetune"] if extension.is_trained else []))

@@ -219,7 +219,7 @@ def test_ours_the_control_and_the_baselines_are_loaded_and_trained_alike(
     train_baseline("yarn", config, base, state_folder=tmp_path, checkpoint=None)
     kept = {"attention": "auto", "keep_sliding_window": True}
     # Weights are trained in the precision's dtype, and those beside adapters in the model's.
-    expected = {"dtype": "float32", "trust_remote_code": True, **kept}
+    expected = {"dtype": "float32", "trust_remote_code": True, **kept, "device": "cpu"}
     assert loads == [expected] * 3
     adapted = replace(config, finetune=replace(config.finetune, lora=LoraConfig(rank=2)))
     train_model(base.path, [], adapted, base, state_folder=tmp_path, checkpoint=None)

@@ -114,7 +114,12 @@ def dtype(known: Known) -> Default:
     """bfloat16 where the device is fast in it; weights are trained in float32, since steps of 2e-5 are lost in it."""
     if known.on_gpu:
         return Default("bfloat16", "a GPU reads in bfloat16 many times as fast; weights are trained in float32")
-    if known.facts.parameters <= _TINY:
+    try:
+        is_small = known.facts.parameters <= _TINY
+    except (FileNotFoundError, ValueError):
+        # What is wrong with the model is told where it is read.
+        is_small = True
+    if is_small:
         return Default("float32", "a small model on a processor")
     # Late, because torch takes seconds to import.
     from ropewalk.models.precision import is_bfloat16_fast

@@ -6,6 +6,7 @@ from typing import Any
 
 from ropewalk.files import file_hash
 from ropewalk.models.base import BaseModel, extended_path, load_model
+from ropewalk.models.memory import device_memory
 
 _KEPT_SHARE = 0.25
 """Share of a device's memory that models may take which are not being read."""
@@ -37,23 +38,21 @@ class LoadedModels(Mapping[str, Any]):
 
     Args:
         paths: as `model_paths` gives them.
-        memory: bytes of the device's memory.
+        memory: bytes of the device's memory; by default those of this machine's.
         loading: arguments of `load_model`.
     """
 
-    def __init__(self, paths: Mapping[str, str], *, memory: float, **loading: Any) -> None:
-        self._paths, self._memory, self._loading = paths, memory, loading
+    def __init__(self, paths: Mapping[str, str], *, memory: float | None = None, **loading: Any) -> None:
+        self._paths, self._memory, self._loading = paths, memory or device_memory(), loading
         self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._loaded:
             path = self._paths[name]
             # All of them are of the same size.
-            for model in list(self._loaded.values())[:1]:
-                size = sum(weight.nbytes for weight in model.parameters())
-                if len(self._loaded) >= kept_models(size, self._memory):
-                    self._loaded.clear()
-                del model
+            sizes = [sum(weight.nbytes for weight in model.parameters()) for model in self._loaded.values()]
+            if sizes and len(sizes) >= kept_models(sizes[0], self._memory):
+                self._loaded.clear()
             self._loaded[name] = load_model(path, **self._loading)
         return self._loaded[name]
 
