@@ -7,7 +7,7 @@ other work on the machine hardly lengthens. Rows that are there are not measured
 resumes. The plain forward is left out beyond ``--plain-up-to`` tokens.
 
     python benchmarks/evaluate/run.py --lengths 1024 4096
-    python benchmarks/evaluate/run.py --model smollm2=PATH --lengths 32768 --plain-up-to 0
+    python benchmarks/evaluate/run.py --model smollm2=PATH --dtype bfloat16 --lengths 32768 --plain-up-to 0
     python benchmarks/evaluate/run.py --device cuda --model llama-1b --lengths 131072 2097152
 
 The text is Python's standard library; models of the shapes of a 1 B and a 7 B Llama have random weights.
@@ -50,10 +50,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def load(name: str, device: str) -> Any:
+def load(name: str, device: str, dtype: str) -> Any:
     if name not in SHAPES:
         path = name.partition("=")[2] or str(ROOT / "models" / name)
-        return load_model(path).to(device)  # type: ignore[arg-type]
+        return load_model(path, dtype=dtype, device=device)
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = LlamaForCausalLM(LlamaConfig(**SHAPES[name])).to(torch.bfloat16)  # type: ignore[arg-type]
@@ -88,8 +88,8 @@ def mean_with_cache(model: Any, rows: torch.Tensor) -> float:
     return float(torch.cat(losses).mean())
 
 
-def measure(name: str, device: str, length: int, way: str) -> dict[str, Any]:
-    model = load(name, device)
+def measure(name: str, device: str, dtype: str, length: int, way: str) -> dict[str, Any]:
+    model = load(name, device, dtype)
     shape = rotary_shape(model)
     scaling = RopeScaling((2.0,) * (shape.rotary_dim // 2), shape.original_length, max(length, shape.original_length))
     ids = text(length, model.config.vocab_size)
@@ -141,15 +141,16 @@ def apart(*arguments: str) -> dict[str, Any] | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="walker", help=f"walker, NAME=PATH, or one of {', '.join(SHAPES)}")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--plain-up-to", type=int, default=PLAIN_UP_TO)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--one", nargs=4, metavar=("MODEL", "DEVICE", "LENGTH", "WAY"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=5, metavar=("MODEL", "DEVICE", "DTYPE", "LENGTH", "WAY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        name, device, length, way = options.one
-        print(json.dumps(measure(name, device, int(length), way)))
+        name, device, dtype, length, way = options.one
+        print(json.dumps(measure(name, device, dtype, int(length), way)))
         return
     rows = read_json(options.results)["rows"] if options.results.is_file() else []
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
@@ -157,9 +158,11 @@ def main() -> None:
     for length in options.lengths:
         if any((row["device"], row["model"], row["length"]) == (device, name, length) for row in rows):
             continue
-        row: dict[str, Any] = {"device": device, "model": name, "length": length, "chunk": CHUNK}
+        row: dict[str, Any] = {
+            "device": device, "model": name, "dtype": options.dtype, "length": length, "chunk": CHUNK
+        }  # fmt: skip
         for way in ("layerwise", "cached", *["plain"] * (length <= options.plain_up_to)):
-            figures = apart(options.model, options.device, str(length), way)
+            figures = apart(options.model, options.device, options.dtype, str(length), way)
             if figures is None:
                 print(f"{name} at {length:,}, {way}: memory is not enough")
             row |= {f"{way}_{key}": value for key, value in (figures or {}).items()}
