@@ -156,11 +156,10 @@ def main() -> None:
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     name = options.model.partition("=")[0]
     for length in options.lengths:
-        if any((row["device"], row["model"], row["length"]) == (device, name, length) for row in rows):
+        about = {"device": device, "model": name, "dtype": options.dtype, "length": length}
+        if any(about.items() <= row.items() for row in rows):
             continue
-        row: dict[str, Any] = {
-            "device": device, "model": name, "dtype": options.dtype, "length": length, "chunk": CHUNK
-        }  # fmt: skip
+        row: dict[str, Any] = {**about, "chunk": CHUNK}
         for way in ("layerwise", "cached", *["plain"] * (length <= options.plain_up_to)):
             figures = apart(options.model, options.device, options.dtype, str(length), way)
             if figures is None:

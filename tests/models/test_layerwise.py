@@ -115,9 +115,12 @@ def test_a_model_whose_layers_share_keys_is_read_with_a_cache_of_all_layers() ->
 def test_an_abandoned_reading_leaves_the_model_as_it_was() -> None:
     model, rows = tiny_llama(), token_rows(60)
     before = token_losses(model, rows)
-    next(layerwise_states(model, rows, chunk=20))
+    states = layerwise_states(model, rows, chunk=20)
+    next(states)
+    # Also while it has not ended.
     assert torch.equal(token_losses(model, rows), before)
     assert all("forward" not in vars(layer) for layer in model.model.layers)
+    states.close()
 
 
 def test_the_memory_of_more_layers_is_no_more() -> None:

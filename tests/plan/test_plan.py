@@ -1,6 +1,7 @@
 """A plan from a model's config alone: the sizes, the formulas, the memory of a real pass, and what makes it fit."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
 
 from ropewalk.composition import checked, register
 from ropewalk.config import Config
@@ -291,3 +293,17 @@ def test_the_script_prints_a_line_for_every_stage_and_needs_no_weights(
     assert (scratch / "out" / "plan.csv").is_file()
     with pytest.raises(SystemExit, match=r"plan: .*gone is not there"):
         run_script("plan", "model=hf", "model.path=gone", "output=out")
+
+
+def test_a_model_of_8b_reads_2048k_tokens_on_one_card() -> None:
+    """Hidden states and one layer's keys and values take 16 and 8 GiB; a KV cache of all layers takes 256."""
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=128_256,
+    )  # fmt: skip
+    table = ActivationTable(config, gpu=True)
+    read = partial(
+        table, kind="read", tokens=2**21, dtype="bfloat16", mixed=False, recompute=False, chunk=2048
+    )  # fmt: skip
+    assert 24 * 2**30 < read() < 26 * 2**30
+    assert 256 * 2**30 < read(generates=True) < 258 * 2**30

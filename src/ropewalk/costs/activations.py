@@ -21,7 +21,7 @@ from ropewalk.costs.shape import ModelShape, build, not_told, with_layers
 from ropewalk.costs.work import Kind, Memory, Work, memory_of
 from ropewalk.models.layerwise import layerwise_states
 from ropewalk.models.loss import hidden_states, losses_of
-from ropewalk.models.prefill import Reading, chunks, kv_cache, take_as_known, ways_in_chunks
+from ropewalk.models.prefill import Reading, chunks, kv_cache, reading, ways_in_chunks
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary, rotary_shape
 from ropewalk.rope.windows import is_windowed, layer_types
 
@@ -127,7 +127,7 @@ def _traced(
     with FakeTensorMode():
         model = build(config, dtype=getattr(torch, dtype))
         _set_attention(model, way, gpu=gpu)
-        take_as_known(model, way)
+        reading.take_as_known(model, way)
         pairs = rotary_shape(model).rotary_dim // 2
         rotary = find_rotary(extend(model, RopeScaling((1.0,) * pairs, 1, 1)))[1]
         assert isinstance(rotary, RotaryEmbedding)

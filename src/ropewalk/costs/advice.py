@@ -8,7 +8,7 @@ from ropewalk.costs.shape import ModelShape
 from ropewalk.costs.work import Work
 
 FEWER_TOKENS = 4096
-"""Tokens of a chunk that take little memory, and keep a device as busy as more do."""
+"""Tokens of a chunk whose activations take little memory."""
 
 
 @dataclass(frozen=True)

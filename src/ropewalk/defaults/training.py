@@ -32,6 +32,7 @@ YaRN at 2e-5 for 400 steps of 64 rows of 64k (arXiv 2309.00071, section 4.1), Lo
 2e-5 (arXiv 2502.20082), and ProLong an 8B model at 1e-5 with 4 M tokens a step (arXiv 2410.02660, table 9). Below 4 B
 parameters nothing is published; the values lie between those and the demo's."""
 _SHORT_SHARE = 0.25
+"""Share of short rows where windows are mixed, as in the measurements of docs/fine-tuning.md."""
 _LORA = 10
 """How much higher the learning rate of adapters is: 2e-4 for 2e-5 (LongLoRA, arXiv 2309.12307)."""
 _TINY = SIZE_CLASSES[0].parameters
@@ -87,11 +88,11 @@ def short_share(known: Known) -> Default:
     """Mixed windows, where training can have them (docs/fine-tuning.md has the figures)."""
     parallel = known.config.parallel
     if known["search.query_scales"] != "none":
-        return Default(0.0, "query scales read short inputs well without it")
+        return Default(0.0, "mixed windows gain nothing beside query scales")
     if not known.facts.keeps_documents_apart:
-        return Default(0.0, "the model's layers go on from one document of a row to the next")
+        return Default(0.0, "the model cannot keep the documents of a row apart")
     if parallel.context > 1 or parallel.attention == "ring":
-        return Default(0.0, "rows are shared by devices, which masks of documents would slow down")
+        return Default(0.0, "devices share rows, and the ring that they pass keys around takes no masks")
     if any(known[f"finetune.{part}.length"] % known.facts.window for part in ("first", "second")):
         return Default(0.0, "the training lengths are no multiples of the window")
     return Default(_SHORT_SHARE, "mixed windows keep more of what the model read in its window (LongRoPE2)")

@@ -21,13 +21,15 @@ from ropewalk.evaluate.prompts import OTHERS, PASSKEY_FORMS, Prompt, Prompts, dr
 from ropewalk.evaluate.recall import scores
 from ropewalk.rope import LengthSwitch, extend
 
-PROTOCOL = (
-    f"greedy decoding, exact match of the key; log probability of the key above that of {OTHERS} others, which differ "
-    "from it in one digit or word; published and varied form; keys and wordings not in training"
+_COUNTS = (
+    f"log probability of the key above that of {OTHERS} others, which differ from it in one digit or word; published "
+    "and varied form; keys and wordings not in training"
 )
-FORCED_PROTOCOL = PROTOCOL.replace("greedy decoding, exact match of the key", "each token of the key the likeliest")
-"""Of prompts that are longer than a chunk: read layer by layer, since greedy decoding needs the KV cache of all layers.
-The same keys count, but for those that a model writes in other tokens than the tokenizer."""
+PROTOCOL = f"greedy decoding, exact match of the key; {_COUNTS}"
+FORCED_PROTOCOL = f"each token of the key the likeliest; {_COUNTS}"
+"""How keys are counted in prompts that are longer than a chunk. Such prompts are read layer by layer, and greedy
+decoding would need a KV cache of all layers. It would find the same keys, and those that a model writes in other tokens
+than the tokenizer does."""
 
 
 def protocol(length: int, *, chunk: int) -> str:

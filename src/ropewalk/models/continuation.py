@@ -55,11 +55,11 @@ class ReadPrompt:
         finally:
             self._crop(cache)
 
-    @torch.no_grad()
     def log_likelihood(self, ids: Sequence[int]) -> float:
         """Log-probability in nats of the tokens ``ids`` after the prompt."""
         return Likelihood.of(self.logits_before(ids), ids).log_likelihood
 
+    @torch.no_grad()
     def logits_before(self, ids: Sequence[int]) -> Tensor:
         """Logits (len(ids), vocabulary) that predict each of ``ids`` after the prompt."""
         logits = self._logits
@@ -124,6 +124,6 @@ def forced_likelihoods(
         last = next(states)[:, -1:]
     likelihoods = []
     for tokens in continuations:
-        read_of_it = torch.cat((last, next(states)), dim=1) if len(tokens) > 1 else last
-        likelihoods.append(Likelihood.of(logits_of(model, read_of_it)[0], tokens))
+        states_before = torch.cat((last, next(states)), dim=1) if len(tokens) > 1 else last
+        likelihoods.append(Likelihood.of(logits_of(model, states_before)[0], tokens))
     return likelihoods

@@ -4,9 +4,11 @@ Some classes divide, multiply or cap their logits in ``forward`` (Granite, Coher
 stands for the whole head. Their own ``forward`` is run instead, with given hidden states for those of the base model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import update_wrapper
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +88,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(is_training)
+
+
+T = TypeVar("T")
+
+
+class TriedOnce(Generic[T]):
+    """A decorator of functions that try something with a model: the first answer for each model is kept.
+
+    The model is in evaluation mode while it is tried, and no gradients are computed. Each attention implementation of a
+    model is tried on its own.
+    """
+
+    def __init__(self, function: Callable[[PreTrainedModel], T]) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self._answers: WeakKeyDictionary[Any, dict[str, T]] = WeakKeyDictionary()
+
+    def __call__(self, model: PreTrainedModel) -> T:
+        answers = self._answers.setdefault(model, {})
+        attention: str = model.config._attn_implementation
+        if attention not in answers:
+            with evaluating(model), torch.no_grad():
+                answers[attention] = self._function(model)
+        return answers[attention]
+
+    def take_as_known(self, model: PreTrainedModel, answer: T) -> None:
+        """Answer ``answer`` for ``model``, where it has no weights that anything could be tried with."""
+        self._answers.setdefault(model, {})[model.config._attn_implementation] = answer
 
 
 def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
-from weakref import WeakKeyDictionary
 
 import psutil
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from ropewalk.models.head import evaluating, spread_ids, whole_states
+from ropewalk.models.head import TriedOnce, spread_ids, whole_states
 from ropewalk.models.prefill import FillingLayer, Reading, chunks, continued_states, kv_cache, reading
 
 log = logging.getLogger(__name__)
@@ -33,9 +32,6 @@ _FREE_SHARE = 0.5
 
 _INPUT = "hidden_states"
 """The name that transformers' layers give to their first argument."""
-
-_LAYERWISE: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
-"""What is known of each model under each attention implementation by `is_layerwise`."""
 
 
 def long_states(model: PreTrainedModel, ids: Tensor, *, chunk: int) -> Iterator[Tensor]:
@@ -49,18 +45,9 @@ def long_states(model: PreTrainedModel, ids: Tensor, *, chunk: int) -> Iterator[
         yield from chunks(model, ids, kv_cache(model, ids.shape[1]), chunk=chunk)
 
 
+@TriedOnce
 def is_layerwise(model: PreTrainedModel) -> bool:
     """Whether ``model`` can be read layer by layer, which is tried on a row of 13 tokens when it is first asked for."""
-    known = _LAYERWISE.setdefault(model, {})
-    attention: str = model.config._attn_implementation
-    if attention not in known:
-        with evaluating(model):
-            known[attention] = _tried(model)
-    return known[attention]
-
-
-@torch.no_grad()
-def _tried(model: PreTrainedModel) -> bool:
     if reading(model) is Reading.WHOLE:
         return False
     ids = spread_ids(model, 13)[None]

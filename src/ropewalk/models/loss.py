@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +10,12 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ropewalk.models.head import RECURRENT, evaluating, logits_of, plain_output, spread_ids, whole_states
+from ropewalk.models.head import RECURRENT, TriedOnce, logits_of, plain_output, spread_ids, whole_states
 from ropewalk.models.layerwise import long_states
 from ropewalk.rope.windows import layer_types
 
-_CHUNK_TOKENS = 1024
-_CHUNK = LinearCrossEntropyOptions(batch_chunk_size=_CHUNK_TOKENS, chunking_method=None)
-
-_STAYING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-"""What is known of each model by `_stays_within_documents`."""
+_CHUNK_TOKENS, _CHUNK_LOGITS = 1024, 2**24
+"""Tokens that the head is applied to at once, and logits that are made of them where no gradient is needed, at most."""
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, *, position_ids: Tensor | None = None) -> Tensor:
@@ -44,21 +40,17 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, *, position_ids: Te
     return whole_states(model, input_ids, **options)
 
 
-@torch.no_grad()
+@TriedOnce
 def _stays_within_documents(model: PreTrainedModel) -> bool:
     """Whether a document's states are the same whatever precedes it in a row, tried on a short row the first time.
 
     gpt-oss makes its masks without positions, and DeepSeek-V4 compresses keys across documents.
     """
-    if model not in _STAYING:
-        ids = spread_ids(model, 16)
-        ids = torch.stack((ids, torch.cat((ids[:8].flip(0), ids[8:]))))
-        positions = torch.arange(8, device=ids.device).repeat(2).expand_as(ids)
-        with evaluating(model):
-            states = whole_states(model, ids, position_ids=positions)
-        first, second = states[:, 8:].float()
-        _STAYING[model] = bool((first - second).norm() < 0.01 * first.norm())
-    return _STAYING[model]
+    ids = spread_ids(model, 16)
+    ids = torch.stack((ids, torch.cat((ids[:8].flip(0), ids[8:]))))
+    positions = torch.arange(8, device=ids.device).repeat(2).expand_as(ids)
+    first, second = whole_states(model, ids, position_ids=positions)[:, 8:].float()
+    return bool((first - second).norm() < 0.01 * first.norm())
 
 
 def token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
@@ -111,6 +103,17 @@ def mean_loss_of(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Ten
     return losses_of(model, states[:, :-1], targets, "mean")
 
 
+def _head_chunk(model: PreTrainedModel) -> int:
+    """Tokens that the head is applied to at once.
+
+    Fewer with a large vocabulary, but not in training, where each chunk adds to the gradient of the whole matrix.
+    """
+    if torch.is_grad_enabled():
+        return _CHUNK_TOKENS
+    vocabulary: int = model.config.get_text_config().vocab_size
+    return max(1, min(_CHUNK_TOKENS, _CHUNK_LOGITS // vocabulary))
+
+
 def losses_of(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction: str) -> Tensor:
     """Losses in nats of ``targets`` (batch, length) from the hidden states that predict them; -100 is left out.
 
@@ -131,7 +134,7 @@ def losses_of(model: PreTrainedModel, states: Tensor, targets: Tensor, reduction
                 linear_bias=output.bias,
                 # torch adds up losses in the dtype of the weights, and a sum in half precision stops growing early.
                 reduction="none" if is_half else reduction,
-                options=_CHUNK,
+                options=LinearCrossEntropyOptions(batch_chunk_size=_head_chunk(model), chunking_method=None),
             )
             if not is_half:
                 return losses
@@ -153,7 +156,8 @@ def _losses_by_class(model: PreTrainedModel, states: Tensor, targets: Tensor) ->
 
     output: Any = model.get_output_embeddings()
     states = states if output is None else states.to(output.weight.dtype)
-    parts = zip(states.split(_CHUNK_TOKENS), targets.split(_CHUNK_TOKENS), strict=True)
+    chunk = _head_chunk(model)
+    parts = zip(states.split(chunk), targets.split(chunk), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([losses_of_chunk(*part) for part in parts])
     return torch.cat([checkpoint(losses_of_chunk, *part, use_reentrant=False) for part in parts])

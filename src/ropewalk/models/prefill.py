@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from enum import Enum, auto
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from ropewalk.models.head import base_model, evaluating, spread_ids, whole_states
+from ropewalk.models.head import TriedOnce, base_model, spread_ids, whole_states
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +40,6 @@ class Reading(Enum):
     """In chunks, by transformers' own attention."""
     WHOLE = auto()
     """At once, since transformers' class does not continue from its cache as it reads a whole row."""
-
-
-_READINGS: WeakKeyDictionary[Any, dict[str, Reading]] = WeakKeyDictionary()
-"""What is known of each model under each attention implementation."""
 
 
 class FillingLayer(DynamicLayer):
@@ -109,21 +104,6 @@ def _kv_cache(model: PreTrainedModel, capacity: int) -> Cache:
     return cache
 
 
-def reading(model: PreTrainedModel) -> Reading:
-    """How ``model`` is read in chunks, which is tried on a row of 13 tokens when it is first asked for."""
-    known = _READINGS.setdefault(model, {})
-    attention: str = model.config._attn_implementation
-    if attention not in known:
-        with evaluating(model):
-            known[attention] = _tried_reading(model)
-    return known[attention]
-
-
-def take_as_known(model: PreTrainedModel, way: Reading) -> None:
-    """Have `reading` answer ``way``, where ``model`` has no weights that it could be tried with."""
-    _READINGS.setdefault(model, {})[model.config._attn_implementation] = way
-
-
 def ways_in_chunks(model: PreTrainedModel) -> list[Reading]:
     """The ways to read in chunks that are worth trying, best first; the model may be on meta."""
     if model.config.model_type in _UNLIKE_WHOLE:
@@ -138,8 +118,9 @@ def ways_in_chunks(model: PreTrainedModel) -> list[Reading]:
     return [Reading.CACHED] if needs_masks else [Reading.JOINED, Reading.CACHED]
 
 
-@torch.no_grad()
-def _tried_reading(model: PreTrainedModel) -> Reading:
+@TriedOnce
+def reading(model: PreTrainedModel) -> Reading:
+    """How ``model`` is read in chunks, which is tried on a row of 13 tokens when it is first asked for."""
     ids = spread_ids(model, 13)[None]
     expected = whole_states(model, ids)[:, 8:].double()
     for way in ways_in_chunks(model):
