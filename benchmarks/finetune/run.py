@@ -82,7 +82,7 @@ def measure(name: str, strategy: str, *, length: int, steps: int) -> dict[str, f
     own: Any = None
     if strategy != "reference":
         if strategy == "checkpointing":
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         step = FinetuneStepConfig(length=length, steps=steps + 1, batch_size=1, learning_rate=1e-5)
         options = FinetuneConfig(name="bench", positions_every=0)
         own = FinetuneModule(model, step, options=options)

@@ -62,7 +62,7 @@ def run_case(case: dict[str, Any]) -> dict[str, float]:
     extend(model, RopeScaling((1.0,) * pairs, 256, 512))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     if case["recompute"]:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
 
     def step(rows: torch.Tensor) -> None:

@@ -73,7 +73,7 @@ def test_traced_bytes_are_those_of_a_real_pass(recompute: bool) -> None:
     """What autograd keeps for the backward pass, counted on real tensors."""
     model = ROPE_MODELS["llama"]().train()
     if recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     kept: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -295,15 +295,25 @@ def test_the_script_prints_a_line_for_every_stage_and_needs_no_weights(
         run_script("plan", "model=hf", "model.path=gone", "output=out")
 
 
-def test_a_model_of_8b_reads_2048k_tokens_on_one_card() -> None:
-    """Hidden states and one layer's keys and values take 16 and 8 GiB; a KV cache of all layers takes 256."""
+def table_of_8b() -> ActivationTable:
     config = LlamaConfig(
         hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, vocab_size=128_256,
     )  # fmt: skip
-    table = ActivationTable(config, gpu=True)
+    return ActivationTable(config, gpu=True)
+
+
+def test_a_model_of_8b_reads_2048k_tokens_on_one_card() -> None:
+    """Hidden states and one layer's keys and values take 16 and 8 GiB; a KV cache of all layers takes 256."""
     read = partial(
-        table, kind="read", tokens=2**21, dtype="bfloat16", mixed=False, recompute=False, chunk=2048
+        table_of_8b(), kind="read", tokens=2**21, dtype="bfloat16", mixed=False, recompute=False, chunk=2048
     )  # fmt: skip
     assert 24 * 2**30 < read() < 26 * 2**30
     assert 256 * 2**30 < read(generates=True) < 258 * 2**30
+
+
+def test_factors_of_a_model_of_8b_are_learned_at_512k_tokens_beside_its_weights_on_one_card() -> None:
+    """Its hidden states take 4 GiB, and what a layer computes would take 33 times as much without tiles."""
+    learn = partial(table_of_8b(), kind="learn", tokens=2**19, dtype="bfloat16", mixed=False, recompute=True)
+    assert learn(offload=True) / 2**32 < 13
+    assert learn() / 2**32 > 33

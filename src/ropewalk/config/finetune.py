@@ -113,7 +113,7 @@ class FinetuneConfig:
     """Learning rate for log lambda and log t."""
     activation_checkpointing: str = choice(("none", "full", "offload"), "none")
     """Activations for the backward pass: kept (none), recomputed (full), or recomputed from layer inputs that are held
-    in CPU memory (offload)."""
+    in CPU memory, norms and feed-forward layers a tile of 8,192 tokens at a time (offload)."""
     optimizer: str = choice(("adamw", "adamw_fused", "adamw_8bit"), "adamw")
     """Optimizer; adamw_8bit keeps its states in 8 bits with bitsandbytes and needs the extra low-memory."""
     lora: LoraConfig = field(default_factory=LoraConfig)

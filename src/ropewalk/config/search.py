@@ -89,7 +89,7 @@ class SearchConfig:
     head, or one for each dimension pair of each head. Scales are multiplied into the weights on export."""
     activation_checkpointing: str = choice(("none", "full", "offload"), "none")
     """Activations for the gradient's backward pass: kept (none), recomputed (full), or recomputed from layer inputs
-    that are held in CPU memory (offload)."""
+    that are held in CPU memory, norms and feed-forward layers a tile of 8,192 tokens at a time (offload)."""
     trials: int = at_least(0, 1344)
     """Number of Optuna trials, including the initial population and the trials stopped early."""
     initial_population: int = at_least(1, 64)

@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ropewalk.costs.shape import ModelShape, build, not_told, with_layers
 from ropewalk.costs.work import Kind, Memory, Work, memory_of
+from ropewalk.models.activation_checkpointing import checkpointed
 from ropewalk.models.layerwise import layerwise_states
 from ropewalk.models.loss import hidden_states, losses_of
 from ropewalk.models.prefill import Reading, chunks, kv_cache, reading, ways_in_chunks
@@ -88,6 +89,7 @@ def traced_bytes(
     dtype: str,
     mixed: bool,
     recompute: bool,
+    tiled: bool = False,
     chunk: int | None = None,
     generates: bool = False,
     gpu: bool = False,
@@ -95,11 +97,14 @@ def traced_bytes(
     """Peak bytes of a pass over one row of ``tokens``, without weights and their gradients; arguments as `Work`'s.
 
     Args:
+        tiled: whether long rows are tiled, as where the inputs of layers are held in host memory; these are counted.
         gpu: whether the device is a GPU, which has a kernel for attention with soft caps and sinks.
     """
+    checkpointing = "none" if kind == "read" or not recompute else "offload" if tiled else "full"
     trace = partial(
-        _traced, config, kind=kind, tokens=tokens, dtype=dtype, mixed=mixed, recompute=recompute, chunk=chunk, gpu=gpu
-    )
+        _traced, config, kind=kind, tokens=tokens, dtype=dtype, mixed=mixed, checkpointing=checkpointing, chunk=chunk,
+        gpu=gpu,
+    )  # fmt: skip
     if chunk is not None and tokens > chunk:
         with torch.device("meta"):
             ways = ways_in_chunks(build(config))
@@ -118,7 +123,7 @@ def _traced(
     tokens: int,
     dtype: str,
     mixed: bool,
-    recompute: bool,
+    checkpointing: str,
     chunk: int | None,
     gpu: bool,
     way: Reading,
@@ -131,8 +136,8 @@ def _traced(
         pairs = rotary_shape(model).rotary_dim // 2
         rotary = find_rotary(extend(model, RopeScaling((1.0,) * pairs, 1, 1)))[1]
         assert isinstance(rotary, RotaryEmbedding)
-        if recompute and kind != "read":
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if checkpointing != "none":
+            # transformers recomputes in training mode only.
             model.train()
         model.requires_grad_(kind in ("adapt", "train"))
         if kind == "adapt":
@@ -147,6 +152,7 @@ def _traced(
             rotary.factors.requires_grad_()
         rows = torch.zeros(1, tokens, dtype=torch.long)
         with (
+            checkpointed(model, checkpointing),
             _Live((*model.parameters(), *model.buffers(), rows)) as live,
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed),
             torch.set_grad_enabled(kind != "read"),
@@ -228,7 +234,7 @@ class ActivationTable:
     def _of_layers(self, *, offload: bool, **work: Any) -> float:
         if offload:
             # The other layers' inputs are in the processor's memory.
-            return self._traced(self._few[:1], **work)
+            return self._traced(self._few[:1], tiled=True, **work)
         few: int = self._traced(self._few, **work)
         more = self._types - Counter(self._few)
         return few + sum(count * (self._traced((*self._few, kind), **work) - few) for kind, count in more.items())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ropewalk.costs.shape import ModelShape
+from ropewalk.models.activation_checkpointing import TILE
 
 Kind = Literal["read", "learn", "adapt", "train"]
 """read: forward passes only. learn: gradients of factors through frozen weights. adapt: gradients of adapters beside
@@ -38,7 +39,8 @@ class Work:
     recompute: bool = False
     """Whether the backward pass recomputes the activations of every layer (activation checkpointing)."""
     offload: bool = False
-    """Whether the layers' inputs, which they are recomputed from, are kept in the processor's memory."""
+    """Whether the layers' inputs, which they are recomputed from, are kept in the processor's memory, and long rows are
+    computed in tiles."""
     eight_bit: bool = False
     """Whether the optimizer keeps its two moments of a weight in a byte each."""
     rank: int = 0
@@ -107,8 +109,10 @@ def forward_flops(shape: ModelShape, *, length: int) -> Flops:
 def flops_of(work: Work, shape: ModelShape) -> Flops:
     """FLOPs of all rows, including what is recomputed."""
     once = forward_flops(shape, length=work.length)
-    again = 1 if work.recompute and work.kind != "read" else 0
-    linear, attention = _LINEAR[work.kind] + again, _ATTENTION[work.kind] + again
+    again = work.recompute and work.kind != "read"
+    # Feed-forward modules, which most of a layer's linear maps are in, are also recomputed tile by tile.
+    tiled = again and work.offload and work.tokens_per_device > TILE
+    linear, attention = _LINEAR[work.kind] + again + tiled, _ATTENTION[work.kind] + again
     return Flops(work.rows * once.linear * linear, work.rows * once.attention * attention)
 
 

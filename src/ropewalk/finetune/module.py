@@ -19,7 +19,6 @@ from ropewalk.finetune.loss import batch_loss
 from ropewalk.finetune.shard import Shard, shard_of_this_process
 from ropewalk.finetune.strategy import split_weights
 from ropewalk.finetune.windows import MixedRows
-from ropewalk.models.activation_checkpointing import offloaded
 from ropewalk.rope import LearnedScaling, RotaryEmbedding, find_rotary
 
 _BETAS = (0.9, 0.95)
@@ -80,17 +79,15 @@ class FinetuneModule(L.LightningModule):
             self.learned.project()
             self.learned.put_into(rotary)
         every = self.options.positions_every
-        tokens = batch.tokens if isinstance(batch, MixedRows) else batch.ids
-        with offloaded(self.options.activation_checkpointing, tokens.device):
-            losses = batch_loss(
-                self.model,
-                batch,
-                shard=self.shard,
-                window=self.window,
-                answer_weight=self.options.answer_weight,
-                long_context_weight=self.options.long_context_weight,
-                by_position=every > 0 and self.global_step % every == 0,
-            )
+        losses = batch_loss(
+            self.model,
+            batch,
+            shard=self.shard,
+            window=self.window,
+            answer_weight=self.options.answer_weight,
+            long_context_weight=self.options.long_context_weight,
+            by_position=every > 0 and self.global_step % every == 0,
+        )
         if not torch.isfinite(losses.loss):
             self._note_bad(f"the loss of step {self.global_step} is {losses.loss.item()}")
         else:

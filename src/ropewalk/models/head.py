@@ -67,6 +67,15 @@ def base_model(model: PreTrainedModel) -> nn.Module:
     raise ValueError(f"{type(model).__name__} has no base model, so its hidden states cannot be read on their own")
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers of a model, in order; raises ValueError where they cannot be told from the model's other parts."""
+    count = model.config.get_text_config().num_hidden_layers
+    for part in model.get_decoder().modules():
+        if isinstance(part, nn.ModuleList) and len(part) == count:
+            return part
+    raise ValueError(f"{type(model).__name__} has no list of {count} layers")
+
+
 def whole_states(model: PreTrainedModel, input_ids: Tensor, **options: Tensor) -> Tensor:
     """Hidden states (batch, length, hidden) that the head reads, of whole rows (batch, length)."""
     states: Tensor = base_model(model)(input_ids=input_ids, use_cache=False, **options).last_hidden_state

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ropewalk.models.activation_checkpointing import checkpointed, offloaded
+from ropewalk.models.activation_checkpointing import checkpointed
 from ropewalk.models.loss import mean_loss, token_losses
 from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 from ropewalk.rope.query_scales import query_scales as scales_of
@@ -101,8 +101,7 @@ def learn_scaling(
         rotary.attention_factor = log_t.exp()
         if log_scales is not None:
             scales.set(log_scales.exp())
-        with offloaded(activation_checkpointing, device):
-            loss = _loss(model, batch(step), device)
+        loss = _loss(model, batch(step), device)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss of gradient step {step} is {loss.item()}; "
