@@ -25,7 +25,8 @@ def export(stage: Stage) -> None:
     switch, short_factor, target = extension.switch, config.export.short_factor, extension.first.target_length
     tasks = cost_tasks(extension.extended, switch, config.evaluate.lengths, sets, target=target)
     name, dtype = extension.extended, config.model.dtype
-    cache = model_cache(config.evaluate.cache, {name: path}, dtype=dtype, **config.model.trust)
+    trust = config.model.trust_remote_code
+    cache = model_cache(config.evaluate.cache, {name: path}, dtype=dtype, trust_remote_code=trust)
     costs = [result.row for result in measure({name: model}, tasks, cache=cache, chunk=config.evaluate.chunk_tokens)]
     write_table(stage.output / "plots" / "export.csv", costs)
     perplexity, passkey = (ResultTable.read(stage.inputs / f"plots/{name}.csv") for name in ("perplexity", "passkey"))

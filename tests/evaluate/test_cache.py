@@ -1,5 +1,6 @@
 """What was measured is kept: after a kill, for another method, and for nothing that differs."""
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,59 @@ def test_long_documents_are_kept_one_by_one(tmp_path: Path, passes: list[tuple[f
     whole = measure({"m": model}, tasks(1))
     for part, one in zip(found, whole, strict=True):
         assert relative_error(part.losses.means, one.losses.means) < tiny_rounding(100)
+
+
+def test_processes_share_the_work_and_leave_what_another_is_at(
+    tmp_path: Path, passes: list[tuple[float, list[int], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache", {"m": "weights"}, turns=tmp_path / "turns")
+    undisturbed = [result.losses for result in measure({"m": tiny_llama()}, tasks(1, 2, 3))]
+    passes.clear()
+    begun, rest_done = multiprocessing.Event(), multiprocessing.Event()
+
+    def first() -> None:
+        """At the first task until all others are done."""
+        torch.set_num_threads(1)
+        counted = compare.document_losses
+
+        def late(*arguments: Any, **more: Any) -> Any:
+            begun.set()
+            assert rest_done.wait(60)
+            return counted(*arguments, **more)
+
+        compare.document_losses = late
+        measure({"m": tiny_llama()}, tasks(1, 2, 3), cache=cache)
+        assert passes == [(1.0, [64, 100], 3)]
+
+    process = multiprocessing.get_context("fork").Process(target=first)
+    process.start()
+    assert begun.wait(60)
+    put = Cache.put
+
+    def counted(*what: Any) -> None:
+        put(*what)
+        if len(passes) == 2:
+            rest_done.set()
+
+    monkeypatch.setattr(Cache, "put", counted)
+    assert [result.losses for result in measure({"m": tiny_llama()}, tasks(1, 2, 3), cache=cache)] == undisturbed
+    assert [s for s, _, _ in passes] == [2.0, 3.0]
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_the_work_of_a_process_that_is_killed_is_done_by_another(
+    tmp_path: Path, passes: list[tuple[float, list[int], int]]
+) -> None:
+    cache = Cache(tmp_path / "cache", {"m": "weights"}, turns=tmp_path / "turns")
+
+    def until_killed() -> None:
+        compare.document_losses = lambda *arguments, **more: kill_self()
+        measure({"m": tiny_llama()}, tasks(1, 2), cache=cache)
+
+    fork_until_killed(until_killed)
+    measure({"m": tiny_llama()}, tasks(1, 2), cache=cache)
+    assert [s for s, _, _ in passes] == [1.0, 2.0]
 
 
 def test_a_damaged_entry_is_measured_again(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_passkeys_are_tried_on_both_models_as_often_as_asked(tmp_path: Path) -> 
     model = tiny_llama(vocab_size=258)
     extension = replace(EXTENSION, first=replace(FIRST, target_length=400))
     draws = passkey_draws(extension.config, target=400, seed=0)
-    rows = extension.recall(draws, {"base": model, "finetuned": model}, drawn(tmp_path))
+    rows = extension.recall(draws, {"base": model, "finetuned": model}, drawn(tmp_path), desc="passkeys")
     found = {(row["model"], row["method"], row["length"]): 0 for row in rows}
     for row in rows:
         found[row["model"], row["method"], row["length"]] += row["trials"]
@@ -347,7 +347,7 @@ def test_needles_are_the_same_for_every_method_and_measured_once(tmp_path: Path)
     cache = Cache(tmp_path / "figures", {"base": "one", "finetuned": "two"})
     models = {"base": model, "finetuned": model}
     draws = list(needle_draws(extension.config, seed=0))
-    rows = extension.recall(draws, models, prompts, cache=cache)
+    rows = extension.recall(draws, models, prompts, desc="passkeys", cache=cache)
     assert [(row["model"], row["method"], row["depth"]) for row in rows] == [
         (model, method, depth)
         for model, method in (("finetuned", "ours"), ("base", "none"), ("base", "ours"), ("base", "yarn"))
@@ -356,7 +356,7 @@ def test_needles_are_the_same_for_every_method_and_measured_once(tmp_path: Path)
     assert {row["protocol"][:15] for row in rows} == {"greedy decoding"}
     kept = [read_json(path)["about"]["prompts"] for path in (tmp_path / "figures").rglob("*.json")]
     assert kept == [prompts.of(Draw("single", 500, 2, 2, 0)).hash] * 4
-    assert extension.recall(draws, dict.fromkeys(models), prompts, cache=cache) == rows
+    assert extension.recall(draws, dict.fromkeys(models), prompts, desc="passkeys", cache=cache) == rows
     found = metrics(*map(ResultTable.from_rows, ([], [], rows)))["needles"]["single"]
     assert set(found["base"]["none"]) == {"500_accuracy", "500_likelihood_accuracy"}
 

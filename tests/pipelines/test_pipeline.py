@@ -131,6 +131,16 @@ def test_a_sweep_on_the_results_leaves_them_as_they_are(extension: Path) -> None
     assert [one.info.run_name for one in children] == ["evaluate"] * 3
 
 
+def test_several_processes_evaluate_as_a_single_one_does(extension: Path) -> None:
+    several = ("parallel=ddp", "parallel.devices=2", "evaluate.cache=null")
+    completed = run(extension, "python", "pipelines/evaluate.py", *several, "output=outputs/several", "inputs=results")
+    assert completed.returncode == 0, completed.stdout
+    for name in ("perplexity", "paired", "far_context", "passkey", "needles"):
+        table = f"plots/{name}.csv"
+        assert (extension / "outputs/several" / table).read_text() == (extension / "results" / table).read_text()
+    assert not list((extension / "work").glob("evaluate/*"))
+
+
 def test_the_ui_shows_the_runs(extension: Path) -> None:
     # As if installed, which the copy is not.
     ui = subprocess.Popen(

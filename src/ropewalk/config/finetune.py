@@ -156,7 +156,7 @@ class BaselinesConfig:
 
 @dataclass
 class ParallelConfig:
-    """The devices that fine-tuning runs on. They say where, not what: a training resumes when they change."""
+    """The devices of training and evaluation. They say where, not what: a training resumes when they change."""
 
     name: str = MISSING
     strategy: str = choice(("single_device", "ddp", "fsdp"), "single_device")

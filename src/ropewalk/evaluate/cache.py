@@ -1,22 +1,29 @@
 """Measured figures, each in a file under the hash of all that it depends on, in a folder that all runs share.
 
-A killed evaluation resumes with what is there. Removing the folder costs time and nothing else.
+A killed evaluation resumes with what is there, and processes that evaluate the same at once share the work. Removing
+the folder costs time and nothing else.
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ropewalk.files import file_hash, read_json, write_json
 from ropewalk.models.published import read_config
+from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 REVISION = 1
 """Revision of the ways of measuring, raised when a change to the code changes figures."""
@@ -64,6 +71,10 @@ class Cache:
     folder: Path | None = None
     weights: dict[str, str] = field(default_factory=dict)
     """`weights_hash` by the model's name."""
+    turns: Path | None = None
+    """Folder of the locks of those processes that share the work; None for a single process."""
+    worker: int = 0
+    """Number of this process among them, of which the first shows its progress."""
 
     def _file(self, model: str, what: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         """The file of a figure, and all that the figure depends on."""
@@ -93,13 +104,66 @@ class Cache:
             self.put(model, what, figure)
         return figure
 
+    def shared_out(
+        self,
+        jobs: Sequence[Job],
+        measure: Callable[[Job], Result],
+        *,
+        desc: str,
+        unit: str,
+        sizes: Sequence[int] | None = None,
+    ) -> list[Result]:
+        """What ``measure`` returns for each of the ``jobs``, which all processes call in the same order.
+
+        A job that another process is at is left for later, when its figures are here. Locks end with their process,
+        so the jobs of one that is killed are done by the others.
+
+        Args:
+            desc: what is measured, as the progress bar names it; the same in all processes and in no other call.
+            unit: what the progress bar counts, jobs unless there are ``sizes`` of them.
+        """
+        counts = sizes or [1] * len(jobs)
+        scaled, hidden = sizes is not None, self.worker > 0
+        results: dict[int, Result] = {}
+        with Progress(total=sum(counts), desc=desc, unit=unit, unit_scale=scaled, disable=hidden) as bar:
+            for wait in (False, True):
+                for number in [number for number in range(len(jobs)) if number not in results]:
+                    with self._turn(f"{desc}, {number}", wait=wait) as is_ours:
+                        if is_ours:
+                            results[number] = measure(jobs[number])
+                            bar.update(counts[number])
+        return [results[number] for number in range(len(jobs))]
+
+    @contextmanager
+    def _turn(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Hold the lock ``name``; yields False where another process holds it and this one does not ``wait``."""
+        if self.turns is None:
+            yield True
+            return
+        self.turns.mkdir(parents=True, exist_ok=True)
+        with (self.turns / name).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
 
 NO_CACHE = Cache()
 
 
-def model_cache(folder: str | None, paths: Mapping[str, str], *, dtype: str, trust_remote_code: bool = False) -> Cache:
+def model_cache(
+    folder: str | Path | None,
+    paths: Mapping[str, str],
+    *,
+    dtype: str,
+    trust_remote_code: bool = False,
+    turns: Path | None = None,
+    worker: int = 0,
+) -> Cache:
     """A cache in ``folder`` for models by name that are loaded in ``dtype``."""
     if folder is None:
         return NO_CACHE
     read = partial(weights_hash, dtype=dtype, trust_remote_code=trust_remote_code)
-    return Cache(Path(folder), {name: read(path) for name, path in paths.items()})
+    return Cache(Path(folder), {name: read(path) for name, path in paths.items()}, turns, worker)

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 from ropewalk.evaluate.cache import NO_CACHE, Cache, scaling_key, tensor_hash
@@ -20,7 +20,6 @@ from ropewalk.evaluate.perplexity import (
     sliding_protocol,
 )
 from ropewalk.evaluate.uncertainty import mean_interval, paired
-from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
 
 
@@ -93,20 +92,25 @@ def measure(
     passes: dict[tuple[Any, ...], list[PerplexityTask]] = defaultdict(list)
     for task in tasks:
         passes[task.model, task.documents.name, *task.scaling.effect].append(task)
-    results: dict[Any, list[PerplexityResult]] = {key: [] for key in passes}
-    total = sum(max(task.length for task in same) * same[0].documents.documents for same in passes.values())
-    with Progress(total=total, desc="perplexity", unit="token", unit_scale=True) as bar:
-        # Model after model, so that each is loaded once.
-        for key, same in sorted(passes.items(), key=lambda item: item[0][0]):
-            lengths = sorted({task.length for task in same})
-            losses = {length: Losses(()) for length in lengths}
-            whole = same[0].documents
-            for documents in [whole] if lengths[-1] <= chunk else whole.split(1):
-                of_part = _pass(models, replace(same[0], documents=documents), lengths, cache=cache, chunk=chunk)
-                losses = {length: losses[length].joined(of_part[length]) for length in lengths}
-                bar.update(lengths[-1] * documents.documents)
-            results[key] = [PerplexityResult(task, losses[task.length]) for task in same]
-    return list(chain.from_iterable(results.values()))
+    longest = {key: max(task.length for task in same) for key, same in passes.items()}
+    parts: list[tuple[tuple[Any, ...], DocumentSet]] = []
+    # Model after model, so that each is loaded once.
+    for key in sorted(passes, key=lambda key: key[0]):
+        documents = passes[key][0].documents
+        parts += [(key, part) for part in ([documents] if longest[key] <= chunk else documents.split(1))]
+
+    def read(job: tuple[tuple[Any, ...], DocumentSet]) -> dict[int, Losses]:
+        key, part = job
+        lengths = sorted({task.length for task in passes[key]})
+        return _pass(models, replace(passes[key][0], documents=part), lengths, cache=cache, chunk=chunk)
+
+    tokens = [longest[key] * part.documents for key, part in parts]
+    of_parts = cache.shared_out(parts, read, desc="perplexity", unit="token", sizes=tokens)
+    losses: dict[tuple[Any, ...], Losses] = defaultdict(lambda: Losses(()))
+    for (key, _), of_part in zip(parts, of_parts, strict=True):
+        for length, more in of_part.items():
+            losses[key, length] = losses[key, length].joined(more)
+    return [PerplexityResult(task, losses[key, task.length]) for key, same in passes.items() for task in same]
 
 
 def _pass(
@@ -181,8 +185,7 @@ def measure_sliding(
         figure = cache.get_or_measure(task.model, about, measured)
         return PerplexityResult(task, Losses.from_json(figure), stride)
 
-    with Progress(list(tasks), desc="perplexity, sliding", unit="figure") as bar:
-        return [result(task) for task in bar]
+    return cache.shared_out(list(tasks), result, desc="perplexity, sliding", unit="figure")
 
 
 def position_rows(results: Sequence[PerplexityResult]) -> Iterator[dict[str, Any]]:

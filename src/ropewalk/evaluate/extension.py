@@ -6,8 +6,9 @@ Where no weight was changed, the base model under our factors is the extended mo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ropewalk.config import EvaluateConfig
 from ropewalk.corpus.store import TokenStore
@@ -24,9 +25,10 @@ from ropewalk.evaluate.recall import PROTOCOL as NEEDLES
 from ropewalk.evaluate.recall import recall_rows
 from ropewalk.models.base import BaseModel, extended_path
 from ropewalk.models.factors import FactorsByLength, SearchedFactors
-from ropewalk.progress import Progress
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape
 from ropewalk.rope.methods import baselines, compared, trainable
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -197,25 +199,35 @@ class Extension:
                 yield "base", "yarn", LengthSwitch(((length, yarn.scaling),))
 
     def recall(
-        self, draws: Iterable[Draw], models: Mapping[str, Any], prompts: PromptSets, *, cache: Cache = NO_CACHE
+        self,
+        draws: Iterable[Draw],
+        models: Mapping[str, Any],
+        prompts: PromptSets,
+        *,
+        desc: str,
+        cache: Cache = NO_CACHE,
     ) -> list[dict[str, Any]]:
-        """Rows of passkeys and needles: the extended model at every length, the base model up to the first target."""
+        """Rows of passkeys or needles: the extended model at every length, the base model up to the first target.
+
+        Args:
+            desc: what the draws are of, for the progress bar.
+        """
         jobs = [(draw, *reader) for draw in draws for reader in self._recall_readers(draw.length)]
         tokenizer = tokenizer_hash(prompts.tokenizer)
-        rows: dict[int, list[dict[str, Any]]] = {}
-        with Progress(_by_model([job[1] for job in jobs]), desc="recall", unit="task") as bar:
-            for number in bar:
-                draw, model, method, switch = jobs[number]
-                prompt_set, scaling = prompts.of(draw), scaling_key(switch.for_length(draw.length))
-                score, protocol, chunk = recall_rows, NEEDLES, self.config.chunk_tokens
-                if draw.family in PASSKEY_FORMS:
-                    score, protocol = passkey_accuracy, passkey_protocol(draw.length, chunk=chunk)
-                about = {"task": protocol, "tokenizer": tokenizer, "scaling": scaling, "prompts": prompt_set.hash}
-                arguments = (prompts.tokenizer, switch, prompt_set)
-                measure = partial(_of_model, models, model, score, *arguments, chunk=chunk)
-                of_job = cache.get_or_measure(model, about, measure)
-                rows[number] = [{"model": model, "method": method, **row} for row in of_job]
-        return [row for number in range(len(jobs)) for row in rows[number]]
+
+        def rows(number: int) -> list[dict[str, Any]]:
+            draw, model, method, switch = jobs[number]
+            prompt_set, scaling = prompts.of(draw), scaling_key(switch.for_length(draw.length))
+            score, protocol, chunk = recall_rows, NEEDLES, self.config.chunk_tokens
+            if draw.family in PASSKEY_FORMS:
+                score, protocol = passkey_accuracy, passkey_protocol(draw.length, chunk=chunk)
+            about = {"task": protocol, "tokenizer": tokenizer, "scaling": scaling, "prompts": prompt_set.hash}
+            arguments = (prompts.tokenizer, switch, prompt_set)
+            measure = partial(_of_model, models, model, score, *arguments, chunk=chunk)
+            of_job = cache.get_or_measure(model, about, measure)
+            return [{"model": model, "method": method, **row} for row in of_job]
+
+        return list(chain.from_iterable(_model_after_model(jobs, rows, cache=cache, desc=desc)))
 
     def benchmarks(self, models: Mapping[str, Any], tokenizer: Any, *, cache: Cache) -> list[dict[str, Any]]:
         """Rows of every general benchmark: original window against extended, factors by length and without recovery."""
@@ -227,30 +239,34 @@ class Extension:
             by_length = "recovered" if self.is_trained else "by length"
             ways.append((self.extended, "ours", "extended", LengthSwitch(((target, self.trained),)), target))
             ways.append((self.extended, "ours", by_length, self.switch, target))
-        rows: dict[int, dict[str, Any]] = {}
         jobs = [(task, *way) for task in config.tasks for way in ways]
-        with Progress(_by_model([job[1] for job in jobs]), desc="benchmarks", unit="task") as bar:
-            for number in bar:
-                task, model, method, factors, switch, length = jobs[number]
-                questions = Questions(task, config.path, config.limit, config.shots.get(task))
-                about = {
-                    "task": f"{task} {questions.examples} shots",
-                    "tokenizer": tokenizer_hash(tokenizer),
-                    "scaling": scaling_key(switch),
-                    "length": length,
-                    "limit": config.limit,
-                    "questions": questions.source,
-                }
-                arguments = (tokenizer, switch, questions)
-                measure = partial(_of_model, models, model, benchmark_row, *arguments, max_length=length)
-                scores = cache.get_or_measure(model, about, measure)
-                rows[number] = {"model": model, "method": method, "factors": factors, **scores}
-        return [rows[number] for number in range(len(jobs))]
+
+        def row(number: int) -> dict[str, Any]:
+            task, model, method, factors, switch, length = jobs[number]
+            questions = Questions(task, config.path, config.limit, config.shots.get(task))
+            about = {
+                "task": f"{task} {questions.examples} shots",
+                "tokenizer": tokenizer_hash(tokenizer),
+                "scaling": scaling_key(switch),
+                "length": length,
+                "limit": config.limit,
+                "questions": questions.source,
+            }
+            arguments = (tokenizer, switch, questions)
+            measure = partial(_of_model, models, model, benchmark_row, *arguments, max_length=length)
+            scores = cache.get_or_measure(model, about, measure)
+            return {"model": model, "method": method, "factors": factors, **scores}
+
+        return _model_after_model(jobs, row, cache=cache, desc="benchmarks")
 
 
-def _by_model(names: Sequence[str]) -> list[int]:
-    """Numbers of jobs, those of one model after another, so that each model is loaded once."""
-    return sorted(range(len(names)), key=lambda number: names[number])
+def _model_after_model(
+    jobs: Sequence[tuple[Any, ...]], measure: Callable[[int], Result], *, cache: Cache, desc: str
+) -> list[Result]:
+    """What ``measure`` returns for the number of each job, whose second entry is a model that is loaded once."""
+    order = sorted(range(len(jobs)), key=lambda number: jobs[number][1])
+    results = dict(zip(order, cache.shared_out(order, measure, desc=desc, unit="task"), strict=True))
+    return [results[number] for number in range(len(jobs))]
 
 
 def _of_model(models: Mapping[str, Any], name: str, measure: Callable[..., Any], *args: Any, **options: Any) -> Any:

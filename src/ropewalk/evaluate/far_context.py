@@ -17,7 +17,6 @@ from ropewalk.evaluate.cache import NO_CACHE, Cache, scaling_key, tensor_hash
 from ropewalk.evaluate.extension import Extension
 from ropewalk.evaluate.perplexity import DocumentSet, DocumentSets, sliding_token_losses, whole_token_losses
 from ropewalk.evaluate.uncertainty import mean_interval
-from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling
 
 KEY_GAIN, KEY_LOSS = 2.0, 2.0
@@ -53,9 +52,10 @@ def with_key_tokens(
     sets: DocumentSets, extension: Extension, models: Mapping[str, Any], *, cache: Cache = NO_CACHE
 ) -> DocumentSets:
     """The sets of documents with the key tokens that `Extension.judge` finds in them, the same for every method."""
-    short, long = sets
     mark = partial(_marked, extension=extension, models=models, cache=cache)
-    return mark(short), None if long is None else mark(long)
+    present = [documents for documents in sets if documents is not None]
+    short, *long = cache.shared_out(present, mark, desc="key tokens", unit="set")
+    return short, long[0] if long else None
 
 
 def _marked(documents: DocumentSet, *, extension: Extension, models: Mapping[str, Any], cache: Cache) -> DocumentSet:
@@ -84,12 +84,12 @@ def far_context_rows(
     lengths = [length for length in extension.config.lengths if length > extension.window]
     target = extension.first.target_length
     short, long = sets
-    with Progress(lengths, desc="far context", unit="length") as bar:
-        return [
-            _row(documents, extension, models, length, cache=cache)
-            for length in bar
-            if (documents := short if length <= target else long) is not None
-        ]
+    sets_of = {length: documents for length in lengths if (documents := short if length <= target else long)}
+
+    def row(length: int) -> dict[str, Any]:
+        return _row(sets_of[length], extension, models, length, cache=cache)
+
+    return cache.shared_out([*sets_of], row, desc="far context", unit="length")
 
 
 def _row(

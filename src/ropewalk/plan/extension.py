@@ -194,6 +194,9 @@ def _evaluate(config: Config, extension: _PlannedExtension, machine: Machine) ->
     """Evaluations for the report; those that share model and scaling share a pass, as in the stage evaluate."""
     evaluate, target, held = config.evaluate, config.extension.target, models_held(config)
     models = min(len(held), machine.kept_models)
+    # Processes on a processor share its memory.
+    count = config.parallel.devices
+    devices, processes = (count, 1) if machine.gpu else (1, count)
     tasks = [*extension.planned_tasks(held)]
     by_length = _passes(tasks)
     if evaluate.stride is not None:
@@ -203,7 +206,7 @@ def _evaluate(config: Config, extension: _PlannedExtension, machine: Machine) ->
     for length, rows in _far_context(extension).items():
         by_length[length] += rows
     for work in _reads("evaluate", by_length, config):
-        yield replace(work, models=models)
+        yield replace(work, models=models, devices=devices, processes=processes)
     prompts: dict[bool, dict[int, int]] = {True: defaultdict(int), False: defaultdict(int)}
     for draw in (*passkey_draws(evaluate, target=target, seed=0), *needle_draws(evaluate, seed=0)):
         # Keys in longer prompts are not decoded.
@@ -214,7 +217,7 @@ def _evaluate(config: Config, extension: _PlannedExtension, machine: Machine) ->
         prompts[True][extension.shape.original_length] += draw.trials
     for decodes, by_length in prompts.items():
         for work in _reads("evaluate", by_length, config, what="prompts"):
-            yield replace(work, models=models, generates=decodes)
+            yield replace(work, models=models, generates=decodes, devices=devices, processes=processes)
 
 
 def _far_context(extension: _PlannedExtension) -> dict[int, int]:

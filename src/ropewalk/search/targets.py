@@ -20,12 +20,12 @@ from ropewalk.models.memory import within_memory
 from ropewalk.rope import RopeScaling, RotaryShape, methods, rotary_shape
 from ropewalk.rope.length_switch import interpolated
 from ropewalk.rope.scaling import su_attention_factor
-from ropewalk.search.distributed import any_finished, device_of, run_workers, set_threads
 from ropewalk.search.fitness import NO_LOSS, Fitness, Part, answerable
 from ropewalk.search.history import Results, SearchResult
 from ropewalk.search.space import N_HATS, CriticalSpace, SearchSpace
 from ropewalk.search.study import Search
 from ropewalk.search.token_weights import WeightedRows, weighted_rows
+from ropewalk.workers import device_of, run_workers
 
 _RECALL_TOKENS = 1024
 """Length, at most, at which it is tried whether a model repeats facts at all."""
@@ -113,19 +113,9 @@ class TargetSearch:
 
     def _together(self, search: Callable[..., Results], *scalings: RopeScaling | None) -> Results:
         """Worker 0's part of ``search``, while the other workers of this machine do theirs."""
-        count = self.config.workers
         # The others get a copy, which has not loaded the model.
-        with run_workers(count - 1, partial(_join, replace(self), search, scalings)) as processes:
-            set_threads(count)
-            try:
-                return search(self, *scalings)
-            except MemoryError as error:
-                if not processes:
-                    raise
-                print(f"worker 0: {error}; the others continue", file=sys.stderr)
-                if not any_finished(processes):
-                    raise
-                return search(self, *scalings)  # finds the others' results
+        others = partial(_join, replace(self), search, scalings)
+        return run_workers(self.config.workers, partial(search, self, *scalings), others)
 
     def _recover(self, extended: RopeScaling, *of_checkpoint: RopeScaling) -> Results:
         results: Results = {}
@@ -296,5 +286,4 @@ class TargetSearch:
 def _join(
     targets: TargetSearch, search: Callable[..., Results], scalings: tuple[RopeScaling | None, ...], worker: int
 ) -> None:
-    set_threads(targets.config.workers)
     search(replace(targets, worker=worker), *scalings)

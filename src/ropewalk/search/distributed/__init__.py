@@ -5,9 +5,8 @@ from ropewalk.search.distributed.publication import publish
 from ropewalk.search.distributed.schedule import FailedTrial, run_schedule
 from ropewalk.search.distributed.storage import open_storage, open_study, persistently, storage_of
 from ropewalk.search.distributed.trials import REASON, done_by_position, positions
-from ropewalk.search.distributed.workers import any_finished, device_of, run_workers, set_threads
 
 __all__ = [
-    "REASON", "FailedTrial", "any_finished", "device_of", "done_by_position", "in_turn", "open_storage", "open_study",
-    "persistently", "positions", "publish", "run_schedule", "run_workers", "set_threads", "storage_of",
+    "REASON", "FailedTrial", "done_by_position", "in_turn", "open_storage", "open_study", "persistently", "positions",
+    "publish", "run_schedule", "storage_of",
 ]  # fmt: skip

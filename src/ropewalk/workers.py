@@ -1,4 +1,4 @@
-"""Worker processes on one machine: each makes the same call, and they meet in the study's storage."""
+"""Worker processes on one machine: each makes the same call, and they meet in files or in a study's storage."""
 
 import os
 import signal
@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.multiprocessing as multiprocessing
+
+Result = TypeVar("Result")
 
 
 def device_of(worker: int) -> torch.device:
@@ -19,26 +21,48 @@ def device_of(worker: int) -> torch.device:
     return torch.device("cuda", worker % count) if count else torch.device("cpu")
 
 
-def set_threads(workers: int) -> None:
+def run_workers(count: int, work: Callable[[], Result], others: Callable[[int], object]) -> Result:
+    """What ``work`` returns, which worker 0 does here, while the other ones of ``count`` do theirs in processes.
+
+    One that fails or is killed is reported in one line and leaves its part to the others, also worker 0 where memory
+    does not suffice for it. None outlives this process.
+
+    Args:
+        others: does the part of the worker of the given number; can be pickled.
+
+    Raises:
+        MemoryError: memory does not suffice for any worker.
+    """
+    with _running(count, others) as processes:
+        _set_threads(count)
+        try:
+            return work()
+        except MemoryError as error:
+            if not processes:
+                raise
+            print(f"worker 0: {error}; the others continue", file=sys.stderr)
+            if not _any_finished(processes):
+                raise
+            return work()  # finds the others' results
+
+
+def _set_threads(workers: int) -> None:
     """Share the cores between the workers of this machine."""
     if workers > 1 and not torch.cuda.is_available():
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
 
 
 @contextmanager
-def run_workers(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
-    """Run ``work(1)`` … ``work(count)`` in processes, which are yielded, while the body does worker 0's part.
-
-    One that fails or is killed is reported in one line and leaves its part to the others. None outlives this process.
-    """
+def _running(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
+    """Run ``work(1)`` … ``work(count - 1)`` in processes, which are yielded, and wait for them at the end."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_work, args=(work, number, os.getpid())) for number in range(1, count + 1)]
+    processes = [context.Process(target=_work, args=(work, number, count, os.getpid())) for number in range(1, count)]
     with _ignoring_interrupts():
         for process in processes:
             process.start()
     try:
         yield processes
-        any_finished(processes)
+        _any_finished(processes)
         for number, process in enumerate(processes, start=1):
             if (code := process.exitcode or 0) < 0:
                 print(f"worker {number}: ended by signal {-code}; the others did its part", file=sys.stderr)
@@ -49,7 +73,7 @@ def run_workers(count: int, work: Callable[[int], object]) -> Iterator[list[Any]
             process.join()
 
 
-def any_finished(processes: list[Any]) -> bool:
+def _any_finished(processes: list[Any]) -> bool:
     """Wait for the processes; whether one of them did its work to the end."""
     for process in processes:
         process.join()
@@ -69,8 +93,9 @@ def _ignoring_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _work(work: Callable[[int], object], number: int, parent: int) -> None:
+def _work(work: Callable[[int], object], number: int, count: int, parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _set_threads(count)
     try:
         work(number)
     except (ValueError, OSError, MemoryError) as error:
