@@ -100,8 +100,8 @@ def test_gpus_kernels_take_what_the_ring_hands_them() -> None:
 )
 def test_what_a_ring_cannot_serve_is_told(query: Tensor, options: dict[str, Any], told: str) -> None:
     values: dict[str, Any] = {"masked": False, "dropout": 0.0}
-    assert obstacle(query, **values) is None
-    assert told in str(obstacle(query, **{**values, **options}))
+    assert obstacle(query, query, query, **values) is None
+    assert told in str(obstacle(query, query, query, **{**values, **options}))
 
 
 def test_a_ring_that_is_asked_for_and_cannot_serve_is_one_line() -> None:

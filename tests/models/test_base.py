@@ -221,7 +221,8 @@ def test_bfloat16_is_slow_where_libraries_may_not_use_its_instructions() -> None
     [
         ({}, 0, "cpu"),
         ({"SLURM_LOCALID": "3"}, 0, "cpu"),
-        ({}, 8, "cuda:0"),
+        # A worker of a search, for which its card is the current one.
+        ({}, 8, "cuda"),
         # torchrun or Lightning, srun with all cards visible, and srun that binds a card to each task.
         ({"LOCAL_RANK": "3"}, 8, "cuda:3"),
         ({"SLURM_LOCALID": "5", "SLURM_PROCID": "13"}, 8, "cuda:5"),

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import cross_entropy
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from ropewalk.models import prefill
@@ -121,12 +123,12 @@ def test_a_class_that_reads_chunks_otherwise_than_rows_is_read_at_once(caplog: p
 def test_the_mask_that_other_devices_use_gives_the_same_attention() -> None:
     query = torch.randn(2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
     key, value = torch.randn(2, 2, 2, 12, 8, generator=torch.Generator().manual_seed(1))
-    ours = prefill._joined_attention(query, key, value, past=7, groups=2, scale=0.3)
+    ours = prefill._joined_attention(query, key, value, past=7, scale=0.3)
     masked = torch.nn.functional.scaled_dot_product_attention(
         query,
-        prefill.repeat_kv(key, 2),
-        prefill.repeat_kv(value, 2),
-        attn_mask=prefill.causal_lower_right(5, 12),
+        repeat_kv(key, 2),
+        repeat_kv(value, 2),
+        attn_mask=causal_lower_right(5, 12),
         scale=0.3,
     )
     assert relative_error(ours, masked) < rounding(8 + 12)

@@ -49,7 +49,9 @@ class ModelConfig:
     dtype: str = choice(("float32", "bfloat16", "float16"), "float32")
     """Data type in which the model is loaded, searched and evaluated; follows from the device. Weights are trained in
     that of finetune.precision."""
-    attention: str = choice(("auto", "sdpa", "flash_attention_2", "flex_attention", "eager"), "auto")
+    attention: str = choice(
+        ("auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "eager"), "auto"
+    )
     """transformers' attention implementation. auto: sdpa where the model's class supports it, which is not so with soft
     caps and sinks; otherwise flex_attention on a GPU and eager elsewhere."""
     trust_remote_code: bool = False

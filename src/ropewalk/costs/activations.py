@@ -254,7 +254,4 @@ def needed(work: Work, shape: ModelShape, table: ActivationTable) -> Memory:
         chunk=work.chunk,
         generates=work.generates,
     )
-    if table.gpu and work.is_chunked and shape.heads > shape.kv_heads:
-        # Keys and values of a layer are repeated for the heads that share them.
-        activations += shape.heads * (shape.head_dim + shape.value_dim) * work.length * work.dtype_bytes
     return memory_of(work, shape, activations)

@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from ropewalk.finetune.ring import obstacle, ring_attention
+from ropewalk.models.kernels import attention, in_one_dtype
 from ropewalk.models.prefill import special_arguments
 from ropewalk.rope.windows import layer_types
 
@@ -156,40 +154,32 @@ def gathered_attention(
             f"{type(module).__name__} does not hand on what devices that share a row need; set parallel.context=1"
         )
     slices, plain = sliced.slices, sliced.documents is None and sliding_window is None
-    kind = query.device.type
+    on_gpu = query.device.type != "cpu"
+    query, key, value = in_one_dtype(query, key, value)
     if slices.attention != "gathered":
-        # Under autocast, sdpa does the same by itself.
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-        query, key, value = (part.to(dtype) for part in (query, key, value))
-        reason = obstacle(query, masked=not plain, dropout=dropout)
-        if reason is None and (slices.attention == "ring" or kind == "cuda"):
+        reason = obstacle(query, key, value, masked=not plain, dropout=dropout)
+        if reason is None and (slices.attention == "ring" or on_gpu):
             output = ring_attention(query, key, value, group=slices.group, scaling=scaling)
             return output.transpose(1, 2).contiguous(), None
         if slices.attention == "ring":
             raise ValueError(f"parallel.attention=ring cannot be used here: {reason}; take parallel.attention=auto")
     key, value = _Whole.apply(torch.stack((key, value)), slices).unbind(0)  # type: ignore[no-untyped-call]
-    groups = query.shape[1] // key.shape[1]
     size = query.shape[2] // 2
-    fast = plain and kind == "cuda"
-    if not fast:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     outputs = []
     for piece, part in zip(slices.pieces, query.split(size, dim=2), strict=True):
         end = (piece + 1) * size
-        if fast:
-            # Flash attention supports causal masks that are aligned to the last query.
-            mask: Any = causal_lower_right(size, end)
-        else:
-            mask = sliced.mask(piece, size, sliding_window).to(query.device)
+        # The kernels of GPUs apply a causal mask that is aligned to the last query without its values.
+        is_maskless = plain and on_gpu
+        mask = None if is_maskless else sliced.mask(piece, size, sliding_window).to(query.device)
         outputs.append(
-            F.scaled_dot_product_attention(
+            attention(
                 part,
                 key[:, :, :end],
                 value[:, :, :end],
-                attn_mask=mask,
-                dropout_p=dropout,
-                scale=scaling,
-                enable_gqa=fast and groups > 1,
+                mask=mask,
+                causal=is_maskless,
+                dropout=dropout,
+                scaling=scaling,
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers.integrations.sdpa_attention import repeat_kv
+
+from ropewalk.models.kernels import AttentionInputs, flash_obstacle
 
 torch_ring: Any = None
 with suppress(ImportError):
@@ -20,9 +21,11 @@ with suppress(ImportError):
 aten = torch.ops.aten
 _TOKENS = 2
 """Dimension of (rows, heads, tokens, head dimension) that is cut."""
+_STEP = 8
+"""Flash attention of GPUs takes head dimensions in these steps, to which torch fills up those of a single device."""
 
 
-def obstacle(query: Tensor, *, masked: bool, dropout: float) -> str | None:
+def obstacle(query: Tensor, key: Tensor, value: Tensor, *, masked: bool, dropout: float) -> str | None:
     """Why ring attention is not possible for ``query`` (rows, heads, length, head dimension); None if it is.
 
     ``masked`` is whether some token does not attend to all tokens before it.
@@ -33,15 +36,11 @@ def obstacle(query: Tensor, *, masked: bool, dropout: float) -> str | None:
         return "it knows no documents within a row and no sliding window"
     if dropout:
         return f"it knows no dropout, found {dropout}"
-    if query.device.type != "cuda":
+    if query.device.type == "cpu":
         return None
-    if torch.cuda.get_device_capability(query.device) < (8, 0):
-        return "flash attention needs a GPU of compute capability 8.0"
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"flash attention is of half precision, found {query.dtype}"
-    if query.shape[-1] % 8 or query.shape[-1] > 256:
-        return f"flash attention is of head dimensions in steps of 8 up to 256, found {query.shape[-1]}"
-    return None
+    if query.shape[-1] % _STEP:
+        return f"it knows head dimensions in steps of {_STEP}, found {query.shape[-1]}"
+    return flash_obstacle(AttentionInputs.of(query, key, value, mask=None, causal=True))
 
 
 def ring_attention(query: Tensor, key: Tensor, value: Tensor, *, group: Any, scaling: float | None) -> Tensor:
@@ -81,7 +80,6 @@ class _Ring(torch.autograd.Function):
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float | None) -> tuple[Any, ...]:
     """Flash attention to one device's tokens: output, log-sum-exp, and what the backward pass needs besides."""
-    key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
     on_cpu = query.device.type == "cpu"
     flash = aten._scaled_dot_product_flash_attention_for_cpu if on_cpu else aten._scaled_dot_product_flash_attention
     results: tuple[Any, ...] = flash(query, key, value, 0.0, is_causal, scale=scale)
@@ -101,19 +99,15 @@ def attend_backward(
     rest: list[Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `attend` with respect to query, key and value."""
-    shape = key.unflatten(1, (key.shape[1], 1)).shape
-    key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
     if query.device.type == "cpu":
-        gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        by_query, by_key, by_value = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_out, query, key, value, out, logsumexp, 0.0, is_causal, scale=scale
         )
     else:
         no_lengths, no_others, _, _, seed, offset, _ = rest
         longest = query.shape[_TOKENS], key.shape[_TOKENS]
-        gradients = aten._scaled_dot_product_flash_attention_backward(
+        by_query, by_key, by_value = aten._scaled_dot_product_flash_attention_backward(
             grad_out, query, key, value, out, logsumexp, no_lengths, no_others, *longest, 0.0, is_causal, seed, offset,
             scale=scale,
         )  # fmt: skip
-    # Several query heads share a key and value head, whose gradient is the sum of theirs.
-    by_key, by_value = (part.view(shape[0], shape[1], -1, *shape[3:]).sum(2) for part in gradients[1:])
-    return gradients[0], by_key, by_value
+    return by_query, by_key, by_value

@@ -130,7 +130,9 @@ def load_model(
         ValueError: the checkpoint cannot be read or lacks weights, its class or this machine does not support
             ``attention``, or its rotary table is not one that can be extended.
     """
-    if attention == "flex_attention" and not torch.cuda.is_available():
+    device = device or process_device(os.environ, cards=torch.cuda.device_count())
+    on_gpu = torch.device(device).type == "cuda"
+    if attention == "flex_attention" and not on_gpu:
         # Seen with torch 2.13: NaN or errors of several units in logits of 40 or 72 tokens, not the same in every run.
         raise ValueError(
             "model.attention=flex_attention: torch's kernel for processors gives wrong logits at some lengths; take "
@@ -163,15 +165,14 @@ def load_model(
     except ValueError as error:
         raise ValueError(f"model.path {path}: {error}") from None
     is_eager = model.config._attn_implementation == "eager"
-    if attention == "auto" and torch.cuda.is_available() and is_eager and model._supports_flex_attn:
+    if attention == "auto" and on_gpu and is_eager and model._supports_flex_attn:
         # The class has soft caps or sinks, which eager attention computes in the memory of all scores.
         model.set_attn_implementation("flex_attention")
-    device = device or process_device(os.environ, cards=torch.cuda.device_count())
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
 
 def process_device(environ: Mapping[str, str], *, cards: int) -> str:
-    """The device of this process: where it sees several cards, the one of its rank on the machine.
+    """The device of this process: where it sees several cards, the one of its rank on the machine, or torch's current.
 
     Args:
         environ: variables of the environment; torchrun and Lightning tell the rank in LOCAL_RANK, and srun in
@@ -180,8 +181,8 @@ def process_device(environ: Mapping[str, str], *, cards: int) -> str:
     """
     if not cards:
         return "cpu"
-    rank = environ.get("LOCAL_RANK") or environ.get("SLURM_LOCALID") or "0"
-    return f"cuda:{int(rank) % cards}"
+    rank = environ.get("LOCAL_RANK") or environ.get("SLURM_LOCALID")
+    return f"cuda:{int(rank) % cards}" if rank else "cuda"
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from ropewalk.models.head import TriedOnce, base_model, spread_ids, whole_states
+from ropewalk.models.kernels import attention, in_one_dtype, sdpa
 
 log = logging.getLogger(__name__)
 
@@ -161,39 +160,30 @@ def _attention(
     Raises:
         ValueError: the layer asks for another kind of attention.
     """
-    special = special_arguments(kwargs)
-    if special or attention_mask is not None or key.shape[-1] != value.shape[-1]:
+    special, on_cpu = special_arguments(kwargs), query.device.type == "cpu"
+    # The kernel of processors takes no values of another size than keys.
+    if special or attention_mask is not None or (on_cpu and key.shape[-1] != value.shape[-1]):
         raise ValueError(f"{type(module).__name__} needs more than causal attention ({', '.join(special) or 'masks'})")
     new, past = query.shape[2], key.shape[2] - query.shape[2]
     if past == 0 or new == 1:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    groups = getattr(module, "num_key_value_groups", 1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu":
-        output = _joined_attention(query, key, value, past=past, groups=groups, scale=scale)
+        return sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    if on_cpu:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        output = _joined_attention(query, key, value, past=past, scale=scale)
     else:
-        # The flash and memory-efficient kernels apply this mask without materialising it.
-        output = torch.nn.functional.scaled_dot_product_attention(
-            query,
-            repeat_kv(key, groups),
-            repeat_kv(value, groups),
-            attn_mask=causal_lower_right(new, key.shape[2]),
-            scale=scale,
-        )
+        output = attention(query, key, value, causal=True, scaling=scaling)
     return output.transpose(1, 2).contiguous(), None
 
 
-def _joined_attention(query: Tensor, key: Tensor, value: Tensor, *, past: int, groups: int, scale: float) -> Tensor:
+def _joined_attention(query: Tensor, key: Tensor, value: Tensor, *, past: int, scale: float) -> Tensor:
     """Softmax over past and new keys, from the softmax over each and its log-sum-exp: (batch, heads, new, head_dim)."""
+    query, key, value = in_one_dtype(query, key, value)
     rows, heads, new, size = query.shape
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     # Heads that share keys are treated as one head with more queries, since all of them attend to all past keys.
-    folded = query.reshape(rows, heads // groups, groups * new, size)
+    folded = query.reshape(rows, key.shape[1], -1, size)
     past_output, past_sum = flash(folded, key[:, :, :past], value[:, :, :past], 0.0, False, scale=scale)
-    new_keys, new_values = (repeat_kv(states[:, :, past:], groups) for states in (key, value))
-    new_output, new_sum = flash(query, new_keys, new_values, 0.0, True, scale=scale)
+    new_output, new_sum = flash(query, key[:, :, past:], value[:, :, past:], 0.0, True, scale=scale)
     weight = torch.sigmoid(past_sum.reshape(rows, heads, new) - new_sum)[..., None]
     past_output = past_output.reshape(rows, heads, new, size)
     return torch.lerp(new_output.float(), past_output.float(), weight.float()).to(query.dtype)
