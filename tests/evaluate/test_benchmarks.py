@@ -23,7 +23,7 @@ SWITCH = LengthSwitch(
 def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ValueError, match=r"lm_eval is not installed.*pip install 'ropewalk\[bench\]'"):
-        benchmark_row(tiny_llama(), byte_tokenizer(), SWITCH, Questions("mmlu"), max_length=64)
+        benchmark_row(tiny_llama(), byte_tokenizer(), SWITCH, Questions("mmlu"), max_length=64, batch_tokens=64)
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_every_benchmark_runs_through_the_harness_on_small_files(tmp_path: Path,
     pytest.importorskip("lm_eval")
     questions = Questions(benchmark, str(small_benchmarks(tmp_path)), limit=2)
     model = tiny_llama(vocab_size=258)
-    row = benchmark_row(model, byte_tokenizer(), SWITCH, questions, max_length=512)
+    row = benchmark_row(model, byte_tokenizer(), SWITCH, questions, max_length=512, batch_tokens=2048)
     assert (row["task"], row["shots"]) == (benchmark, TASKS[benchmark].shots)
     assert row["questions"] == (4 if benchmark == "mmlu" else 2)
     assert 0 <= row["score"] <= 1
@@ -53,6 +53,7 @@ def test_real_questions_are_answered_by_the_walker_as_its_own_likelihoods_say(sh
         switch,
         Questions("hellaswag", folder, limit=12, shots=0),
         max_length=256,
+        batch_tokens=1024,
     )
     from lm_eval.tasks.hellaswag.utils import preprocess
 
@@ -72,10 +73,10 @@ def test_real_questions_are_answered_by_the_walker_as_its_own_likelihoods_say(sh
         right += max(range(4), key=scores.__getitem__) == int(entry["label"])
     assert row["score"] == pytest.approx(right / 12)
     assert (row["questions"], row["cut"], row["metric"]) == (12, 0.0, "acc_norm")
-    mmlu = benchmark_row(model, tokenizer, switch, Questions("mmlu", folder, limit=1), max_length=256)
+    mmlu = benchmark_row(model, tokenizer, switch, Questions("mmlu", folder, limit=1), max_length=256, batch_tokens=1)
     assert mmlu["questions"] == 19
     assert mmlu["cut"] > 0.9
     truthful: dict[str, Any] = benchmark_row(
-        model, tokenizer, switch, Questions("truthfulqa_mc2", folder, limit=5), max_length=256
+        model, tokenizer, switch, Questions("truthfulqa_mc2", folder, limit=5), max_length=256, batch_tokens=1024
     )
     assert 0 < truthful["score"] < 1

@@ -43,6 +43,8 @@ class BenchmarksConfig:
         {},
     )
     """Number of examples before each question, by task; by default the paper's."""
+    batch_tokens: int = at_least(1, 4096)
+    """Maximum number of tokens in a forward pass; a longer prompt is read alone. Scores do not depend on it."""
 
 
 @dataclass

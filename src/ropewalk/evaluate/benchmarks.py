@@ -14,7 +14,6 @@ from ropewalk.evaluate.cache import json_hash
 from ropewalk.evaluate.questions import Splits
 from ropewalk.evaluate.tasks import TASKS, local_tasks
 from ropewalk.rope import LengthSwitch
-from ropewalk.rope.switching import extend_by_length
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,13 @@ class Questions:
 
 
 def benchmark_row(
-    model: Any, tokenizer: Any, switch: LengthSwitch, questions: Questions, *, max_length: int
+    model: Any, tokenizer: Any, switch: LengthSwitch, questions: Questions, *, max_length: int, batch_tokens: int
 ) -> dict[str, Any]:
     """Score of one benchmark, every prompt under the scaling for its own length.
 
     Args:
         max_length: window in tokens; the harness cuts the beginning of longer prompts off, and ``cut`` says how many.
+        batch_tokens: tokens in a forward pass, as in `ropewalk.evaluate.harness`; scores do not depend on it.
 
     Raises:
         ValueError: lm_eval is not installed.
@@ -53,19 +53,10 @@ def benchmark_row(
     """
     _require_harness()
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
-    extend_by_length(model, switch)
-    # One prompt at a time: rows of a batch would be padded to one length, which the factors are chosen by.
-    wrapped = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        backend="causal",
-        batch_size=1,
-        max_length=max_length,
-        add_bos_token=tokenizer.bos_token_id is not None,
-        device=str(next(model.parameters()).device),
-    )
+    from ropewalk.evaluate.harness import BatchedModel
+
+    wrapped = BatchedModel(model, tokenizer, switch, max_length=max_length, batch_tokens=batch_tokens)
     tasks, limit = _tasks(questions), questions.limit
     results = simple_evaluate(wrapped, tasks=tasks, limit=limit, bootstrap_iters=0, log_samples=True, random_seed=0)
     task = TASKS[questions.benchmark]

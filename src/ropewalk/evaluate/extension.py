@@ -253,7 +253,8 @@ class Extension:
                 "questions": questions.source,
             }
             arguments = (tokenizer, switch, questions)
-            measure = partial(_of_model, models, model, benchmark_row, *arguments, max_length=length)
+            options = {"max_length": length, "batch_tokens": config.batch_tokens}
+            measure = partial(_of_model, models, model, benchmark_row, *arguments, **options)
             scores = cache.get_or_measure(model, about, measure)
             return {"model": model, "method": method, "factors": factors, **scores}
 
