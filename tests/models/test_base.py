@@ -209,6 +209,16 @@ def test_auto_precision_is_bf16_only_where_it_is_fast(monkeypatch: pytest.Monkey
     assert resolve_precision("16-mixed") == "16-mixed"
 
 
+def test_bfloat16_is_refused_on_a_gpu_that_does_not_compute_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "is_bfloat16_fast", lambda: False)
+    with pytest.raises(ValueError, match=r"^model\.dtype=bfloat16: this GPU does not compute in"):
+        load_model("nowhere", dtype="bfloat16", device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"^finetune\.precision=bf16-mixed: this GPU does not"):
+        resolve_precision("bf16-mixed")
+    assert resolve_precision("16-mixed") == "16-mixed"
+
+
 def test_bfloat16_is_slow_where_libraries_may_not_use_its_instructions() -> None:
     code = "from ropewalk.models.precision import is_bfloat16_fast; print(is_bfloat16_fast())"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ropewalk.files import file_hash, write_text
+from ropewalk.models.precision import check_computes_in
 from ropewalk.models.published import (
     PublishedScaling,
     check_saved_alone,
@@ -128,10 +129,12 @@ def load_model(
     Raises:
         FileNotFoundError: there is no checkpoint at ``path``, or none with safetensors weights.
         ValueError: the checkpoint cannot be read or lacks weights, its class or this machine does not support
-            ``attention``, or its rotary table is not one that can be extended.
+            ``attention``, its rotary table is not one that can be extended, or ``dtype`` is bfloat16, which the GPU
+            does not compute in.
     """
     device = device or process_device(os.environ, cards=torch.cuda.device_count())
     on_gpu = torch.device(device).type == "cuda"
+    check_computes_in(dtype, key="model.dtype", device=device)
     if attention == "flex_attention" and not on_gpu:
         # Seen with torch 2.13: NaN or errors of several units in logits of 40 or 72 tokens, not the same in every run.
         raise ValueError(

@@ -36,8 +36,20 @@ def _seconds(dtype: torch.dtype) -> float:
     return min(times)
 
 
+def check_computes_in(dtype: str, *, key: str, device: str) -> None:
+    """Raise ValueError where ``key`` asks for bfloat16 on a GPU that only emulates it."""
+    is_gpu = torch.device(device).type == "cuda"
+    if dtype.startswith(("bfloat16", "bf16")) and is_gpu and not is_bfloat16_fast():
+        raise ValueError(
+            f"{key}={dtype}: this GPU does not compute in bfloat16; take model.dtype=float16 and "
+            "finetune.precision=16-mixed"
+        )
+
+
 def resolve_precision(precision: str) -> Any:
-    """Lightning's name for ``precision``, with "auto" decided by the hardware."""
+    """Lightning's name for ``precision``, with "auto" decided by the hardware; raises as `check_computes_in`."""
     if precision != "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_computes_in(precision, key="finetune.precision", device=device)
         return precision
     return "bf16-mixed" if is_bfloat16_fast() else "32-true"
