@@ -28,28 +28,34 @@ def writing(path: str | Path) -> Iterator[Path]:
     prefix = f".{path.name}.writing-"
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
         if not _is_running(leftover.name.removeprefix(prefix)):
-            _remove(leftover)
+            remove(leftover)
     aside = path.with_name(f"{prefix}{os.getpid()}")
-    _remove(aside)
+    remove(aside)
     try:
-        yield aside
-        for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
-            descriptor = os.open(written, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        if path.is_dir():
-            _remove(path)
-        aside.replace(path)
-    except Exception as error:
-        if _is_disk_full(error, path.parent):
-            raise OSError(
-                f"no space left on the disk of {path.parent}; free some and run the same command again"
-            ) from None
-        raise
+        with naming_full_disk(path.parent):
+            yield aside
+            for written in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
+                descriptor = os.open(written, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            if path.is_dir():
+                remove(path)
+            aside.replace(path)
     finally:
-        _remove(aside)
+        remove(aside)
+
+
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Turn an error of the block into an OSError that says what to do where the disk of ``folder`` is full."""
+    try:
+        yield
+    except Exception as error:
+        if _is_disk_full(error, folder):
+            raise OSError(f"no space left on the disk of {folder}; free some and run the same command again") from None
+        raise
 
 
 @contextmanager
@@ -86,7 +92,8 @@ def _is_disk_full(error: Exception, folder: Path) -> bool:
     return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < 2**12
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds; nothing need be there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

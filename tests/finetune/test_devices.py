@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from ropewalk.finetune.loss import batch_loss
 from ropewalk.finetune.module import FinetuneModule
 from ropewalk.finetune.shard import Shard
 from ropewalk.finetune.windows import MixedRows
+from ropewalk.models.checkpoints import WholeCheckpointIO
 from ropewalk.models.loss import losses_of, targets_of, token_losses
 from ropewalk.rope import RopeScaling, current_scaling, extend, rotary_shape
 from tiny_models import ROPE_MODELS, loss_rounding, tiny_llama, tiny_of, token_rows
@@ -54,8 +56,11 @@ def scaled_of(model: Any) -> RopeScaling:
     return scaling
 
 
-def two_processes(work: Callable[[int], None], *, count: int = 2) -> None:
-    """``work(rank)`` in two processes, or ``count``, that find each other as those of torchrun do."""
+def two_processes(work: Callable[[int], None], *, count: int = 2, killed: int | None = None) -> None:
+    """``work(rank)`` in two processes, or ``count``, that find each other as those of torchrun do.
+
+    The process of the rank ``killed`` must kill itself, and the others then fail.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +79,11 @@ def two_processes(work: Callable[[int], None], *, count: int = 2) -> None:
     codes = [started.exitcode for started in processes]
     for started in processes:
         started.kill()
-    assert codes == [0] * count
+    if killed is None:
+        assert codes == [0] * count
+    else:
+        assert codes.pop(killed) == -signal.SIGKILL
+        assert all(code == 1 for code in codes), codes
 
 
 def positions_of_documents(rows: int) -> torch.Tensor:
@@ -379,10 +388,10 @@ def test_what_is_split_resumes_alone_and_split_again(tmp_path: Path, options: st
         torch.save(result, tmp_path / f"result {rank}")
 
     two_processes(lambda rank: work(rank, 2))
-    saved = torch.load(tmp_path / "state" / "last.ckpt", weights_only=True)["state_dict"]
-    assert (
-        saved.keys() == torch.load(tmp_path / "alone" / "state" / "last.ckpt", weights_only=True)["state_dict"].keys()
+    split, whole = (
+        WholeCheckpointIO().load_checkpoint(path / "state" / "last.ckpt") for path in (tmp_path, tmp_path / "alone")
     )
+    assert split["state_dict"].keys() == whole["state_dict"].keys()
     with pytest.raises(_Stop):
         trained(tmp_path, None, step=TWO_WINDOWS, config=single, last=3)
     two_processes(lambda rank: work(rank, None))

@@ -2,86 +2,133 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    FullyShardedDataParallel,
-    MixedPrecisionPolicy,
-    OptimStateKeyType,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from ropewalk.config import ParallelConfig
+from ropewalk.models import sharded
+from ropewalk.models.checkpoints import rotating
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-
-def trainer_strategy(parallel: ParallelConfig) -> Strategy | str:
+def trainer_strategy(parallel: ParallelConfig, *, keep_checkpoints: int) -> Strategy | str:
     """The strategy of Lightning's Trainer."""
     if parallel.strategy == "ddp":
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     if parallel.strategy == "single_device":
         return "auto"
-    # Weights are split over all devices, including those that share rows. A checkpoint is one whole file, so that a
-    # training resumes under any strategy and on any number of devices.
-    return ShardedStrategy(
-        data_parallel_size=parallel.devices * parallel.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
-    )
+    # Weights are split over all devices, including those that share rows.
+    return ShardedStrategy(devices=parallel.devices * parallel.nodes, keep_checkpoints=keep_checkpoints)
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 with the checkpoints of the other strategies, of trained weights and optimizer states in the same order.
+    """FSDP2 whose checkpoints are written by every process, its own shards, while the training goes on.
 
-    Lightning's own strategy numbers the optimizer states by all weights, including frozen ones.
+    They are read on any number of devices, as are the files that the other strategies write. Lightning's own strategy
+    waits until they are written, writes them in place, and reads no frozen weights.
     """
+
+    def __init__(self, *, devices: int, keep_checkpoints: int) -> None:
+        super().__init__(data_parallel_size=devices, tensor_parallel_size=1)
+        self._keep = keep_checkpoints
+        self._group: dist.ProcessGroup | None = None
+        self._saving: Future[Any] | None = None
+        self._aside = ExitStack()
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        # The threads that write talk to each other beside the training, and of tensors in main memory.
+        self._group = dist.new_group(backend="gloo")
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        return get_model_state_dict(self.model, options=replace(_WHOLE, ignore_frozen_params=not self._strict))
+        return get_model_state_dict(self.model, options=StateDictOptions(ignore_frozen_params=not self._strict))
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        optimizer = getattr(optimizer, "optimizer", optimizer)
         assert self.model is not None
-        state: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer, options=_WHOLE)
-        if self.global_rank:
-            return state
-        return FullyShardedDataParallel.rekey_optim_state_dict(
-            state, OptimStateKeyType.PARAM_ID, self.model, optim=optimizer
-        )
+        return get_optimizer_state_dict(self.model, getattr(optimizer, "optimizer", optimizer))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        self._end_saving()
+        path, tensors = Path(filepath), sharded.split_off_tensors(checkpoint)
+        aside = self._aside.enter_context(rotating(path, self._keep)) if self.is_global_zero else None
+        folder = self.broadcast(aside)
+        assert folder is not None
+        writer = sharded.ShardWriter(folder, checkpoint, self._aside.close)
+        saving = async_save(tensors, storage_writer=writer, process_group=self._group)
+        assert isinstance(saving, Future)
+        self._saving = saving
+
+    def _end_saving(self) -> None:
+        """Wait until the last checkpoint is written, and raise what failed in any process."""
+        if self._saving is None:
+            return
+        wait([self._saving])
+        saving, self._saving = self._saving, None
+        with self._aside:
+            try:
+                saving.result()
+            except CheckpointException as error:
+                raise next(iter(error.failures.values()))[0] from None
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        optimizers, self.optimizers = self.optimizers, []
-        try:
-            checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
-        finally:
-            self.optimizers = optimizers
+        path = Path(self.broadcast(checkpoint_path))
         assert self.model is not None
-        for optimizer, states in zip(optimizers, checkpoint["optimizer_states"], strict=True):
-            named = FullyShardedDataParallel.rekey_optim_state_dict(
-                states, OptimStateKeyType.PARAM_NAME, self.model, optim=optimizer
-            )
-            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=self._strict)
-            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=options)
+        states = [self.optimizer_state(optimizer) for optimizer in self.optimizers]
+        options = StateDictOptions(strict=self._strict)
+        if path.is_dir():
+            checkpoint = sharded.read(path, self.lightning_module_state_dict(), states)
+        else:
+            # A file of another strategy, of which only the first process reads the tensors, one after the other.
+            options = replace(options, full_state_dict=True, broadcast_from_rank0=True)
+            checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+            for own, saved in zip(states, checkpoint["optimizer_states"], strict=True):
+                _name_parameters(saved, own["param_groups"])
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            set_optimizer_state_dict(self.model, optimizer, state, options=options)
         return checkpoint
+
+    def teardown(self) -> None:
+        try:
+            self._end_saving()
+        finally:
+            if self._group is not None:
+                dist.destroy_process_group(self._group)
+                self._group = None
+            super().teardown()
 
     @property
     def _strict(self) -> bool:
         assert self.lightning_module is not None
         return self.lightning_module.strict_loading
+
+
+def _name_parameters(state: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Let an optimizer's ``state``, which numbers the parameters, name them as ``groups`` do."""
+    names = [name for group in groups for name in group["params"]]
+    state["state"] = {names[number]: values for number, values in state["state"].items()}
+    for saved, own in zip(state["param_groups"], groups, strict=True):
+        saved["params"] = own["params"]
 
 
 @contextmanager

@@ -22,7 +22,14 @@ from ropewalk.finetune.module import FinetuneModule
 from ropewalk.finetune.strategy import gather_full_parameters, to_train, trainer_strategy
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
 from ropewalk.models.activation_checkpointing import checkpointed
-from ropewalk.models.checkpoints import LastCheckpoint, SeededBatches, WholeCheckpointIO, fit, steps_done
+from ropewalk.models.checkpoints import (
+    LastCheckpoint,
+    SeededBatches,
+    WholeCheckpointIO,
+    fit,
+    newest_checkpoint,
+    steps_done,
+)
 from ropewalk.models.head import base_model
 from ropewalk.models.precision import resolve_precision
 from ropewalk.models.progress import TrainingProgress
@@ -71,6 +78,7 @@ def finetune(
     if scaling is not None:
         extend(model, scaling)
     last = state_folder / "last.ckpt"
+    newest = newest_checkpoint(last)
     window = scaling.original_length if scaling is not None else 0
     learned = LearnedScaling(scaling, device=model.device) if scaling is not None and config.learn_factors else None
     data = SegmentData(
@@ -81,7 +89,7 @@ def finetune(
         # All groups together; each reads its own rows of a batch.
         micro_batch_size=groups * work.micro_batch_size,
         seed=seed,
-        first_step=steps_done(last),
+        first_step=steps_done(newest),
         window=window,
     )
     trainer = L.Trainer(
@@ -94,7 +102,7 @@ def finetune(
         default_root_dir=state_folder,
         enable_model_summary=False,
         plugins=[WholeCheckpointIO(config.keep_checkpoints)],
-        strategy=trainer_strategy(parallel),
+        strategy=trainer_strategy(parallel, keep_checkpoints=config.keep_checkpoints),
         devices=parallel.devices,
         num_nodes=parallel.nodes,
         use_distributed_sampler=False,
@@ -115,7 +123,7 @@ def finetune(
             compute_dtype=torch.bfloat16 if mixes_shards else None,
         )  # fmt: skip
         with within_memory_of(work, model.config):
-            fit(trainer, module, data, checkpoint=last)
+            fit(trainer, module, data, checkpoint=newest)
         gather_full_parameters(trained)
     if learned is not None:
         learned.project()

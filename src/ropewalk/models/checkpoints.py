@@ -5,6 +5,8 @@ import signal
 import sys
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from ropewalk.files import writing
+from ropewalk.files import remove, writing
+from ropewalk.models import sharded
 from ropewalk.models.reasons import reason
 
 
@@ -26,11 +29,23 @@ class WholeCheckpointIO(TorchCheckpointIO):
         self._keep = keep
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with writing(path) as aside:
+        with rotating(Path(path), self._keep) as aside:
             torch.save(checkpoint, aside)
-            for age in range(self._keep - 1, 0, -1):
-                if _aged(Path(path), age - 1).is_file():
-                    _aged(Path(path), age - 1).replace(_aged(Path(path), age))
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return sharded.read_whole(path) if Path(path).is_dir() else super().load_checkpoint(path, *args, **kwargs)
+
+
+@contextmanager
+def rotating(path: Path, keep: int) -> Iterator[Path]:
+    """`ropewalk.files.writing` a checkpoint, of which the last ``keep`` stay; a whole one is there at any moment."""
+    with writing(path) as aside:
+        yield aside
+        for age in range(keep, 0, -1):
+            remove(_aged(path, age))
+            if _aged(path, age - 1).exists():
+                _aged(path, age - 1).replace(_aged(path, age))
+    remove(_aged(path, keep))
 
 
 def _aged(path: Path, age: int) -> Path:
@@ -40,38 +55,42 @@ def _aged(path: Path, age: int) -> Path:
 
 def newest_checkpoint(path: Path) -> Path | None:
     """Find the newest whole checkpoint saved as ``path``, if any; damaged ones are reported and renamed."""
-    older = [file for file in path.parent.glob(f"{path.name}.*") if file.suffix[1:].isdigit()]
-    for candidate in [path, *sorted(older, key=lambda file: int(file.suffix[1:]))]:
-        try:
-            damage = _damage(candidate)
-        except FileNotFoundError:
+    older = [aged for aged in path.parent.glob(f"{path.name}.*") if aged.suffix[1:].isdigit()]
+    for candidate in [path, *sorted(older, key=lambda aged: int(aged.suffix[1:]))]:
+        if not candidate.exists():
             continue
+        damage = _damage(candidate)
         if damage is None:
             return candidate
-        aside = path.with_name(f"damaged-{candidate.name}")
+        damaged = path.with_name(f"damaged-{candidate.name}")
         try:
-            candidate.replace(aside)
+            with writing(damaged) as aside:
+                candidate.replace(aside)
         except FileNotFoundError:
             # Another process of the same training has renamed it already.
             continue
-        print(f"{candidate} is damaged ({damage}) and now {aside.name}; resuming from the one before", file=sys.stderr)
+        print(
+            f"{candidate} is damaged ({damage}) and now {damaged.name}; resuming from the one before", file=sys.stderr
+        )
     return None
 
 
 def _damage(path: Path) -> str | None:
     """Describe what is wrong with a checkpoint; None where every part has the checksum that it was written with."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (part := archive.testzip()) is not None:
-                return f"{part} has another checksum"
-        checkpoint = _load(path)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        for part in sharded.parts(path) if path.is_dir() else [path]:
+            with zipfile.ZipFile(part) as archive:
+                if (name := archive.testzip()) is not None:
+                    return f"{name} has another checksum"
+        step = _load(path).get("global_step")
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         return reason(error)
-    return None if "global_step" in checkpoint else "it holds no step"
+    return "it holds no step" if step is None else None
 
 
 def _load(path: Path) -> Any:
-    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    """A checkpoint; of a folder, what is not in its shards."""
+    return sharded.rest(path) if path.is_dir() else torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 
 class LastCheckpoint(Checkpoint):
@@ -114,14 +133,13 @@ class SeededBatches(L.Callback):
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-def steps_done(checkpoint: Path) -> int:
-    """Number of optimizer steps in the newest whole checkpoint saved as ``checkpoint``; 0 where there is none."""
-    newest = newest_checkpoint(checkpoint)
-    return int(_load(newest)["global_step"]) if newest else 0
+def steps_done(checkpoint: Path | None) -> int:
+    """Number of optimizer steps in a checkpoint; 0 without one."""
+    return int(_load(checkpoint)["global_step"]) if checkpoint else 0
 
 
-def fit(trainer: L.Trainer, module: L.LightningModule, data: Any, *, checkpoint: Path) -> None:
-    """Train ``module`` on ``data``, from the newest whole checkpoint saved as ``checkpoint`` where there is one.
+def fit(trainer: L.Trainer, module: L.LightningModule, data: Any, *, checkpoint: Path | None) -> None:
+    """Train ``module`` on ``data``, from ``checkpoint`` where there is one (`newest_checkpoint`).
 
     Args:
         data: a data module or loader whose batches depend on seed and step alone, and which begins at `steps_done`.
@@ -134,7 +152,7 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: Any, *, checkpoint:
         warnings.filterwarnings("ignore", message=f".*{harmless}.*")
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, data, ckpt_path=newest_checkpoint(checkpoint), weights_only=True)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
         # Lightning turns an interrupt into a silent exit, and leaves SIGINT ignored.
         signal.signal(signal.SIGINT, on_interrupt)

@@ -23,7 +23,7 @@ from ropewalk.corpus.sources import downloads_folder, find_shards
 from ropewalk.corpus.split import SPLITS, split_of
 from ropewalk.corpus.store import TokenStore
 from ropewalk.files import read_json, write_json, writing
-from ropewalk.models.checkpoints import LastCheckpoint, WholeCheckpointIO, fit, steps_done
+from ropewalk.models.checkpoints import LastCheckpoint, WholeCheckpointIO, fit, newest_checkpoint, steps_done
 from ropewalk.models.loss import mean_loss, token_losses
 from ropewalk.models.precision import resolve_precision
 from ropewalk.models.progress import TrainingProgress
@@ -126,6 +126,7 @@ def train_walker(
     """
     L.seed_everything(seed, verbose=False)
     last = state_folder / "last.ckpt"
+    newest = newest_checkpoint(last)
     segments = Segments(
         store,
         length=WINDOW,
@@ -135,7 +136,7 @@ def train_walker(
         tokenizer=tokenizer,
         recall_share=config.recall_share,
         practice_steps=config.practice_steps,
-        first_step=steps_done(last),
+        first_step=steps_done(newest),
     )
     trainer = L.Trainer(
         max_steps=sum(config.cycles),
@@ -147,7 +148,7 @@ def train_walker(
         plugins=[WholeCheckpointIO()],
         callbacks=[LastCheckpoint(last, CHECKPOINT_EVERY), TrainingProgress("walker")],
     )
-    fit(trainer, _Walker(model, config), DataLoader(segments, batch_size=None), checkpoint=last)
+    fit(trainer, _Walker(model, config), DataLoader(segments, batch_size=None), checkpoint=newest)
 
 
 @torch.no_grad()
