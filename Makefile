@@ -1,6 +1,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-.PHONY: install demo test test-numeric llama test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search bench-finetune bench-evaluate bench-plan smollm2 clean
+.PHONY: install demo test test-numeric llama test-slow docs ui lint walker bench-demo bench-walker bench-corpus bench-search bench-finetune bench-evaluate bench-plan bench-gpu smollm2 clean
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv && pip install --quiet --constraint constraints.txt --editable '.[dev]' && rm -f resolved.yaml && touch $@
@@ -34,6 +34,8 @@ bench-evaluate: install
 	python benchmarks/evaluate/run.py
 bench-plan: install
 	python benchmarks/plan/run.py
+bench-gpu: install
+	python benchmarks/gpu/run.py
 smollm2: install
 	python benchmarks/smollm2/run.py
 bench-finetune: install
