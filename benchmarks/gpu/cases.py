@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from ropewalk.costs.shape import build
 from ropewalk.finetune.gathered import SlicedRows, Slices, documents_of, gathered_attention
 from ropewalk.finetune.module import make_optimizer
-from ropewalk.models.activation_checkpointing import checkpointed, offloaded
+from ropewalk.models.activation_checkpointing import checkpointed
 from ropewalk.models.continuation import ReadPrompt
 from ropewalk.models.head import logits_of
 from ropewalk.models.layerwise import is_layerwise, layerwise_states
@@ -239,7 +239,7 @@ def trained(kept: str) -> Results:
             mixed = torch.autocast(device.type, dtype=torch.bfloat16)
         model.train()
         with checkpointed(model, kept):
-            with mixed, offloaded(kept, device):
+            with mixed:
                 loss = mean_loss(model, rows)
             loss.backward()
         weights = [layers[0].self_attn.q_proj, layers[0].self_attn.v_proj, layers[-1].mlp.down_proj]
