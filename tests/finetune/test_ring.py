@@ -58,6 +58,30 @@ def test_a_ring_computes_what_one_device_does(count: int) -> None:
     two_processes(lambda rank: check(rank, count, "gloo", "cpu", torch.float32), count=count)
 
 
+def check_smaller_values(rank: int) -> None:
+    """Raise AssertionError unless gathered values of another size than keys give what one device computes."""
+    dist.init_process_group("gloo")
+    slices, generator = Slices(rank, 2, attention="gathered"), torch.Generator().manual_seed(0)
+    whole = [torch.randn(2, heads, 64, size, generator=generator) for heads, size in ((4, 24), (4, 24), (4, 16))]
+    parts = [part_of(tensor, slices).requires_grad_() for tensor in whole]
+    output, _ = gathered_attention(None, parts[0], parts[1], parts[2], None, sliced=SlicedRows(slices))
+    wish = torch.randn(whole[2].shape, generator=generator)
+    (output.transpose(1, 2) * part_of(wish, slices)).sum().backward()
+    for tensor in whole:
+        tensor.requires_grad_()
+    expected = F.scaled_dot_product_attention(*whole, is_causal=True)
+    (expected * wish).sum().backward()
+    assert relative_error(output.transpose(1, 2), part_of(expected, slices)) < rounding(64 + 24)
+    for part, tensor in zip(parts, whole, strict=True):
+        assert tensor.grad is not None
+        assert relative_error(part.grad, part_of(tensor.grad, slices)) < rounding(2 * (64 + 24))
+    dist.destroy_process_group()
+
+
+def test_values_may_be_smaller_than_keys() -> None:
+    two_processes(check_smaller_values, count=2)
+
+
 # Processes of their own, since one that has used a GPU cannot be forked.
 GPU = """
 import os, sys

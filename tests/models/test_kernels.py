@@ -202,10 +202,10 @@ def test_each_head_of_a_group_alone_gives_the_same_attention(new: int, mask_head
     for part in (query, key, value):
         part.requires_grad_()
     mask = mask_of(new, heads=mask_heads) if mask_heads else None
-    causal = mask is None and new > 1
-    output = attention(query, key, value, mask=mask, causal=causal, scaling=0.3)
+    output = attention(query, key, value, mask=mask, causal=mask is None, scaling=0.3)
     repeated = [repeat_kv(part, HEADS // KEY_HEADS) for part in (key, value)]
-    expected = F.scaled_dot_product_attention(query, *repeated, attn_mask=mask, is_causal=causal, scale=0.3)
+    whole = mask_of(new) if mask is None else mask
+    expected = F.scaled_dot_product_attention(query, *repeated, attn_mask=whole, scale=0.3)
     assert relative_error(output, expected) < rounding(64 + LENGTH)
     wish = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad((output * wish).sum(), (query, key, value))

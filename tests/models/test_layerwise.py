@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,3 +159,10 @@ def test_keys_in_prompts_longer_than_a_chunk_are_found_as_greedy_decoding_finds_
     whole, forced = (passkey_accuracy(model, tokenizer, switch, prompts, chunk=chunk) for chunk in (400, 128))
     assert forced == whole
     assert sum(row["correct"] for row in whole) > 4
+
+
+def test_memory_is_pinned_where_the_power_of_two_that_torch_takes_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = SimpleNamespace(available=64 * 2**30)
+    monkeypatch.setattr(layerwise.psutil, "virtual_memory", lambda: free)
+    sizes = (16 * 2**30 + 1, 32 * 2**30, 32 * 2**30 + 1)
+    assert [layerwise._can_be_pinned(size) for size in sizes] == [True, True, False]

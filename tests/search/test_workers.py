@@ -153,6 +153,8 @@ def test_out_of_memory_alone_gives_one_line_and_the_trial_is_kept(tmp_path: Path
 def test_out_of_memory_in_a_gradient_step_says_what_to_lower() -> None:
     with pytest.raises(MemoryError, match=r"^out of memory; less rows$"), within_memory("less rows"):
         torch.empty(2**60)
+    with pytest.raises(MemoryError, match=r"^out of memory; less rows$"), within_memory("less rows"):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     with pytest.raises(RuntimeError, match="shape"), within_memory("less rows"):
         torch.ones(2).view(3)
 

@@ -90,7 +90,7 @@ class SlicedRows:
         self.slices, self.documents = slices, documents
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
-    def mask(self, piece: int, size: int, window: int | None) -> Tensor:
+    def mask(self, piece: int, size: int, window: int | None, *, device: torch.device) -> Tensor:
         """Which tokens each token of ``piece`` attends to: bool (1 or rows, 1, size, (piece + 1) * size).
 
         Args:
@@ -99,7 +99,6 @@ class SlicedRows:
         """
         key = piece, size, window
         if key not in self._masks:
-            device = None if self.documents is None else self.documents.device
             end = (piece + 1) * size
             queries, keys = torch.arange(end - size, end, device=device)[:, None], torch.arange(end, device=device)
             mask = (keys <= queries)[None, None]
@@ -163,14 +162,17 @@ def gathered_attention(
             return output.transpose(1, 2).contiguous(), None
         if slices.attention == "ring":
             raise ValueError(f"parallel.attention=ring cannot be used here: {reason}; take parallel.attention=auto")
-    key, value = _Whole.apply(torch.stack((key, value)), slices).unbind(0)  # type: ignore[no-untyped-call]
+    if key.shape == value.shape:
+        key, value = _Whole.apply(torch.stack((key, value)), slices).unbind(0)  # type: ignore[no-untyped-call]
+    else:  # as in multi-head latent attention
+        key, value = (_Whole.apply(part, slices) for part in (key, value))  # type: ignore[no-untyped-call]
     size = query.shape[2] // 2
     outputs = []
     for piece, part in zip(slices.pieces, query.split(size, dim=2), strict=True):
         end = (piece + 1) * size
         # The kernels of GPUs apply a causal mask that is aligned to the last query without its values.
         is_maskless = plain and on_gpu
-        mask = None if is_maskless else sliced.mask(piece, size, sliding_window).to(query.device)
+        mask = None if is_maskless else sliced.mask(piece, size, sliding_window, device=query.device)
         outputs.append(
             attention(
                 part,

@@ -73,7 +73,8 @@ class AttentionInputs:
         """The inputs of a call with queries (rows, heads, new, dimension) to keys and values (rows, …, length, …)."""
         on_gpu = query.device.type == "cuda"
         kind = Mask.NONE if mask is None else Mask.DENSE
-        if causal and mask is None:
+        # A single last token attends to all keys.
+        if causal and mask is None and query.shape[2] > 1:
             kind = Mask.CAUSAL if query.shape[2] == key.shape[2] else Mask.LOWER_RIGHT
         return cls(
             device=query.device.type,
@@ -167,10 +168,12 @@ def attention(
         mask = causal_lower_right(query.shape[2], key.shape[2])
     if groups == 1 or chosen.takes_groups:
         return call(query, key, value, attn_mask=mask, enable_gqa=groups > 1)
-    heads = query.unflatten(1, (-1, groups))
-    masks = [mask] * groups
+    heads, masks = query.unflatten(1, (-1, groups)), [mask] * groups
     if mask is not None and inputs.mask is Mask.DENSE and mask.shape[1] > 1:
         masks = list(mask.unflatten(1, (-1, groups)).unbind(2))
+    elif query.shape[2] == 1:
+        # Heads that share keys are one head with more queries.
+        return call(heads.squeeze(3), key, value, attn_mask=mask).flatten(1, 2)[:, :, None]
     parts = [call(heads[:, :, i], key, value, attn_mask=masks[i]) for i in range(groups)]
     return torch.stack(parts, dim=2).flatten(1, 2)
 

@@ -198,11 +198,18 @@ class _HeldStates:
         if place == "device":
             return states.new_empty(size)
         if place == "memory":
-            return torch.empty(size, dtype=states.dtype, pin_memory=self.device.type == "cuda")
+            is_pinned = self.device.type == "cuda" and _can_be_pinned(size * states.dtype.itemsize)
+            return torch.empty(size, dtype=states.dtype, pin_memory=is_pinned)
         with tempfile.NamedTemporaryFile(prefix="ropewalk-states-") as file:
             # A file without its blocks would kill the process where the disk runs full.
             os.posix_fallocate(file.fileno(), 0, size * states.dtype.itemsize)
             return torch.from_file(file.name, shared=True, size=size, dtype=states.dtype)
+
+
+def _can_be_pinned(size: int) -> bool:
+    """Whether memory has room for ``size`` bytes that are pinned, for which torch takes a whole power of two."""
+    free: float = psutil.virtual_memory().available
+    return 1 << (size - 1).bit_length() <= _FREE_SHARE * free
 
 
 def _place_for(size: int, device: torch.device) -> str:

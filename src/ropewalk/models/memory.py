@@ -8,7 +8,7 @@ import torch
 
 from ropewalk.models.published import empty_model, read_config
 
-_MESSAGES = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
+_MESSAGES = ("DefaultCPUAllocator", "can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 """Parts of the messages of allocators that have no error class of their own."""
 
 
