@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
@@ -19,6 +20,7 @@ from ropewalk.costs.shape import shape_of
 from ropewalk.finetune.adapters import adapters
 from ropewalk.finetune.memory import training_work, within_memory_of
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
+from ropewalk.models.head import layers_of
 from ropewalk.rope import LearnedScaling, RopeScaling, RotaryEmbedding, current_scaling, extend, find_rotary
 from tiny_models import ROPE_MODELS, WINDOW, loss_rounding, tiny_llama, token_rows
 from tiny_runs import FINETUNE, SCALING, STEP, train
@@ -92,9 +94,13 @@ def test_8_bit_states_continue_after_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_body_gives_the_same_loss(plain: Run, tmp_path: Path) -> None:
+def test_compiled_layers_share_a_graph_and_give_the_same_loss(plain: Run, tmp_path: Path) -> None:
+    counters.clear()
     found = train(tmp_path, config=replace(FINETUNE, compile=True))
     assert losses(found) == pytest.approx(losses(plain), abs=1e-4)
+    assert len(layers_of(found[0])) > 1
+    assert counters["stats"]["unique_graphs"] == 1
+    assert all(module._compiled_call_impl is None for module in found[0].modules())
 
 
 def test_bfloat16_trains_with_angles_in_float32(plain: Run, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ class FinetuneConfig:
     """Optimizer; adamw_8bit keeps its states in 8 bits with bitsandbytes and needs the extra low-memory."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     compile: bool = False
-    """Whether to compile the model's body with torch.compile, which takes minutes at first."""
+    """Whether to compile each layer with torch.compile, which takes a minute at first; layers alike share a graph."""
     bad_steps: int = at_least(0, 0)
     """Number of consecutive steps with a loss or gradient that is not finite which are skipped; the next one ends the
     training."""

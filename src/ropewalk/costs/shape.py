@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ropewalk.models import published
-from ropewalk.models.head import RECURRENT
+from ropewalk.models.head import RECURRENT, layers_of
 from ropewalk.models.reasons import reason
 from ropewalk.rope import RotaryShape, rotary_shape
 from ropewalk.rope.windows import is_windowed, layer_types, sliding_window
@@ -96,8 +96,7 @@ def _shape_of(config: Any, name: str, original_length: int | None) -> ModelShape
         raise ValueError(f"model.path: {reason(error)}") from None
     # Tied weights count once.
     parameters = sum(parameter.numel() for parameter in whole.parameters())
-    names = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    layers = layers_of(model)
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     maps = [_sides(module) for layer in layers for module in layer.modules() if _is_map(module)]
     heads = text.num_attention_heads

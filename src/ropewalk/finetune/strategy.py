@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from ropewalk.config import ParallelConfig
 from ropewalk.models import sharded
 from ropewalk.models.checkpoints import rotating
+from ropewalk.models.head import layers_of
 
 
 def trainer_strategy(parallel: ParallelConfig, *, keep_checkpoints: int) -> Strategy | str:
@@ -161,11 +162,9 @@ def split_weights(
     """
     # Autocast would keep a copy of every layer's weights until the end of the pass, and float32 inputs of layers.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=compute_dtype and torch.float32)
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [layer for layer in model.modules() if type(layer).__name__ in names]
     # Weights outside the layers (embeddings, last norm, output matrix) are gathered for the whole step, since the loss
     # uses the output matrix itself.
-    for part in (*layers, module):
+    for part in (*layers_of(model), module):
         before = set(part.parameters()) - whole
         fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=part is not module)
         for parameter in before:

@@ -30,7 +30,7 @@ from ropewalk.models.checkpoints import (
     newest_checkpoint,
     steps_done,
 )
-from ropewalk.models.head import base_model
+from ropewalk.models.head import base_model, layers_of
 from ropewalk.models.precision import resolve_precision
 from ropewalk.models.progress import TrainingProgress
 from ropewalk.rope import LearnedScaling, RopeScaling, extend
@@ -135,8 +135,10 @@ def finetune(
 def _prepared(model: PreTrainedModel, config: FinetuneConfig, parallel: ParallelConfig) -> Iterator[None]:
     """Prepare the model for training as ``config`` asks for, and undo it on exit."""
     attention = model.config._attn_implementation
-    if config.compile:
-        base_model(model).compile()
+    # Layers alike share one compiled graph. Splitting them changes their class, by which they are found here.
+    compiled = (layers_of(model) or [base_model(model)]) if config.compile else []
+    for part in compiled:
+        part.compile()
     model.train()
     try:
         with checkpointed(model, config.activation_checkpointing):
@@ -145,8 +147,8 @@ def _prepared(model: PreTrainedModel, config: FinetuneConfig, parallel: Parallel
         model.eval()
         if parallel.context > 1:
             model.set_attn_implementation(attention)
-        if config.compile:
-            base_model(model)._compiled_call_impl = None
+        for part in compiled:
+            part._compiled_call_impl = None
 
 
 def save_checkpoint(model: Any, tokenizer: Any, scaling: RopeScaling | None, folder: Path) -> None:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ropewalk.models.head import RECURRENT, TriedOnce, decoder_layers
+from ropewalk.models.head import RECURRENT, TriedOnce, layers_of
 from ropewalk.rope.windows import layer_types
 
 TILE = 8192
@@ -50,18 +50,14 @@ def checkpointed(model: PreTrainedModel, kind: str) -> Iterator[None]:
 def token_wise_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The modules directly within the model's layers that treat each token on its own, as a trial on a row shows.
 
-    None of a model with recurrent layers, nor where the layers cannot be told from the model's other parts.
+    None of a model with recurrent layers, nor where its class does not name the class of its layers.
     """
     if not RECURRENT.isdisjoint(layer_types(model.config)):
-        return []
-    try:
-        layers = decoder_layers(model)
-    except ValueError:
         return []
     parameter = next(model.parameters())
     size = model.config.get_text_config().hidden_size
     row = torch.linspace(-1, 1, 4 * size, device=parameter.device, dtype=parameter.dtype).view(1, 4, size)
-    return [module for layer in layers for module in layer.children() if _is_token_wise(module, row)]
+    return [module for layer in layers_of(model) for module in layer.children() if _is_token_wise(module, row)]
 
 
 def _is_token_wise(module: nn.Module, row: Tensor) -> bool:

@@ -67,13 +67,10 @@ def base_model(model: PreTrainedModel) -> nn.Module:
     raise ValueError(f"{type(model).__name__} has no base model, so its hidden states cannot be read on their own")
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The layers of a model, in order; raises ValueError where they cannot be told from the model's other parts."""
-    count = model.config.get_text_config().num_hidden_layers
-    for part in model.get_decoder().modules():
-        if isinstance(part, nn.ModuleList) and len(part) == count:
-            return part
-    raise ValueError(f"{type(model).__name__} has no list of {count} layers")
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model, by the names that transformers gives to their classes; none where it gives none."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def whole_states(model: PreTrainedModel, input_ids: Tensor, **options: Tensor) -> Tensor:

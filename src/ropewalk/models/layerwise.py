@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from ropewalk.models.head import TriedOnce, decoder_layers, spread_ids, whole_states
+from ropewalk.models.head import TriedOnce, spread_ids, whole_states
 from ropewalk.models.prefill import FillingLayer, Reading, chunks, continued_states, kv_cache, reading
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,18 @@ class _ReadLength(FillingLayer):
 class _Layers:
     """The layers of a model, in order."""
 
-    modules: nn.ModuleList
+    modules: Sequence[nn.Module]
     tuple_size: int = 0
     """Entries of the tuples that layers return, hidden states first; 0 where these alone are returned."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Self:
+        """Raises ValueError where the layers cannot be told from the model's other parts."""
+        count = model.config.get_text_config().num_hidden_layers
+        for part in model.get_decoder().modules():
+            if isinstance(part, nn.ModuleList) and len(part) == count:
+                return cls(list(part))
+        raise ValueError(f"{type(model).__name__} has no list of {count} layers")
 
     @contextmanager
     def only(self, number: int, given: Tensor | None) -> Iterator[list[Tensor]]:
@@ -127,7 +136,7 @@ def layerwise_states(
         ValueError: the layers cannot be told from the model's other parts.
         MemoryError: neither memory nor the disk for temporary files has room for the hidden states of the input.
     """
-    layers, length = _Layers(decoder_layers(model)), ids.shape[1]
+    layers, length = _Layers.of(model), ids.shape[1]
     parts = [(place * chunk, part) for place, part in enumerate(ids.split(chunk, dim=1))]
     parts += [(length, ending) for ending in endings]
     held = _HeldStates([part.shape[1] for _, part in parts], ids.device, "device" if on_device else "")
