@@ -219,9 +219,9 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["parallel.attention=ring", "model.keep_sliding_window=true"],
         ["model.keep_sliding_window", "parallel.attention=ring"],
     ),
-    "trained norms of another dtype than the adapters": (
-        ["parallel.strategy=fsdp", "model.dtype=bfloat16", "finetune.lora.rank=4", "finetune.lora.norms=true"],
-        ["finetune.lora.norms", "finetune.precision=bf16-true", "found auto"],
+    "weights trained in half precision": (
+        ["finetune.precision=bf16-true"],
+        ["finetune.precision", "bf16-mixed", "found bf16-true"],
     ),
     "base model at other lengths": (
         ["evaluate.base_lengths=[256,2048,4096]"],

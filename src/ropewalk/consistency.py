@@ -215,15 +215,9 @@ def _check_devices(config: Config) -> None:
         needs = "needs whole rows on a device, which parallel.context=1 gives"
         refuse(f"finetune.long_context_weight {needs}", f"parallel.context={parallel.context}")
     if parallel.strategy == "fsdp":
-        allowed = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-true")
+        allowed = ("auto", "32-true", "bf16-mixed")
         if finetune.precision not in allowed:
             refuse(f"finetune.precision must be one of {', '.join(allowed)} under fsdp", finetune.precision)
-        # Sharded weights that are trained together must share a dtype, and adapters of half-precision weights are
-        # float32.
-        mixed = finetune.lora.rank > 0 and finetune.lora.norms and config.model.dtype != "float32"
-        if mixed and finetune.precision not in ("bf16-true", "16-true"):
-            needs = f"over model.dtype={config.model.dtype} needs finetune.precision=bf16-true under fsdp"
-            refuse(f"finetune.lora.norms {needs}", finetune.precision)
     groups = count // parallel.context
     # Twice, since a device holds one slice of a row's first half and one of its second, for even work.
     slices = 2 * parallel.context if parallel.context > 1 else 1

@@ -161,7 +161,6 @@ def test_what_followed_is_told_with_its_reason(published: dict[str, Path]) -> No
         (["finetune.first.learning_rate=1e-3"], "finetune.first.learning_rate=0.001 is unusual: models of 8.03 B"),
         (["finetune.second.learning_rate=1e-8"], "take 5e-07 to 6e-05"),
         (["finetune.first.batch_size=1", "finetune.first.length=131072"], "batch_size=1 makes steps of 131,072 tokens"),
-        (["finetune.precision=bf16-true"], "smaller than the precision of bfloat16 weights"),
         (["finetune.lora.rank=8", "finetune.first.batch_size=1", "finetune.first.length=131072"], "batch_size=1"),
     ],
 )

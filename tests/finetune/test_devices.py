@@ -400,6 +400,21 @@ def test_what_is_split_resumes_alone_and_split_again(tmp_path: Path, options: st
     assert_same_training(torch.load(tmp_path / "result 0", weights_only=True), alone)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_what_is_trained_beside_bfloat16_weights_can_be_split(tmp_path: Path, precision: str) -> None:
+    """All in float32, since split weights that are trained together must share a dtype."""
+    config = replace(FINETUNE, precision=precision, micro_batch_size=1, **OPTIONS["adapters, norms, embeddings"])
+
+    def work(rank: int) -> None:
+        _, rows = train(tmp_path, step=SHORT, config=config, model=tiny_llama().bfloat16(), parallel=PARALLEL["fsdp"])
+        assert all(math.isfinite(row["loss"]) for row in rows)
+
+    # The store is made here, since both processes would.
+    train(tmp_path, step=replace(STEP, steps=1))
+    (tmp_path / "state" / "last.ckpt").unlink(missing_ok=True)
+    two_processes(work)
+
+
 def test_split_weights_are_gathered_in_bfloat16_layer_by_layer(tmp_path: Path) -> None:
     """Beside their float32 shards: one layer at a time, whose input is in bfloat16 too."""
     config = replace(FINETUNE, precision="bf16-mixed", activation_checkpointing="full")

@@ -19,6 +19,7 @@ from ropewalk.costs.advice import savings
 from ropewalk.costs.shape import shape_of
 from ropewalk.finetune.adapters import adapters
 from ropewalk.finetune.memory import training_work, within_memory_of
+from ropewalk.finetune.module import FinetuneModule
 from ropewalk.finetune.utilisation import flops_per_token, peak_flops
 from ropewalk.models.head import layers_of
 from ropewalk.rope import LearnedScaling, RopeScaling, RotaryEmbedding, current_scaling, extend, find_rotary
@@ -104,8 +105,7 @@ def test_compiled_layers_share_a_graph_and_give_the_same_loss(plain: Run, tmp_pa
 
 
 def test_bfloat16_trains_with_angles_in_float32(plain: Run, tmp_path: Path) -> None:
-    found = train(tmp_path, config=replace(FINETUNE, precision="bf16-true"), model=tiny_llama())
-    assert {parameter.dtype for parameter in found[0].parameters()} == {torch.bfloat16}
+    found = train(tmp_path, config=replace(FINETUNE, precision="bf16-mixed"), model=tiny_llama())
     rotary = find_rotary(found[0])[1]
     assert isinstance(rotary, RotaryEmbedding)
     assert rotary.inv_freq.dtype == rotary.factors.dtype == torch.float32
@@ -153,6 +153,29 @@ def test_adapters_train_alone_or_with_embeddings_and_norms(tmp_path: Path, more:
     assert same["model.embed_tokens.weight"] != more
     assert same["model.norm.weight"] != more
     assert same["lm_head.weight"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_what_is_trained_beside_bfloat16_weights_is_float32_and_bfloat16_again(
+    tmp_path: Path, precision: str, tied: bool
+) -> None:
+    config = replace(FINETUNE, precision=precision, lora=replace(LORA, embeddings=True, norms=True))
+    found: dict[str, torch.dtype] = {}
+
+    def note(module: FinetuneModule) -> None:
+        found.update({name: weight.dtype for name, weight in module.named_parameters() if weight.requires_grad})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FinetuneModule, "on_train_start", note)
+        model = tiny_llama(tie_word_embeddings=tied).bfloat16()
+        model, rows = train(tmp_path, config=config, model=model, step=replace(STEP, learning_rate=1e-2))
+    assert set(found.values()) == {torch.float32}
+    assert {name.split(".")[-2] for name in found} >= {"norm", "input_layernorm", "embed_tokens"}
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert model(token_rows(WINDOW)).logits.dtype == torch.bfloat16
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert rows[-1]["loss"] < rows[0]["loss"]
 
 
 def test_adapters_for_layers_that_are_not_there_are_refused() -> None:

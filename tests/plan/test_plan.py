@@ -107,7 +107,8 @@ def test_adapters_are_trained_in_float32_beside_weights_that_are_only_read() -> 
     assert (memory.weights, memory.gradients) == (2 * shape.parameters + 4 * adapters, 4 * adapters)
     assert memory.optimizer == 2 * memory.gradients
     beside = memory_of(replace(adapted, embeddings=True), shape, 0.0)
-    assert beside.gradients - memory.gradients == 2 * shape.hidden * shape.vocab
+    assert beside.gradients - memory.gradients == 4 * shape.hidden * shape.vocab
+    assert beside.weights - memory.weights == (4 - 2) * shape.hidden * shape.vocab
 
 
 def test_every_model_and_process_takes_its_memory() -> None:
@@ -197,9 +198,9 @@ def test_searches_and_evaluation_compute_in_the_models_dtype_and_training_in_its
         (False, "bfloat16", "bfloat16"),
         (True, "float32", "float32"),
     }
-    assert computed("model.dtype=float32", "finetune.precision=bf16-true") == {
+    assert computed("model.dtype=float32", "finetune.precision=64-true") == {
         (False, "float32", "float32"),
-        (True, "bfloat16", "bfloat16"),
+        (True, "float64", "float64"),
     }
 
 

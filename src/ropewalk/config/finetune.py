@@ -7,11 +7,9 @@ from omegaconf import MISSING
 from ropewalk.config import names
 from ropewalk.config.keys import at_least, choice, positive, share, some_of, where
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
-"""Lightning's names, and auto: bf16-mixed where bf16 is native, else 32-true."""
-
-_TRUE = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
-"""Precisions whose weights are not float32."""
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "64-true")
+"""Lightning's names, and auto: bf16-mixed where bf16 is native, else 32-true. Its bf16-true and 16-true are left out:
+they train weights in half precision, in which most steps of fine-tuning are rounded away."""
 
 
 @dataclass
@@ -92,8 +90,8 @@ class FinetuneConfig:
     """Maximum norm of the gradient."""
     weight_decay: float = at_least(0, 0.0)
     precision: str = choice(PRECISIONS, "auto")
-    """Lightning's name of the precision, or auto: bf16-mixed where bf16 is native, else 32-true. Weights are trained in
-    float32 unless it ends in -true or adapters are trained, whatever model.dtype is."""
+    """Lightning's name of the precision, or auto: bf16-mixed where bf16 is native, else 32-true. What is trained is
+    float32, or float64 with 64-true, whatever model.dtype is; weights beside adapters stay in model.dtype."""
     checkpoint_every: int = at_least(1, 20)
     """Number of optimizer steps between saving checkpoints."""
     keep_checkpoints: int = at_least(1, 2)
@@ -130,7 +128,9 @@ class FinetuneConfig:
 
     def weights_dtype(self, model_dtype: str) -> str:
         """dtype of the weights in training: that of the model where only adapters are trained."""
-        return model_dtype if self.lora.rank else _TRUE.get(self.precision, "float32")
+        if self.lora.rank:
+            return model_dtype
+        return "float64" if self.precision == "64-true" else "float32"
 
     def steps_of(self, stage: str) -> dict[str, FinetuneStepConfig]:
         """The schedule of the stage first or second, in order, by key."""

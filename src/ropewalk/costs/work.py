@@ -153,11 +153,12 @@ def memory_of(work: Work, shape: ModelShape, activations: float) -> Memory:
     if work.kind == "train":
         gradients, optimizer = weights, 2.0 * (shape.parameters if work.eight_bit else weights)
     elif work.kind == "adapt":
-        # Adapters are float32 whatever the weights are.
+        # What is trained is float32 where the weights beside it are smaller.
+        size = max(4, work.dtype_bytes)
         adapters, embeddings = work.rank * shape.map_sizes, work.embeddings * shape.hidden * shape.vocab
-        gradients = 4.0 * adapters + work.dtype_bytes * embeddings
+        gradients = float(size * (adapters + embeddings))
         optimizer = 2.0 * (adapters + embeddings if work.eight_bit else gradients)
-        weights += 4.0 * adapters
+        weights += gradients - work.dtype_bytes * embeddings
     held = activations
     activation_bytes = 2 if work.mixed else work.dtype_bytes
     if work.context > 1:

@@ -165,9 +165,3 @@ def unusual(config: Config, facts: Facts) -> Iterator[str]:
                 f"{key}.batch_size={step.batch_size} makes steps of {tokens:,} tokens: {about} take "
                 f"{size.batch_tokens // 16:,} or more, {size.batch_tokens:,} as a rule"
             )
-    weights = config.finetune.weights_dtype(config.model.dtype)
-    if not config.finetune.lora.rank and weights in ("bfloat16", "float16") and facts.parameters > _TINY:
-        yield (
-            f"finetune.precision={config.finetune.precision}: steps of {size.learning_rate:g} are smaller than the "
-            f"precision of {weights} weights and most of them are lost; take auto, or adapters (finetune.lora.rank)"
-        )

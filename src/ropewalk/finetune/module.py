@@ -160,6 +160,12 @@ class FinetuneModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.dtype.itemsize < torch.float32.itemsize:
+                raise ValueError(
+                    f"weights must be trained in float32, found {parameter.dtype}, in which most steps are rounded "
+                    "away; load the model in float32, or train adapters with finetune.lora.rank"
+                )
         groups = [{"params": trained, "lr": self.step.learning_rate}]
         if self.learned is not None:
             rate = self.options.factors_learning_rate
