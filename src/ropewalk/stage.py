@@ -185,12 +185,25 @@ def run_stage(
     stage = Stage.of(name, config, sections=sections, inputs=inputs, is_first_process=is_first_process)
     if not stage.is_first_process:
         with tempfile.TemporaryDirectory() as folder:
-            work(dataclasses.replace(stage, results=Path(folder)))
+            _do(work, dataclasses.replace(stage, results=Path(folder)))
         return
     with tracked(stage):
-        work(stage)
+        _do(work, stage)
     # The results are whole, so a forced run starts afresh. Another machine may remove the folder too.
     shutil.rmtree(stage.state, ignore_errors=True)
+
+
+def _do(work: Callable[[Stage], None], stage: Stage) -> None:
+    """Do the work of a stage; raises MemoryError, with the setting to change, where memory does not suffice."""
+    try:
+        work(stage)
+    except (MemoryError, RuntimeError) as error:
+        # Imported late, because they take seconds and not every stage needs them.
+        from ropewalk.costs.advice import stage_advice
+        from ropewalk.models.memory import within_memory
+
+        with within_memory(stage_advice(stage.name, stage.config)):
+            raise error
 
 
 def _check_shared_output(config: Config) -> None:

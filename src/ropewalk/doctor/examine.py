@@ -14,6 +14,7 @@ from ropewalk.doctor.libraries import LLAMA_CPP, PACKAGES, TRANSFORMERS, install
 from ropewalk.doctor.reference import Reference
 from ropewalk.doctor.text import text_ids
 from ropewalk.models.base import load_tokenizer
+from ropewalk.models.memory import is_out_of_memory
 from ropewalk.models.reasons import reason
 from ropewalk.models.source import Source
 from ropewalk.rope import RopeScaling, extended, rotary_shape
@@ -152,6 +153,8 @@ def _loaded(path: str) -> Any:
     try:
         return Source.at(path).model(dtype="float32").to("cuda" if torch.cuda.is_available() else "cpu").eval()
     except (ImportError, OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"doctor.model {path} cannot be loaded by transformers: {reason(error)}") from None
 
 

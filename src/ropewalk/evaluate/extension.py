@@ -25,6 +25,7 @@ from ropewalk.evaluate.recall import PROTOCOL as NEEDLES
 from ropewalk.evaluate.recall import recall_rows
 from ropewalk.models.base import BaseModel, extended_path
 from ropewalk.models.factors import FactorsByLength, SearchedFactors
+from ropewalk.models.memory import within_memory
 from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape
 from ropewalk.rope.methods import baselines, compared, trainable
 
@@ -255,7 +256,8 @@ class Extension:
             arguments = (tokenizer, switch, questions)
             options = {"max_length": length, "batch_tokens": config.batch_tokens}
             measure = partial(_of_model, models, model, benchmark_row, *arguments, **options)
-            scores = cache.get_or_measure(model, about, measure)
+            with within_memory(f"lower evaluate.benchmarks.batch_tokens, found {config.batch_tokens}"):
+                scores = cache.get_or_measure(model, about, measure)
             return {"model": model, "method": method, "factors": factors, **scores}
 
         return _model_after_model(jobs, row, cache=cache, desc="benchmarks")

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from ropewalk.export.generation import generate_by_length
 from ropewalk.models.longrope_config import AT_REST
+from ropewalk.models.memory import is_out_of_memory
 from ropewalk.models.reasons import reason
 from ropewalk.models.source import Source
 from ropewalk.rope import LengthSwitch, find_rotary
@@ -65,6 +66,8 @@ def load_plain(path: Path, switch: LengthSwitch, **from_pretrained_kwargs: Any) 
     try:
         return Source(str(path)).model(local_files_only=True, **from_pretrained_kwargs)
     except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{path} cannot be loaded: {reason(error)}") from None
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ropewalk.files import file_hash, write_text
+from ropewalk.models.memory import is_out_of_memory
 from ropewalk.models.precision import check_computes_in
 from ropewalk.models.published import (
     PublishedScaling,
@@ -158,6 +159,8 @@ def load_model(
             attn_implementation=None if attention == "auto" else attention,
         )
     except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         if attention != "auto" and "ttention" in str(error):
             sentence = reason(error).partition(". ")[0].rstrip(".")
             raise ValueError(f"model.attention={attention}: {sentence}; take model.attention=auto") from None

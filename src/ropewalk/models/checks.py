@@ -21,6 +21,7 @@ from torch import Tensor
 from ropewalk.models.base import BaseModel
 from ropewalk.models.head import evaluating
 from ropewalk.models.loss import long_token_losses, token_losses
+from ropewalk.models.memory import is_out_of_memory
 from ropewalk.models.reasons import reason
 from ropewalk.rope import LengthSwitch, RopeScaling, extended, model_scaling
 from ropewalk.rope.query_scales import folded
@@ -68,6 +69,8 @@ def check_losses(model: Any, path: str) -> None:
                 f"in chunks of {_CHUNK} tokens": long_token_losses(model, ids, chunk=_CHUNK),
             }
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{type(model).__name__} at {path} does not read a row of tokens: {reason(error)}") from error
     expected = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
     for way, losses in ways.items():

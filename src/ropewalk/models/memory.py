@@ -8,7 +8,7 @@ import torch
 
 from ropewalk.models.published import empty_model, read_config
 
-_MESSAGES = ("DefaultCPUAllocator", "can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+_MESSAGES = ("DefaultCPUAllocator", "can't allocate memory", "out of memory", "ALLOC_FAILED")
 """Parts of the messages of allocators that have no error class of their own."""
 
 
@@ -16,18 +16,22 @@ _MESSAGES = ("DefaultCPUAllocator", "can't allocate memory", "out of memory", "S
 def within_memory(advice: str | Callable[[], str]) -> Iterator[None]:
     """Raise MemoryError with ``advice`` where the body runs out of memory, on an accelerator or on the CPU.
 
+    A MemoryError that gives advice already is left as it is.
+
     Args:
         advice: the setting to change, or a function that returns it where finding it takes time.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        has_advice = type(error) is MemoryError and bool(str(error))
+        if has_advice or not is_out_of_memory(error):
             raise
         raise MemoryError(f"out of memory; {advice if isinstance(advice, str) else advice()}") from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, by torch, by numpy or by Python."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(message in str(error) for message in _MESSAGES)

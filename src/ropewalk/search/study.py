@@ -17,6 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ropewalk.config import EXTENT, PLACEMENT, SearchConfig
+from ropewalk.costs.advice import search_advice
 from ropewalk.files import text_hash
 from ropewalk.models.memory import within_memory
 from ropewalk.progress import Progress
@@ -124,10 +125,7 @@ class Search:
         if self.config.race.blocks:
             # Without a race too, for the blocks that others are compared with.
             hopeless = hopeless or (lambda blocks: False)
-        with within_memory(
-            f"lower search.batch_tokens, found {self.fitness.batch_tokens} (a pass holds one document at least), or "
-            f"search.workers, found {self.config.workers}, or take model.dtype=bfloat16"
-        ):
+        with within_memory(search_advice(self.config)):
             return self.fitness.evaluate(point, hopeless=hopeless)
 
     def _learn(

@@ -15,6 +15,7 @@ import torch
 from ropewalk.config import FitnessConfig, SearchConfig, SearchTargetConfig
 from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.store import TokenStore
+from ropewalk.costs.advice import search_advice
 from ropewalk.files import text_hash
 from ropewalk.models.memory import within_memory
 from ropewalk.rope import RopeScaling, RotaryShape, methods, rotary_shape
@@ -115,7 +116,11 @@ class TargetSearch:
         """Worker 0's part of ``search``, while the other workers of this machine do theirs."""
         # The others get a copy, which has not loaded the model.
         others = partial(_join, replace(self), search, scalings)
-        return run_workers(self.config.workers, partial(search, self, *scalings), others)
+        return run_workers(self.config.workers, partial(self._run, search, scalings), others)
+
+    def _run(self, search: Callable[..., Results], scalings: tuple[RopeScaling | None, ...]) -> Results:
+        with within_memory(search_advice(self.config)):
+            return search(self, *scalings)
 
     def _recover(self, extended: RopeScaling, *of_checkpoint: RopeScaling) -> Results:
         results: Results = {}
@@ -286,4 +291,4 @@ class TargetSearch:
 def _join(
     targets: TargetSearch, search: Callable[..., Results], scalings: tuple[RopeScaling | None, ...], worker: int
 ) -> None:
-    search(replace(targets, worker=worker), *scalings)
+    replace(targets, worker=worker)._run(search, scalings)
