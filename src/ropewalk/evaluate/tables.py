@@ -9,6 +9,7 @@ import torch
 
 from ropewalk.config import Config
 from ropewalk.corpus.store import TokenStore
+from ropewalk.costs.advice import stage_advice
 from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.compare import perplexity_tables
 from ropewalk.evaluate.extension import Extension, with_gradient
@@ -17,6 +18,7 @@ from ropewalk.evaluate.models import LoadedModels, model_paths
 from ropewalk.evaluate.prompt_sets import PromptSets, needle_draws, passkey_draws
 from ropewalk.evaluate.retrieval import retrieval_rows
 from ropewalk.models.base import BaseModel, load_tokenizer
+from ropewalk.models.memory import within_memory
 from ropewalk.workers import device_of, run_workers
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -61,6 +63,10 @@ class Evaluation:
         return run_workers(self.workers, self._tables, partial(_join, replace(self)))
 
     def _tables(self) -> Tables:
+        with within_memory(stage_advice("evaluate", self.config)):
+            return self._measured()
+
+    def _measured(self) -> Tables:
         config, settings, seed = self.config, self.config.evaluate, self.config.seed
         loading = {**config.model.loading, "device": str(device_of(self.worker))}
         models, several = LoadedModels(self.paths, **loading), self.workers > 1

@@ -60,10 +60,8 @@ class TargetSearch:
         device = device_of(self.worker)
         # What loads to "the" accelerator takes this worker's.
         selected = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with (
-            selected,
-            within_memory(f"lower search.workers, found {self.config.workers}, or take model.dtype=bfloat16"),
-        ):
+        advice = f"lower search.workers, found {self.config.workers}, or take model.dtype=bfloat16"
+        with selected, within_memory(advice):
             return self.load().to(device)
 
     @cached_property
