@@ -202,6 +202,10 @@ CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["parallel.strategy=fsdp", "parallel.devices=8", "parallel.context=8", "finetune.second.length=2044"],
         ["finetune.second.length", "multiple of 16", "found 2044"],
     ),
+    "8 bits under fsdp": (
+        ["parallel.strategy=fsdp", "finetune.optimizer=adamw_8bit"],
+        ["finetune.optimizer", "adamw_fused under fsdp", "adamw_8bit"],
+    ),
     "a precision that cannot be sharded": (
         ["parallel.strategy=fsdp", "finetune.precision=16-mixed"],
         ["finetune.precision", "bf16-mixed", "found 16-mixed"],

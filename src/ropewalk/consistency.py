@@ -218,6 +218,10 @@ def _check_devices(config: Config) -> None:
         allowed = ("auto", "32-true", "bf16-mixed")
         if finetune.precision not in allowed:
             refuse(f"finetune.precision must be one of {', '.join(allowed)} under fsdp", finetune.precision)
+        if finetune.optimizer == "adamw_8bit":
+            refuse(
+                "finetune.optimizer must be adamw or adamw_fused under fsdp, which splits what it keeps", "adamw_8bit"
+            )
     groups = count // parallel.context
     # Twice, since a device holds one slice of a row's first half and one of its second, for even work.
     slices = 2 * parallel.context if parallel.context > 1 else 1

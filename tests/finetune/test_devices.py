@@ -26,7 +26,7 @@ from ropewalk.models.checkpoints import WholeCheckpointIO
 from ropewalk.models.loss import losses_of, targets_of, token_losses
 from ropewalk.rope import RopeScaling, current_scaling, extend, rotary_shape
 from tiny_models import ROPE_MODELS, loss_rounding, tiny_llama, tiny_of, token_rows
-from tiny_runs import EOS, FINETUNE, STEP, smooth_adam, train
+from tiny_runs import EOS, FINETUNE, STEP, smooth_adam, token_store, train
 from tolerances import relative_error
 
 PARALLEL = {
@@ -530,3 +530,16 @@ def test_rows_and_lengths_that_do_not_divide_give_one_line(tmp_path: Path) -> No
         train(tmp_path, step=replace(STEP, batch_size=3), parallel=two)
     with pytest.raises(ValueError, match=r"rows of 46 tokens cannot be shared by 2 devices; .* multiple of 4"):
         train(tmp_path, step=replace(STEP, length=46), parallel=context)
+
+
+def test_processes_with_other_inputs_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        with pytest.raises(
+            ValueError, match=r"found of_0/state for process 0 and of_1/state for process 1; give all"
+        ):
+            train(tmp_path / f"of_{rank}", step=STEP, parallel=PARALLEL["ddp"])
+        assert not list((tmp_path / f"of_{rank}" / "state").glob("*.ckpt"))
+
+    for rank in (0, 1):
+        token_store(tmp_path / f"of_{rank}" / "store")
+    two_processes(work)

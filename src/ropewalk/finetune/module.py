@@ -1,6 +1,7 @@
 """The LightningModule of fine-tuning: loss, optimizer, learning rate, and steps that must not count."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from ropewalk.config import FinetuneConfig, FinetuneStepConfig, ParallelConfig
 from ropewalk.corpus.segments import Rows
 from ropewalk.finetune.loss import batch_loss
-from ropewalk.finetune.shard import Shard, shard_of_this_process
+from ropewalk.finetune.shard import Shard, check_same_training, shard_of_this_process
 from ropewalk.finetune.strategy import split_weights
 from ropewalk.finetune.windows import MixedRows
 from ropewalk.rope import LearnedScaling, RotaryEmbedding, find_rotary
@@ -62,6 +63,7 @@ class FinetuneModule(L.LightningModule):
         self.strict_loading = all(parameter.requires_grad for parameter in model.parameters())
 
     def setup(self, stage: str) -> None:
+        check_same_training(Path(self.trainer.default_root_dir))
         self.shard = shard_of_this_process(self.parallel)
 
     def configure_model(self) -> None:

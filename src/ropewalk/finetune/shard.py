@@ -5,6 +5,8 @@ of every row of the group.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,3 +85,22 @@ def shard_of_this_process(parallel: ParallelConfig) -> Shard:
         return Shard(rank, world)
     groups = [dist.new_group(list(range(first, first + count))) for first in range(0, world, count)]
     return Shard(rank, world, Slices(rank % count, count, groups[rank // count], parallel.attention))
+
+
+def check_same_training(state_folder: Path) -> None:
+    """Raise ValueError unless all processes train alike; every process must call it.
+
+    Args:
+        state_folder: folder of the training's state, whose last two parts name its settings and inputs, by a hash, and
+            its step of the schedule.
+    """
+    if not dist.is_initialized():
+        return
+    name = "/".join(state_folder.parts[-2:])
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, name)
+    if others := [rank for rank, other in enumerate(names) if other != names[0]]:
+        raise ValueError(
+            f"the processes of a training must have the same settings and inputs, found {names[0]} for process 0 and "
+            f"{names[others[0]]} for process {others[0]}; give all machines the same overrides and results"
+        )
