@@ -199,7 +199,7 @@ def _do(work: Callable[[Stage], None], stage: Stage) -> None:
         work(stage)
     except (MemoryError, RuntimeError) as error:
         # Imported late, because they take seconds and not every stage needs them.
-        from ropewalk.costs.advice import stage_advice
+        from ropewalk.memory_advice import stage_advice
         from ropewalk.models.memory import within_memory
 
         with within_memory(stage_advice(stage.name, stage.config)):

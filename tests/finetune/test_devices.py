@@ -534,9 +534,7 @@ def test_rows_and_lengths_that_do_not_divide_give_one_line(tmp_path: Path) -> No
 
 def test_processes_with_other_inputs_are_refused_before_the_first_step(tmp_path: Path) -> None:
     def work(rank: int) -> None:
-        with pytest.raises(
-            ValueError, match=r"found of_0/state for process 0 and of_1/state for process 1; give all"
-        ):
+        with pytest.raises(ValueError, match=r"found of_0/state for process 0 and of_1/state for process 1; give all"):
             train(tmp_path / f"of_{rank}", step=STEP, parallel=PARALLEL["ddp"])
         assert not list((tmp_path / f"of_{rank}" / "state").glob("*.ckpt"))
 

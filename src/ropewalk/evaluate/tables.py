@@ -9,7 +9,6 @@ import torch
 
 from ropewalk.config import Config
 from ropewalk.corpus.store import TokenStore
-from ropewalk.costs.advice import stage_advice
 from ropewalk.evaluate.cache import model_cache
 from ropewalk.evaluate.compare import perplexity_tables
 from ropewalk.evaluate.extension import Extension, with_gradient
@@ -17,6 +16,7 @@ from ropewalk.evaluate.far_context import far_context_rows, with_key_tokens
 from ropewalk.evaluate.models import LoadedModels, model_paths
 from ropewalk.evaluate.prompt_sets import PromptSets, needle_draws, passkey_draws
 from ropewalk.evaluate.retrieval import retrieval_rows
+from ropewalk.memory_advice import stage_advice
 from ropewalk.models.base import BaseModel, load_tokenizer
 from ropewalk.models.memory import within_memory
 from ropewalk.workers import device_of, run_workers

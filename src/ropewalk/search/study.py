@@ -17,8 +17,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ropewalk.config import EXTENT, PLACEMENT, SearchConfig
-from ropewalk.costs.advice import search_advice
 from ropewalk.files import text_hash
+from ropewalk.memory_advice import search_advice
 from ropewalk.models.memory import within_memory
 from ropewalk.progress import Progress
 from ropewalk.rope import RopeScaling

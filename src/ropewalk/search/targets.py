@@ -15,8 +15,8 @@ import torch
 from ropewalk.config import FitnessConfig, SearchConfig, SearchTargetConfig
 from ropewalk.corpus.segments import Segments
 from ropewalk.corpus.store import TokenStore
-from ropewalk.costs.advice import search_advice
 from ropewalk.files import text_hash
+from ropewalk.memory_advice import search_advice
 from ropewalk.models.memory import within_memory
 from ropewalk.rope import RopeScaling, RotaryShape, methods, rotary_shape
 from ropewalk.rope.length_switch import interpolated
