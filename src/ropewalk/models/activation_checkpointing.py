@@ -1,9 +1,9 @@
 """Activation checkpointing: activations that the backward pass needs are kept, recomputed, or held in host memory.
 
-Where inputs of layers are held in host memory, the activations within a single layer take most of a long row's memory:
-of Llama-3-8B 33 times its hidden states, and 14 times with sequence tiling (Arctic Long Sequence Training, arXiv
-2506.13996): norms and feed-forward modules, which treat each token on its own, compute some tokens at a time, in the
-backward pass too.
+With the layers' inputs in host memory, the activations within a single layer take most of the memory of a long row: in
+Llama-3-8B 33 times its hidden states, and 14 times with sequence tiling (Arctic Long Sequence Training, arXiv
+2506.13996). Sequence tiling lets norms and feed-forward modules, which treat each token on its own, compute a tile of
+tokens at a time, in the backward pass too.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from ropewalk.models.head import RECURRENT, TriedOnce, layers_of
 from ropewalk.rope.windows import layer_types
 
 TILE = 8192
-"""Number of tokens of a tile, enough for matrix products at full speed."""
+"""Number of tokens in a tile, enough for matrix products at full speed."""
 
 
 @contextmanager
@@ -48,9 +48,9 @@ def checkpointed(model: PreTrainedModel, kind: str) -> Iterator[None]:
 
 @TriedOnce
 def token_wise_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules directly within the model's layers that treat each token on its own, as a trial on a row shows.
+    """Direct submodules of the model's layers that treat each token on its own, found by a trial on a short row.
 
-    None of a model with recurrent layers, nor where its class does not name the class of its layers.
+    The list is empty for a model with recurrent layers, and where the layers cannot be identified.
     """
     if not RECURRENT.isdisjoint(layer_types(model.config)):
         return []
@@ -68,7 +68,7 @@ def _is_token_wise(module: nn.Module, row: Tensor) -> bool:
         whole, parts = module(row), [module(part) for part in row.split(2, dim=1)]
         if whole.shape != row.shape or parts[0].shape != row[:, :2].shape:
             return False
-    except Exception:  # Attention, for one, is called with more than hidden states.
+    except Exception:  # Attention, for example, needs more arguments than hidden states.
         return False
     if isinstance(whole, FakeTensor):
         return True

@@ -1,4 +1,4 @@
-"""What can be done with a checkpoint's model, told from its config.json alone, before any work."""
+"""What can be done with a checkpoint's model, determined from its config.json alone, before any work."""
 
 import logging
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ class Capability:
     written_as_gguf: str | None
 
     def __iter__(self) -> Iterator[tuple[str, str | None]]:
-        """What can be done, in words, and the reason against it."""
+        """Pairs of an operation, in words, and the reason why it cannot be done."""
         for item in fields(self):
             yield item.name.replace("_", " ").replace("gguf", "GGUF"), getattr(self, item.name)
 
     def __str__(self) -> str:
-        return "\n".join(f"can be {what}: {f'no, {reason}' if reason else 'yes'}" for what, reason in self)
+        return "\n".join(f"can be {operation}: {f'no, {reason}' if reason else 'yes'}" for operation, reason in self)
 
 
 def capability(path: str, *, trust_remote_code: bool = False, keep_sliding_window: bool = False) -> Capability:
@@ -59,12 +59,12 @@ def capability(path: str, *, trust_remote_code: bool = False, keep_sliding_windo
             _check_reach(model, window)
     except ValueError as error:
         return Capability(*[str(error)] * 4)
-    quantised = _quantisation(config)
-    exported = quantised or _against_export(model, shape)
-    return Capability(None, quantised, exported, exported or _against_gguf(config))
+    quantised = _quantisation_obstacle(config)
+    exported = quantised or _export_obstacle(model, shape)
+    return Capability(None, quantised, exported, exported or _gguf_obstacle(config))
 
 
-def _quantisation(config: Any) -> str | None:
+def _quantisation_obstacle(config: Any) -> str | None:
     section = getattr(config, "quantization_config", None)
     if not section:
         return None
@@ -73,7 +73,7 @@ def _quantisation(config: Any) -> str | None:
     return f"its weights are quantised ({method}); give a checkpoint of the weights that they were made from"
 
 
-def _against_export(model: Any, shape: RotaryShape) -> str | None:
+def _export_obstacle(model: Any, shape: RotaryShape) -> str | None:
     """Why plain transformers cannot apply rescale factors to the model, None where it can."""
     pairs = shape.rotary_dim // 2
     factors = tuple(1 + pair / pairs for pair in range(pairs))
@@ -85,7 +85,7 @@ def _against_export(model: Any, shape: RotaryShape) -> str | None:
     return None
 
 
-def _against_gguf(config: Any) -> str | None:
+def _gguf_obstacle(config: Any) -> str | None:
     """Why llama.cpp does not compute the extended model, None where it does."""
     try:
         architecture = architecture_of(config.to_dict())
@@ -97,21 +97,24 @@ def _against_gguf(config: Any) -> str | None:
 
 
 def _check_reach(model: Any, window: int | None) -> None:
-    """Raise ValueError where only layers with a ``window`` apply the rotary embedding, in tokens."""
-    kind, rotating = type(model).__name__, _rotating_layers(model)
+    """Raise ValueError where only layers with a sliding window (of ``window`` tokens) apply the rotary embedding."""
+    class_name, rotating = type(model).__name__, _rotating_layers(model)
     if not rotating:
-        log.warning("%s: which of its layers rotate cannot be traced, so its rotary embedding may reach no layer", kind)
+        log.warning(
+            "%s: which of its layers rotate cannot be traced, so its rotary embedding may reach no layer", class_name
+        )
         return
     if window is None and not any(rotating):
         raise ValueError(
-            f"{kind} rotates in no layer where sliding_window in config.json is null, so there is nothing to extend"
+            f"{class_name} rotates in no layer where sliding_window in config.json is null, so there is nothing to "
+            "extend"
         )
     layers = zip(rotating, layer_types(model.config), strict=False)
     reaching = [rotates for rotates, layer_type in layers if not is_windowed(layer_type)]
     if reaching and not any(reaching):
         size = "" if window is None else f" of {window} tokens"
         raise ValueError(
-            f"{kind} rotates only in layers that read no further than a window{size}; "
+            f"{class_name} rotates only in layers that read no further than a window{size}; "
             "layers that read the whole input do without positions, so there is nothing to extend"
         )
 
@@ -125,26 +128,26 @@ def _rotating_layers(model: Any) -> list[bool]:
     layers = getattr(model.get_submodule(name.rpartition(".")[0]), "layers", None)
     if layers is None:
         return []
-    given: dict[nn.Module, list[Tensor]] = {}
+    tables_of_layer: dict[nn.Module, list[Tensor]] = {}
     rotating: dict[nn.Module, bool] = {}
 
-    def fresh(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def detach_tables(layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         tables = tree_map_only(Tensor, lambda t: t.detach().requires_grad_(), options.get("position_embeddings"))
-        given[layer] = tree_leaves(tables)
+        tables_of_layer[layer] = tree_leaves(tables)
         return arguments, {**options, "position_embeddings": tables}
 
     def trace(layer: nn.Module, _: Any, output: Any) -> Any:
         hidden = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-        gradients = torch.autograd.grad(hidden.sum(), given[layer], allow_unused=True)
+        gradients = torch.autograd.grad(hidden.sum(), tables_of_layer[layer], allow_unused=True)
         rotating[layer] = any(gradient is not None for gradient in gradients)
         return tree_map_only(Tensor, Tensor.detach, output)
 
-    hooks = [layer.register_forward_pre_hook(fresh, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(detach_tables, with_kwargs=True) for layer in layers]
     hooks += [layer.register_forward_hook(trace) for layer in layers]
     try:
         model.set_attn_implementation("eager")
         with torch.device("meta"):
-            # Some products of experts have no trace but in bfloat16; a mask of scores is taken as it is.
+            # Some matrix products of experts run on meta in bfloat16 only. A mask of four dimensions is used as it is.
             model.to(torch.bfloat16)
             ids = torch.zeros(1, 4, dtype=torch.long)
             model(input_ids=ids, attention_mask=torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16), use_cache=False)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, between two optimizer steps, and resumed from."""
+"""Training checkpoints: written whole or not at all, between two optimizer steps, and resumed from."""
 
 import pickle
 import signal
@@ -22,7 +22,7 @@ from ropewalk.models.reasons import reason
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint aside and renames it, so that a kill never leaves half of one; keeps the last ``keep``."""
+    """Writes a checkpoint aside and renames it, so that a kill leaves no partial one; keeps the last ``keep``."""
 
     def __init__(self, keep: int = 2) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 @contextmanager
 def rotating(path: Path, keep: int) -> Iterator[Path]:
-    """`ropewalk.files.writing` a checkpoint, of which the last ``keep`` stay; a whole one is there at any moment."""
+    """Write a checkpoint with `ropewalk.files.writing` and keep the last ``keep``; a whole one exists at any moment."""
     with writing(path) as aside:
         yield aside
         for age in range(keep, 0, -1):
@@ -89,7 +89,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _load(path: Path) -> Any:
-    """A checkpoint; of a folder, what is not in its shards."""
+    """Load a checkpoint; if it is a folder, only what is not in its shards."""
     return sharded.rest(path) if path.is_dir() else torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 

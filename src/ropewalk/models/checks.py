@@ -1,12 +1,12 @@
 """Checks that always run, on one short row each: of a loaded model, of its own scaling, and of an exported folder.
 
-A model of a class that nobody tried here is silently wrong where a part of it is overlooked: what ``forward`` does
-after the output matrix, an attention that reads the scaling too, a default that config.json leaves out. All of these
-show in the logits, so the logits that transformers computes are what every check compares with.
+A model class that was never tried here is silently computed wrong if a part of it is overlooked: a step of ``forward``
+after the output matrix, attention that reads the scaling too, a default that config.json omits. All of these show in
+the logits, so every check compares with the logits that transformers computes.
 
 Two computations may differ by sqrt(eps) of the logits' dtype (half of its digits: 3e-4 in float32, 0.09 in bfloat16),
-and by what rounding a frequency to float32 makes of the angle at the last position. What is compared is the median
-over all logits: a router of experts sends single tokens another way where rounding tips a tie.
+plus the error of the angle at the last position when a frequency is rounded to float32. The median over all logits is
+compared, since a router of experts sends single tokens to other experts where rounding breaks a tie.
 """
 
 import inspect
@@ -53,10 +53,10 @@ def check_loaded(model: Any, base: BaseModel) -> None:
 
 
 def check_losses(model: Any, path: str) -> None:
-    """Check that our losses, whole and in chunks, are those of the logits that transformers computes.
+    """Check that our losses, in one pass and in chunks, agree with the logits that transformers computes.
 
     Raises:
-        ValueError: they are not, so this class cannot be measured or trained.
+        ValueError: they do not, so this class cannot be measured or trained.
     """
     row = _row(model, TOKENS)
     assert row is not None
@@ -148,7 +148,7 @@ def check_same_weights(model: Any, loaded: Any, *, path: str, dtype: torch.dtype
     ``dtype``.
 
     Raises:
-        ValueError: a setting is another, or a weight is missing, is another, or does not fit into the dtype.
+        ValueError: a setting or a weight differs, or a weight is missing or does not fit into the dtype.
     """
     kind, eps = type(model).__name__, torch.finfo(dtype).eps
     for name in _REACH:
@@ -163,7 +163,7 @@ def check_same_weights(model: Any, loaded: Any, *, path: str, dtype: torch.dtype
 
 @torch.no_grad()
 def forward_logits(model: Any, row: Mapping[str, Tensor], *, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Logits (1, tokens, vocabulary) in float32 and evaluation mode, by ``weights`` where given or the model's own."""
+    """Logits (1, tokens, vocabulary) in float32 and evaluation mode, from ``weights`` or else the model's own."""
     inputs = {**row, "use_cache": False}
     with evaluating(model):
         output = model(**inputs) if weights is None else torch.func.functional_call(model, dict(weights), (), inputs)
@@ -218,10 +218,10 @@ def _median(values: Tensor) -> float:
 
 
 def _refuse(model: Any, path: str, what: str, difference: float, *, length: int) -> None:
-    """Raise ValueError where ``what`` differ by more of the logits' spread than rounding makes of a difference.
+    """Raise ValueError where ``what`` differ by more of the logits' spread than rounding explains.
 
     Args:
-        length: tokens below which the positions lie.
+        length: number of tokens over which the positions are spread.
     """
     tolerance = math.sqrt(torch.finfo(model.dtype).eps) + length * torch.finfo(torch.float32).eps
     if not difference <= tolerance:

@@ -1,4 +1,4 @@
-"""Values in config.json that no model can have, refused by their key before transformers computes with them."""
+"""Refuses values in config.json that no model can have, naming the key, before transformers computes with them."""
 
 import math
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ _ROPE = {
     "short_factor": ("above 0", 0.0, math.inf),
     "long_factor": ("above 0", 0.0, math.inf),
 }
-"""What must hold for the numbers of a rotary embedding, in words; the lower bound is exclusive."""
+"""Bounds of the numbers of a rotary embedding: in words, the exclusive lower and the inclusive upper bound."""
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the key, where ``values`` of a config.json or its text_config are those of no model."""
-    if not isinstance(kind := values.get("model_type") or "", str):
-        raise ValueError(f"model_type must be a name, found {kind!r}")
+    """Raise ValueError, naming the key, where ``values``, a config.json or its text_config, fit no model."""
+    if not isinstance(model_type := values.get("model_type") or "", str):
+        raise ValueError(f"model_type must be a name, found {model_type!r}")
     for key in _COUNTS:
         if isinstance(count := values.get(key), int) and count < 1:
             raise ValueError(f"{key} must be above 0, found {count}")
@@ -55,9 +55,9 @@ def check_values(values: Mapping[str, Any]) -> None:
 
 def _check_rope(section: Mapping[str, Any]) -> None:
     for key, (bounds, low, high) in _ROPE.items():
-        stated = section.get(key)
-        if stated is None and not (key == "rope_theta" and key in section):
+        value = section.get(key)
+        if value is None and not (key == "rope_theta" and key in section):
             continue
-        for number in stated if isinstance(stated, list) else [stated]:
+        for number in value if isinstance(value, list) else [value]:
             if not (isinstance(number, int | float) and math.isfinite(number) and low < number <= high):
                 raise ValueError(f"{key} must be a number {bounds}, found {number!r}")

@@ -41,7 +41,7 @@ class ReadPrompt:
     def greedy(self, tokens: int, *, stop: int | None = None) -> Generator[int]:
         """Decode at most ``tokens`` tokens greedily, ending before ``stop`` where it comes earlier.
 
-        A token is decoded when it is asked for; nothing else may be read before the iterator ends or is closed.
+        Each token is decoded when the iterator is advanced. No other method may be called before it ends or is closed.
         """
         cache, logits = self._cache_to_extend(), self._logits
         try:

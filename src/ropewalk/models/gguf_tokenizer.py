@@ -1,8 +1,8 @@
-"""A tokenizer as the vocabulary of a GGUF file, from which llama.cpp gives the same ids.
+"""A tokenizer as the vocabulary of a GGUF file, with which llama.cpp gives the same ids.
 
-Of llama.cpp's kinds of vocabulary two are for causal language models. In "gpt2" a pre-tokenizer splits the text, and
-the merges are applied in each piece (`ropewalk.models.pretokenizers`). In "llama", which is SentencePiece's, the text
-is one piece, and of all neighbours that make a token together those merge first whose token has the highest score.
+llama.cpp has two kinds of vocabulary for causal language models. With "gpt2", a pre-tokenizer splits the text, and the
+merges are applied within each piece (`ropewalk.models.pretokenizers`). With "llama", which is SentencePiece's, the text
+is one piece, and the two neighbours whose joint token has the highest score are merged first.
 """
 
 import json
@@ -41,7 +41,7 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     special: Mapping[str, int]
-    """Ids of the special tokens that there are, by bos, eos, unk and pad."""
+    """Ids of the special tokens by their names (bos, eos, unk, pad), without those that the tokenizer lacks."""
     chat_template: str | Sequence[Mapping[str, str]] | None
 
     def write(self, writer: Any) -> None:
@@ -51,7 +51,7 @@ class Vocabulary:
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.types)
         if self.model == "gpt2":
-            # The library leaves an empty list out, which llama.cpp does not load; it takes this for no merge.
+            # gguf omits an empty list, and llama.cpp loads no file without merges; it reads this one as no merge.
             writer.add_token_merges(self.merges or [" "])
         else:
             writer.add_token_scores(self.scores)
@@ -92,7 +92,7 @@ def vocabulary_of(tokenizer: Any, *, size: int, eos: int | None = None) -> Vocab
         raise ValueError(f"llama.cpp merges pairs (BPE), and this tokenizer is of type {model['type']}")
     if (last_id := max(model["vocab"].values())) >= size:
         raise ValueError(f"the tokenizer gives ids up to {last_id}, and the model has {size} embeddings")
-    # Classes of transformers add special tokens of theirs, which a model with another vocabulary does not embed.
+    # transformers' tokenizer classes add special tokens, for which a model with another vocabulary has no embedding.
     words = {token: word for word, token in backend.get_vocab().items() if token < size}
     types = dict.fromkeys(words, NORMAL)
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
@@ -112,7 +112,7 @@ def vocabulary_of(tokenizer: Any, *, size: int, eos: int | None = None) -> Vocab
             types[token] = CONTROL if item["special"] else USER_DEFINED
     # llama.cpp looks for these in the text as it is, before it writes spaces in SentencePiece's way.
     words |= {token: words[token].replace(_SPACE, " ") for token in added if types[token] == USER_DEFINED}
-    bos, last = _around(backend)
+    bos, last = _bos_and_eos(backend)
     special = {"bos": bos, "eos": last, "unk": None, "pad": None}
     for name, token in special.items():
         special[name] = getattr(tokenizer, f"{name}_token_id") if token is None else token
@@ -136,7 +136,7 @@ def vocabulary_of(tokenizer: Any, *, size: int, eos: int | None = None) -> Vocab
 
 
 def _pre_tokenizer(tokenizer: Tokenizer) -> tuple[str, Collection[str]]:
-    """The name of the pre-tokenizer, and the ordinary tokens that llama.cpp is to take out of the text before it."""
+    """The name of the pre-tokenizer, and the ordinary tokens that llama.cpp must match before it runs."""
     if pre := matching(tokenizer):
         return pre.name, ()
     if pre := matching_short_numbers(tokenizer):
@@ -170,11 +170,11 @@ def _puts_space_in_front(tokenizer: Tokenizer) -> bool:
 
 
 def _scores(words: Collection[str], merges: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Scores of the tokens that merges make, by which llama.cpp merges in the same order: minus the place of each.
+    """Scores with which llama.cpp merges in the same order: for each merged token, minus the rank of its first merge.
 
     Raises:
-        ValueError: two neighbours make a token together and have no merge, or the merges into one token do not follow
-            on one another; neither happens in a vocabulary of SentencePiece's.
+        ValueError: two tokens form a third without a merge, or the merges into one token are not consecutive; neither
+            happens in a SentencePiece vocabulary.
     """
     scores: dict[str, float] = {}
     previous = ""
@@ -198,7 +198,7 @@ def _is_byte(word: str) -> bool:
     return re.fullmatch("<0x[0-9A-F]{2}>", word) is not None
 
 
-def _around(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+def _bos_and_eos(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
     """The tokens that the tokenizer puts in front of a text and at its end."""
     plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     front = len(whole) - next(length for length in range(len(whole), 0, -1) if whole[-length:][: len(plain)] == plain)

@@ -1,7 +1,7 @@
 """The logits of hidden states as the model's class computes them: its output matrix and whatever comes around it.
 
-Some classes divide, multiply or cap their logits in ``forward`` (Granite, Cohere, Gemma-2), so no module of theirs
-stands for the whole head. Their own ``forward`` is run instead, with given hidden states for those of the base model.
+Some classes divide, multiply or cap their logits in ``forward`` (Granite, Cohere, Gemma-2), so no single module is the
+whole head. Therefore the class's own ``forward`` is run, with given hidden states in place of the base model's output.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from ropewalk.rope.windows import layer_types
 
 RECURRENT = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
-"""transformers' types of layers that have a state which goes from token to token."""
+"""transformers' layer types with a recurrent state, which is passed from token to token."""
 
 _ACROSS_DOCUMENTS = {"afmoe", "blt", "deepseek_v4", "gpt_oss"}
-"""Model types whose masks are made without positions, or that put tokens of several documents together."""
+"""Model types that build their masks without positions, or that merge tokens of several documents."""
 
 
 def keeps_documents_apart(config: Any) -> bool:
@@ -38,7 +38,7 @@ class _GivenOutput(BaseModelOutput):
 
 
 class _GivenStates:
-    """A base model that returns given hidden states, and whose attributes are those of the model it stands for."""
+    """Stands in for a base model: returns given hidden states, and has the attributes of that model."""
 
     def __init__(self, base: nn.Module, states: Tensor) -> None:
         self._base, self._states = base, states
@@ -48,7 +48,7 @@ class _GivenStates:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._base, name)
-        # Some classes call a part of their base model, as its decoder.
+        # Some classes call a part of their base model, such as its decoder.
         return self if isinstance(value, PreTrainedModel) else value
 
 
@@ -60,7 +60,7 @@ def base_model(model: PreTrainedModel) -> nn.Module:
     """
     if model.base_model is not model:
         return model.base_model
-    # Llama-4's class names another part than the one it has.
+    # Llama-4's base_model_prefix names a module that the class does not have.
     for module in model.children():
         if isinstance(module, PreTrainedModel):
             return module
@@ -68,7 +68,7 @@ def base_model(model: PreTrainedModel) -> nn.Module:
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model, by the names that transformers gives to their classes; none where it gives none."""
+    """The layers of a model, found by the class names in its ``_no_split_modules``; empty where it has none."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
@@ -80,14 +80,14 @@ def whole_states(model: PreTrainedModel, input_ids: Tensor, **options: Tensor) -
 
 
 def spread_ids(model: PreTrainedModel, length: int) -> Tensor:
-    """A row (length,) of token ids that lie evenly over the vocabulary, to try a model with."""
+    """A row (length,) of token ids that are spread evenly over the vocabulary, for trying out a model."""
     embeddings: Any = model.get_input_embeddings()
     return torch.linspace(0, len(embeddings.weight) - 1, length + 2, device=embeddings.weight.device)[1:-1].long()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have the model in evaluation mode, without dropout, within the block."""
+    """Put the model into evaluation mode, without dropout, within the block."""
     is_training = model.training
     model.eval()
     try:
@@ -100,10 +100,9 @@ T = TypeVar("T")
 
 
 class TriedOnce(Generic[T]):
-    """A decorator of functions that try something with a model: the first answer for each model is kept.
+    """Decorator of functions that try something out with a model; the answer for each model is cached.
 
-    The model is in evaluation mode while it is tried, and no gradients are computed. Each attention implementation of a
-    model is tried on its own.
+    The function runs in evaluation mode and without gradients, once for each attention implementation of a model.
     """
 
     def __init__(self, function: Callable[[PreTrainedModel], T]) -> None:
@@ -120,7 +119,7 @@ class TriedOnce(Generic[T]):
         return answers[attention]
 
     def take_as_known(self, model: PreTrainedModel, answer: T) -> None:
-        """Answer ``answer`` for ``model``, where it has no weights that anything could be tried with."""
+        """Set the ``answer`` for a ``model`` without weights, with which nothing can be tried out."""
         self._answers.setdefault(model, {})[model.config._attn_implementation] = answer
 
 
@@ -143,7 +142,7 @@ def logits_of(model: PreTrainedModel, states: Tensor) -> Tensor:
 def plain_output(model: PreTrainedModel) -> nn.Linear | None:
     """The output matrix, where logits are its product with the hidden states and nothing else; None for other heads.
 
-    The class's ``forward`` is followed on a row without tokens, so the weights may be of any kind, even on meta.
+    The class's ``forward`` is traced on a row without tokens, so the weights may be of any kind, even on meta.
     """
     output = model.get_output_embeddings()
     if type(output) is not nn.Linear:
@@ -151,7 +150,7 @@ def plain_output(model: PreTrainedModel) -> nn.Linear | None:
     calls: list[tuple[Tensor, Tensor]] = []
     handle = output.register_forward_hook(lambda _, inputs, result: calls.append((inputs[0], result)))
     try:
-        # Tensors that are made for inference alone do not count their changes.
+        # Inference tensors have no version counter, which shows changes in place.
         with torch.inference_mode(False), torch.no_grad():
             states = output.weight.new_empty(1, 0, output.in_features)
             logits = logits_of(model, states)

@@ -1,4 +1,4 @@
-"""Whether the model hub can be reached, asked once and briefly.
+"""Whether the model hub can be reached, tested by a single request with short timeouts.
 
 ``huggingface_hub`` by itself asks for every file of a model, each with five retries and growing pauses between them.
 """
@@ -8,12 +8,12 @@ from functools import cache
 from huggingface_hub import constants, get_session
 
 _CONNECT_TIMEOUT = 3.0
-"""Seconds to wait for a connection where packets vanish; an unknown name or a closed port is told at once."""
+"""Seconds to wait for a connection where packets vanish; an unknown host or a closed port is reported at once."""
 
 
 @cache
 def why_offline() -> str | None:
-    """The reason why the hub cannot be asked; None where it answers, whatever it says.
+    """The reason why the hub cannot be reached; None where it answers, with whatever status.
 
     The request is made as huggingface_hub makes its own: to HF_ENDPOINT, through the proxies of the environment, by
     the client of ``huggingface_hub.set_client_factory``. HF_HUB_OFFLINE counts as a reason.

@@ -1,8 +1,8 @@
 """Which of torch's kernels computes attention, and attention that never copies the keys that query heads share.
 
-torch chooses a kernel by itself, and falls back to one that computes all scores, in memory that grows with the square
-of the length, where the inputs suit no other. On GPUs that happens to grouped keys in float32, since only flash
-attention takes them: there one query head of each group at a time attends to the keys as they are.
+torch chooses the kernel. If the inputs suit no other, it falls back to one that computes all scores, in memory that
+grows with the square of the length. On GPUs this happens with grouped keys in float32, since only flash attention takes
+grouped keys. There, one query head of each group at a time attends to the shared keys.
 """
 
 import logging
@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 log = logging.getLogger(__name__)
 
 _LARGE_SCORES = 2**30
-"""Bytes of a layer's scores from which it is told that all of them are computed."""
+"""Size of a layer's scores in bytes from which a warning says that all of them are computed."""
 
 
 class Kernel(Enum):
@@ -108,19 +108,19 @@ def flash_obstacle(inputs: AttentionInputs) -> str | None:
     if inputs.capability < (8, 0):
         return f"flash attention needs a GPU of compute capability 8.0, found {major}.{minor}"
     if inputs.dtype not in (torch.float16, torch.bfloat16):
-        return f"flash attention is of half precision, found {inputs.dtype}"
+        return f"flash attention needs half precision, found {inputs.dtype}"
     if inputs.mask is Mask.DENSE:
         return "flash attention takes no mask but the causal one"
     if inputs.head_dim != inputs.value_dim or inputs.head_dim > 256:
         sizes = " and ".join(map(str, dict.fromkeys((inputs.head_dim, inputs.value_dim))))
-        return f"flash attention is of equal head dimensions up to 256, found {sizes}"
+        return f"flash attention needs equal head dimensions up to 256, found {sizes}"
     is_small_gpu = (8, 6) <= inputs.capability <= (8, 9) or major == 12
     if (
         inputs.gradient
         and is_small_gpu
         and not (inputs.head_dim <= 192 or (inputs.head_dim > 224 and not inputs.dropout))
     ):
-        return f"flash attention has no gradient of head dimension {inputs.head_dim} on this GPU"
+        return f"flash attention has no gradient for head dimension {inputs.head_dim} on this GPU"
     return None
 
 
@@ -128,9 +128,9 @@ def _suits_efficient(inputs: AttentionInputs) -> bool:
     is_half, is_ampere = inputs.dtype in (torch.float16, torch.bfloat16), inputs.capability >= (8, 0)
     if not (is_half or inputs.dtype is torch.float32) or (inputs.dtype is torch.bfloat16 and not is_ampere):
         return False
-    # Numbers in 16 bytes, which tensor cores read at once.
-    step = 8 if is_half and inputs.capability >= (7, 0) else 4 if is_ampere else 1
-    return inputs.head_dim % step == 0 and inputs.value_dim % step == 0
+    # Tensor cores read 16 bytes at once, so head dimensions must be multiples of as many numbers.
+    alignment = 8 if is_half and inputs.capability >= (7, 0) else 4 if is_ampere else 1
+    return inputs.head_dim % alignment == 0 and inputs.value_dim % alignment == 0
 
 
 def _suits_cpu_flash(inputs: AttentionInputs) -> bool:
@@ -152,9 +152,9 @@ def attention(
 
     Args:
         query: (rows, heads, new, dimension).
-        key, value: (rows, key heads, length, dimension); heads / key heads query heads in a row share each of them.
+        key, value: (rows, key heads, length, dimension); each is shared by heads / key heads consecutive query heads.
         mask: (1 or rows, 1 or heads, new, length), as torch's scaled_dot_product_attention takes it.
-        causal: each query attends to the keys up to its own, as the last tokens of all; without ``mask`` only.
+        causal: the queries are the last tokens, and each attends to the keys up to its own; only without ``mask``.
     """
     query, key, value = in_one_dtype(query, key, value)
     inputs = AttentionInputs.of(query, key, value, mask=mask, causal=causal, dropout=dropout)
@@ -179,7 +179,7 @@ def attention(
 
 
 def in_one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three in autocast's dtype, or that of the values.
+    """Queries, keys and values in autocast's dtype, or else in that of the values.
 
     Rotating gives float32 queries and keys under autocast, which no kernel takes beside half-precision values.
     """

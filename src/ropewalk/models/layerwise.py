@@ -1,9 +1,9 @@
 """Reading long inputs layer by layer, in the memory of their hidden states and of one layer's keys and values.
 
 Losses need no KV cache of all layers: the whole input goes through the first layer, chunk by chunk, then through the
-second, and so on. Each pass of a chunk through a layer is the model's own forward pass, in which the other layers hand
-on what they are given, so that masks, rotary tables and whatever a class does around its layers stay as they are. A
-short row shows whether a model's layers can be read in this way; KV sharing between layers, for one, rules it out.
+second, and so on. Each pass of a chunk through a layer is the model's own forward pass, in which the other layers
+return their input, so that masks, rotary tables and whatever a class does around its layers stay as they are. A short
+row shows whether a model can be read in this way; KV sharing between layers, for example, rules it out.
 """
 
 import copy
@@ -28,7 +28,7 @@ from ropewalk.models.prefill import FillingLayer, Reading, chunks, continued_sta
 log = logging.getLogger(__name__)
 
 _FREE_SHARE = 0.5
-"""Share of a memory's free bytes that hidden states may take; layers need the rest."""
+"""Share of the free memory that hidden states may take; the layers need the rest."""
 
 _INPUT = "hidden_states"
 """The name that transformers' layers give to their first argument."""
@@ -47,7 +47,7 @@ def long_states(model: PreTrainedModel, ids: Tensor, *, chunk: int) -> Iterator[
 
 @TriedOnce
 def is_layerwise(model: PreTrainedModel) -> bool:
-    """Whether ``model`` can be read layer by layer, which is tried on a row of 13 tokens when it is first asked for."""
+    """Whether ``model`` can be read layer by layer; the first call tries it on a row of 13 tokens."""
     if reading(model) is Reading.WHOLE:
         return False
     ids = spread_ids(model, 13)[None]
@@ -63,7 +63,7 @@ def is_layerwise(model: PreTrainedModel) -> bool:
 
 
 class _ReadLength(FillingLayer):
-    """A layer of a cache that holds the number of tokens alone."""
+    """A cache layer that holds nothing but the number of tokens."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -92,7 +92,7 @@ class _Layers:
 
     @contextmanager
     def only(self, number: int, given: Tensor | None) -> Iterator[list[Tensor]]:
-        """Have a forward pass go through layer ``number`` alone, while the others hand on their input.
+        """Have a forward pass go through layer ``number`` alone, while the other layers return their input.
 
         Yields a list to which the layer's hidden states are added.
 
@@ -129,11 +129,11 @@ def layerwise_states(
     """Hidden states that the head reads of ``ids`` (batch, length), ``chunk`` tokens at a time, in order.
 
     Args:
-        endings: token ids (batch, new) that each continue ``ids``; the states of each of them follow.
+        endings: token ids (batch, new) that each continue ``ids``; their states follow, in order.
         on_device: keep hidden states on the device, however much of its memory they take.
 
     Raises:
-        ValueError: the layers cannot be told from the model's other parts.
+        ValueError: no list of modules of the model has as many entries as it has layers.
         MemoryError: neither memory nor the disk for temporary files has room for the hidden states of the input.
     """
     layers, length = _Layers.of(model), ids.shape[1]
@@ -146,12 +146,12 @@ def layerwise_states(
         cache = kv_cache(model, capacity)
         other_layers, layer = _keep_only(cache, number), cache.layers[number]
         for place, (start, part) in enumerate(parts):
-            ends = place >= len(parts) - len(endings)
+            is_ending = place >= len(parts) - len(endings)
             # A layer that drops old tokens cannot be cut back.
-            used = copy.deepcopy(cache) if ends and not isinstance(layer, FillingLayer) else cache
+            cache_of_part = copy.deepcopy(cache) if is_ending and not isinstance(layer, FillingLayer) else cache
             with layers.only(number, held.get(place)) as returned:
-                states = continued_states(model, part, used, way, start=start)
-            if not ends:
+                states = continued_states(model, part, cache_of_part, way, start=start)
+            if not is_ending:
                 other_layers.tokens += part.shape[1]
             elif isinstance(layer, FillingLayer):
                 layer.crop(-part.shape[1])
@@ -162,9 +162,9 @@ def layerwise_states(
 
 
 def _keep_only(cache: Cache, number: int) -> _ReadLength:
-    """Leave layer ``number`` of ``cache`` alone, and have it stand for all others, whose masks nothing reads.
+    """Let layer ``number`` of ``cache`` stand in for all other layers, whose masks nothing reads.
 
-    A layer without keys does not count its tokens; what is returned does, and stands for the others then.
+    A layer without keys does not count its tokens. The returned counter then stands in for the others and counts them.
     """
     layer, counter = cache.layers[number], _ReadLength()
     counts = isinstance(layer, CacheLayerMixin)
@@ -176,8 +176,8 @@ def _keep_only(cache: Cache, number: int) -> _ReadLength:
 class _HeldStates:
     """Hidden states of the chunks of an input, between two layers, in one block of memory.
 
-    It lies on the device where it takes at most half of its free memory, otherwise in the processor's memory, and
-    otherwise in a temporary file, which is gone when the process ends in whatever way.
+    The block lies on the device where it takes at most half of its free memory, otherwise in the processor's memory,
+    and otherwise in a temporary file, which disappears when the process ends, even when it is killed.
     """
 
     tokens: Sequence[int]
@@ -189,19 +189,19 @@ class _HeldStates:
     _states: list[Tensor] = field(default_factory=list)
 
     def get(self, number: int) -> Tensor | None:
-        """The states of chunk ``number``, None before they were put here."""
+        """The states of chunk ``number``, None where none have been put yet."""
         return self._states[number].to(self.device) if number < len(self._states) else None
 
     def put(self, number: int, states: Tensor) -> None:
         if number == len(self._states):
-            of_token = states.numel() // self.tokens[number]
+            per_token = states.numel() // self.tokens[number]
             if self._block is None:
-                self._block = self._room(of_token * sum(self.tokens), states)
-            start = of_token * sum(self.tokens[:number])
+                self._block = self._allocate(per_token * sum(self.tokens), states)
+            start = per_token * sum(self.tokens[:number])
             self._states.append(self._block[start : start + states.numel()].view(states.shape))
         self._states[number].copy_(states)
 
-    def _room(self, size: int, states: Tensor) -> Tensor:
+    def _allocate(self, size: int, states: Tensor) -> Tensor:
         """A block of ``size`` numbers of the dtype of ``states``."""
         place = self.place or _place_for(size * states.dtype.itemsize, self.device)
         if place == "device":
@@ -210,13 +210,13 @@ class _HeldStates:
             is_pinned = self.device.type == "cuda" and _can_be_pinned(size * states.dtype.itemsize)
             return torch.empty(size, dtype=states.dtype, pin_memory=is_pinned)
         with tempfile.NamedTemporaryFile(prefix="ropewalk-states-") as file:
-            # A file without its blocks would kill the process where the disk runs full.
+            # Writing to a sparse file would kill the process when the disk is full.
             os.posix_fallocate(file.fileno(), 0, size * states.dtype.itemsize)
             return torch.from_file(file.name, shared=True, size=size, dtype=states.dtype)
 
 
 def _can_be_pinned(size: int) -> bool:
-    """Whether memory has room for ``size`` bytes that are pinned, for which torch takes a whole power of two."""
+    """Whether ``size`` bytes of pinned memory fit; torch rounds them up to a power of two."""
     free: float = psutil.virtual_memory().available
     return 1 << (size - 1).bit_length() <= _FREE_SHARE * free
 

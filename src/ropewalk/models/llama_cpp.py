@@ -1,6 +1,6 @@
 """The model types that llama.cpp computes as transformers does, and which of them it applies rescale factors to.
 
-From its ``src/models/*.cpp``: a graph that does not ask for ``get_rope_factors`` leaves such tensors out.
+Taken from its ``src/models/*.cpp``: a graph that does not call ``get_rope_factors`` ignores the tensors of factors.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class Architecture:
 
     name: str
     applies_factors: bool
-    """Whether it divides each frequency by a factor of its own; the others know linear scaling, YaRN and the base."""
+    """Whether it divides each frequency by its own factor; otherwise, only linear scaling, YaRN and the base apply."""
     rotates_neighbours: bool = False
     """Whether it rotates pairs of neighbouring dimensions, so that rows of queries and keys are written interleaved."""
     has_rope_freqs: bool = False

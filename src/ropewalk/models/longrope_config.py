@@ -22,7 +22,7 @@ _SCALING_KEYS = frozenset(
     "rope_type type factor attention_factor beta_fast beta_slow truncate mscale mscale_all_dim low_freq_factor "
     "high_freq_factor short_factor long_factor short_mscale long_mscale alpha original_max_position_embeddings".split()
 )
-"""The keys of a kind of scaling in transformers' ``modeling_rope_utils``, today's and earlier ones."""
+"""Keys of single rope types in transformers' ``modeling_rope_utils``, current and former ones."""
 AT_REST = 1e30
 """Factor of a pair that does not turn at all (its frequency is 0, as in Gemma-4's proportional RoPE)."""
 
@@ -45,7 +45,7 @@ def longrope_config(model: Any, *, short: RopeScaling, long: RopeScaling, short_
     old = rope_parameters(text, layer_type)
     section = {key: value for key, value in old.items() if key not in _SCALING_KEYS}
     if old.get("rope_type") == "proportional":
-        # It makes the frequency of the other pairs 0, where longrope leaves them out.
+        # This type sets the frequencies of the other pairs to 0, whereas longrope would leave these pairs out.
         section["partial_rotary_factor"] = 1.0
     section |= {
         "rope_type": "longrope",
@@ -61,41 +61,46 @@ def longrope_config(model: Any, *, short: RopeScaling, long: RopeScaling, short_
         text.original_max_position_embeddings = section["original_max_position_embeddings"]
     text.max_position_embeddings = long.target_length
     if text.is_heterogeneous:
-        # Gemma-4 has heads of two sizes. transformers reads one to warn of a wrong number of factors, which it refuses
-        # without this key.
+        # Gemma-4 has heads of two sizes. Without this key, transformers refuses to read the size with which it checks
+        # the number of factors.
         text.allow_global_per_layer_attribute_access = True
     text.rope_parameters = {**text.rope_parameters, layer_type: section} if layer_type else section
     if getattr(text, "head_dim", 0) is None:  # Mixtral: transformers' longrope takes it as it stands
         text.head_dim = text.hidden_size // text.num_attention_heads
     try:
         section |= {"short_factor": [1.0], "long_factor": [1.0]}
-        theirs = ROPE_INIT_FUNCTIONS["longrope"](text, **rotary.options)[0]
+        longrope_freq = ROPE_INIT_FUNCTIONS["longrope"](text, **rotary.options)[0]
         # transformers chooses between the two at every step, and all models but Phi continue from a cache of the other
         # set when generation crosses the original window, so only equal sets are safe.
         plain = rotary.inv_freq
-        section |= {"short_factor": _factors(short, plain, theirs), "long_factor": _factors(long, plain, theirs)}
-        made: Any = type(rotary.rotary)(text)
+        section |= {
+            "short_factor": _factors(short, plain, longrope_freq),
+            "long_factor": _factors(long, plain, longrope_freq),
+        }
+        rebuilt: Any = type(rotary.rotary)(text)
         for scaling, length in ((short, long.original_length), (long, 2 * long.original_length)):
             rotary.set_scaling(scaling)
-            if not rotary.agrees_with(made, length=length):
+            if not rotary.agrees_with(rebuilt, length=length):
                 raise ValueError(f"its rotary module does not apply these factors at {length} tokens")
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"its rotary module does not take rope_type longrope ({reason(error)})") from None
     return config
 
 
-def _factors(scaling: RopeScaling, plain: Tensor, theirs: Tensor) -> list[float]:
-    """What divides the frequencies ``theirs`` into those of ``scaling``, which divides ``plain``."""
-    if len(theirs) != len(plain):
-        raise ValueError(f"longrope makes {len(theirs)} rotary pairs of its config where the model has {len(plain)}")
-    if torch.allclose(plain, theirs, rtol=1e-5, atol=0):
+def _factors(scaling: RopeScaling, plain: Tensor, longrope_freq: Tensor) -> list[float]:
+    """Factors that divide longrope's frequencies to give those that ``scaling`` gives by dividing ``plain``."""
+    if len(longrope_freq) != len(plain):
+        raise ValueError(
+            f"longrope makes {len(longrope_freq)} rotary pairs of its config where the model has {len(plain)}"
+        )
+    if torch.allclose(plain, longrope_freq, rtol=1e-5, atol=0):
         return list(scaling.factors)
-    ratios = (theirs.double() / plain.double()).tolist()
+    ratios = (longrope_freq.double() / plain.double()).tolist()
     return [AT_REST if math.isinf(r) else r * factor for r, factor in zip(ratios, scaling.factors, strict=True)]
 
 
 def _original_length(old: dict[str, Any], short: RopeScaling, long: RopeScaling) -> int:
-    """The original window, in tokens; what ``llama_4_scaling_beta`` counts in where the model has that."""
+    """The original window in tokens, or the step of ``llama_4_scaling_beta`` where the model has one."""
     stated = old.get("original_max_position_embeddings")
     if not old.get("llama_4_scaling_beta") or stated in (None, long.original_length):
         return long.original_length

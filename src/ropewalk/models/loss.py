@@ -15,7 +15,7 @@ from ropewalk.models.layerwise import long_states
 from ropewalk.rope.windows import layer_types
 
 _CHUNK_TOKENS, _CHUNK_LOGITS = 1024, 2**24
-"""Tokens that the head is applied to at once, and logits that are made of them where no gradient is needed, at most."""
+"""Largest numbers of tokens in one call of the head, and of logits where no gradient is needed."""
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, *, position_ids: Tensor | None = None) -> Tensor:
@@ -74,11 +74,13 @@ def long_token_losses(model: PreTrainedModel, rows: Tensor, *, chunk: int, chose
         if chosen is None:
             losses.append(losses_of(model, states, targets, "none").view(targets.shape).cpu())
         else:
-            marks = chosen[:, start : start + states.shape[1]]
-            of_part = torch.zeros(targets.shape)
-            if marks.any():
-                of_part[marks.cpu()] = losses_of(model, states[marks][None], targets[marks][None], "none").float().cpu()
-            losses.append(of_part)
+            is_chosen = chosen[:, start : start + states.shape[1]]
+            part_losses = torch.zeros(targets.shape)
+            if is_chosen.any():
+                part_losses[is_chosen.cpu()] = (
+                    losses_of(model, states[is_chosen][None], targets[is_chosen][None], "none").float().cpu()
+                )
+            losses.append(part_losses)
         start += states.shape[1]
     return torch.cat(losses, dim=1)
 

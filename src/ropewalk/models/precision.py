@@ -1,4 +1,4 @@
-"""Where bfloat16 pays: on hardware that computes in it, and not by a slow emulation."""
+"""Where bfloat16 is fast: on hardware that computes in it instead of emulating it."""
 
 import time
 from functools import cache
@@ -16,7 +16,7 @@ _MIN_SPEEDUP = 1.3
 def is_bfloat16_fast() -> bool:
     """Whether this machine multiplies matrices faster in bfloat16 than in float32; a processor is timed once.
 
-    The instructions that a processor has do not tell, since libraries may be told not to use them
+    The processor's instruction set is not enough to decide, since libraries may be told not to use it
     (``ONEDNN_MAX_CPU_ISA``).
     """
     if torch.cuda.is_available():

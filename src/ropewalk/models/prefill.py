@@ -27,7 +27,7 @@ _HARMLESS = {"position_ids", "use_cache"}
 """Arguments of attention functions that change nothing in causal attention to all earlier tokens."""
 
 _UNLIKE_WHOLE = {"doge", "moshi"}
-"""Model types that beyond a window give other states with a cache than without, which a short row does not show."""
+"""Model types whose states beyond a window differ with and without a cache, which a short row does not show."""
 
 
 class Reading(Enum):
@@ -38,7 +38,7 @@ class Reading(Enum):
     CACHED = auto()
     """In chunks, by transformers' own attention."""
     WHOLE = auto()
-    """At once, since transformers' class does not continue from its cache as it reads a whole row."""
+    """In one pass, since continuing from transformers' cache gives other states than reading the whole row."""
 
 
 class FillingLayer(DynamicLayer):
@@ -71,7 +71,7 @@ class FillingLayer(DynamicLayer):
 
 
 class TokenCache(Cache):
-    """Stands for the KV cache of a model that does not continue from one: the tokens so far, which are read again."""
+    """Replaces the KV cache of a model that cannot continue from one: holds the tokens so far, which are read again."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -86,7 +86,7 @@ class TokenCache(Cache):
         return 0 if self.ids is None else self.ids.shape[1]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens, whose number is given as a negative one, as transformers' caches do."""
+        """Forget the last tokens; as in transformers' caches, their number is given as a negative one."""
         if self.ids is not None:
             self.ids = self.ids[:, : self.get_seq_length() + tokens_to_remove]
 
@@ -112,14 +112,14 @@ def ways_in_chunks(model: PreTrainedModel) -> list[Reading]:
     except Exception as error:  # A config may lack what a cache is made from.
         log.debug("%s: a KV cache cannot be made: %s", type(model).__name__, error)
         return []
-    # Windows are longer than the row that is tried, and need not be told to the attention function.
+    # A window is longer than the trial row, and transformers may not pass it to the attention function.
     needs_masks = is_sliding or model.config._attn_implementation != "sdpa"
     return [Reading.CACHED] if needs_masks else [Reading.JOINED, Reading.CACHED]
 
 
 @TriedOnce
 def reading(model: PreTrainedModel) -> Reading:
-    """How ``model`` is read in chunks, which is tried on a row of 13 tokens when it is first asked for."""
+    """How ``model`` is read in chunks; the first call tries it on a row of 13 tokens."""
     ids = spread_ids(model, 13)[None]
     expected = whole_states(model, ids)[:, 8:].double()
     for way in ways_in_chunks(model):
@@ -194,13 +194,13 @@ AttentionInterface.register(_ATTENTION, _attention)
 
 @contextmanager
 def _joined_attention_of(model: PreTrainedModel) -> Iterator[None]:
-    """Give the model this module's attention, and its own back afterwards."""
-    before = model.config._attn_implementation
+    """Use this module's attention in the model within the block."""
+    previous = model.config._attn_implementation
     model.set_attn_implementation(_ATTENTION)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(previous)
 
 
 def states_after(model: PreTrainedModel, ids: Tensor, cache: Cache) -> Tensor:
@@ -211,7 +211,7 @@ def states_after(model: PreTrainedModel, ids: Tensor, cache: Cache) -> Tensor:
 
 
 def continued_states(model: PreTrainedModel, ids: Tensor, cache: Cache, way: Reading, *, start: int) -> Tensor:
-    """The same as `states_after`, read in a given way after ``start`` tokens in ``cache``."""
+    """The same as `states_after`, with the way of reading and the number of tokens in ``cache`` (``start``) given."""
     positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand(ids.shape)
     # A first chunk and a single token need no mask in any case.
     joined = way is Reading.JOINED and start > 0 and ids.shape[1] > 1

@@ -1,7 +1,7 @@
 """llama.cpp's pre-tokenizers: how each value of ``tokenizer.ggml.pre`` splits a text before byte-level BPE.
 
-The regular expressions are those of ``src/llama-vocab.cpp``, each of which splits what the one before left. Where its
-comment gives the expression of the published tokenizer.json, which C++ cannot express, that one stands here.
+The regular expressions are those of ``src/llama-vocab.cpp``; each splits the pieces that the one before it left. Where
+a comment there quotes the expression of the published tokenizer.json, which C++ cannot express, that one is used here.
 
 llama.cpp's own converter knows a tokenizer by the hash of its ids for a probe text, so it knows published vocabularies
 only. Here the pieces of that text are compared, which are the same for a newly trained vocabulary.
@@ -125,9 +125,9 @@ def matching(tokenizer: Tokenizer) -> PreTokenizer | None:
 def matching_short_numbers(tokenizer: Tokenizer) -> PreTokenizer | None:
     """As `matching`, for texts whose numbers have at most two digits, if every number below 100 is one token.
 
-    It is for a tokenizer that cuts numbers into pairs of digits, which no pre-tokenizer of llama.cpp does. llama.cpp
-    gives its ids where `number_tokens` are user-defined tokens, which it takes out of a text before all else; but out
-    of longer numbers it takes them in the order of its list, not from the left.
+    This is for tokenizers that cut numbers into pairs of digits, which no pre-tokenizer of llama.cpp does. llama.cpp
+    gives the same ids if `number_tokens` are user-defined tokens, which it matches before all else. In longer numbers
+    it matches them in the order of its list, not from the left.
     """
     numbers = number_tokens(tokenizer)
     if len(numbers) != 110 or not _keeps_text(tokenizer):

@@ -23,11 +23,11 @@ from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, model_scaling,
 from ropewalk.rope.windows import NO_WINDOW, read_window, rope_sections, sliding_window, trained_distance
 
 _AMBIGUOUS = {"pi": "after linear", "dynamic_ntk": "before dynamic"}
-"""How max_position_embeddings is read under methods whose checkpoints state it in either way."""
+"""How max_position_embeddings is read for methods whose checkpoints state the window before or after scaling."""
 
 
 _REMEDY = "save its language model as a checkpoint of its own, with the text_config as config.json, and extend that"
-"""What to do with a model that is one part of a larger one, which also sees or hears."""
+"""Advice for a language model that is a part of a multimodal model."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         FileNotFoundError: there is no config.json.
         OSError: it cannot be read.
-        ValueError: it is none of a model that transformers knows, or its class does not take what it says.
+        ValueError: transformers does not know the model, or its config class rejects a value.
     """
     source = Source.at(path)
     if source.gguf_file:
@@ -100,7 +100,7 @@ def _modern(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def turn_off_sliding_window(config: Any) -> int | None:
-    """Let every layer attend to all tokens where all have a sliding window; return it in tokens.
+    """Let every layer attend to all tokens where all have a sliding window; return the window in tokens.
 
     Where only some have one, as in Gemma-3 or gpt-oss, the others read the whole input, and nothing is changed.
     """
@@ -109,7 +109,7 @@ def turn_off_sliding_window(config: Any) -> int | None:
     if sliding is None:
         return None
     if getattr(config, "layer_types", None):
-        # Ministral makes the mask of a sliding window for no layer, too.
+        # Ministral builds the mask of a sliding window even if no layer uses it.
         config.sliding_window = NO_WINDOW
         config.layer_types = ["full_attention"] * len(config.layer_types)
     else:
@@ -162,8 +162,7 @@ def published_scaling(
 
     Raises:
         FileNotFoundError: there is no config.json.
-        ValueError: it cannot be read, is none of a model with a rotary embedding that can be extended, or states no
-            window.
+        ValueError: it cannot be read, its model has no rotary embedding that can be extended, or it states no window.
     """
     try:
         config = read_config(path, trust_remote_code=trust_remote_code)
@@ -194,15 +193,15 @@ def scaling_of_model(model: Any, *, original_length: int | None = None) -> Publi
     switch = LengthSwitch(((target, long),))
     start = switch
     if (short.factors, short.attention_factor) != (long.factors, long.attention_factor):
-        first = (original, replace(short, target_length=original))
+        within_window = (original, replace(short, target_length=original))
         if long.method == "longrope":
-            switch = start = LengthSwitch((first, (target, long))) if target > original else switch
+            switch = start = LengthSwitch((within_window, (target, long))) if target > original else switch
         else:
-            # What grows with the input comes after training.
-            start = LengthSwitch((first,))
-    trained = None if start.longest.is_plain else start
+            # A scaling that grows with the input is applied after training.
+            start = LengthSwitch((within_window,))
+    further_start = None if start.longest.is_plain else start
     shape = replace(shape, original_length=original)
-    return PublishedScaling(shape, switch, trained, None if original_length else _reading(model, long))
+    return PublishedScaling(shape, switch, further_start, None if original_length else _reading(model, long))
 
 
 def _reading_by_default(source: Source, config: Any) -> str | None:

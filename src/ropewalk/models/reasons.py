@@ -4,7 +4,7 @@ import re
 
 
 def reason(error: BaseException) -> str:
-    """The reason in one line; with the name of the error's type where the message is none."""
+    """The reason in one line, which begins with the name of the error's type where the message is a single word."""
     message = str(error).strip()
     if "contains custom code" in message:
         return "its code comes with the checkpoint; read it, and set model.trust_remote_code=true if you trust it"

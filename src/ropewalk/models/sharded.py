@@ -24,11 +24,11 @@ _WEIGHTS = "state_dict"
 
 
 class ShardWriter(FileSystemWriter):
-    """Writes the shards of this process into ``folder``; in the first process also ends the checkpoint.
+    """Writes the shards of this process into ``folder``; in the first process, also completes the checkpoint.
 
     Args:
-        rest: all that is no weight and no state of an optimizer, such as the step; copied, since the training goes on
-            while the shards are written.
+        rest: everything but weights and optimizer states, such as the step; copied, since training continues while the
+            shards are written.
         end: called when the folder is complete.
     """
 
@@ -50,8 +50,8 @@ class ShardWriter(FileSystemWriter):
 
 def rest(folder: Path) -> dict[str, Any]:
     """Read what is not in the shards of a checkpoint."""
-    found: dict[str, Any] = torch.load(folder / _REST, weights_only=True, map_location="cpu")
-    return found
+    contents: dict[str, Any] = torch.load(folder / _REST, weights_only=True, map_location="cpu")
+    return contents
 
 
 def _index(folder: Path) -> Metadata:
@@ -65,7 +65,7 @@ def parts(folder: Path) -> Iterator[Any]:
     """The parts of a checkpoint, each of which is a file in zip format with checksums.
 
     Raises:
-        OSError, RuntimeError, ValueError: a part is not there or cannot be read.
+        OSError, RuntimeError, ValueError: a part is missing or cannot be read.
     """
     yield folder / _REST
     for stored in _index(folder).storage_data.values():
@@ -81,7 +81,7 @@ def split_off_tensors(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(folder: Path, weights: dict[str, Any], optimizer_states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Read a checkpoint; every process its own shards, into the tensors that it gives.
+    """Read a checkpoint; every process reads its own shards, into the tensors that it passes.
 
     Args:
         weights: those of this process, by name.
@@ -100,7 +100,7 @@ def read_whole(folder: Path) -> dict[str, Any]:
         assert isinstance(stored, TensorStorageMetadata)
         flat[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
     with warnings.catch_warnings():
-        # That this process reads alone, which is meant.
+        # It warns that no other process takes part, which is intended.
         warnings.simplefilter("ignore", UserWarning)
         load(flat, checkpoint_id=folder, no_dist=True)
     for name, (*outer, last) in index.planner_data.items():

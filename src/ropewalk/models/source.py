@@ -1,8 +1,8 @@
-"""Where a model lies (``model.path``): a folder that transformers saved, a hub id, or one GGUF file.
+"""Where a model is stored (``model.path``): a folder that transformers saved, a hub id, or one GGUF file.
 
-transformers reads the weights of a GGUF file, its config and its vocabulary, but leaves out two parts that are seen to
-here: the factors of a scaled rotary embedding, without which the model would be another one, and most of llama.cpp's
-ways of splitting text.
+transformers reads the weights of a GGUF file, its config and its vocabulary, but leaves out two parts, which this
+module handles: the factors of a scaled rotary embedding, without which the model would be another one, and most of
+llama.cpp's ways of splitting text.
 """
 
 import re
@@ -33,7 +33,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies, as ``from_pretrained`` takes it."""
+    """Where a model is stored, as ``from_pretrained`` takes it."""
 
     path: str
     """Folder or hub id."""
@@ -144,7 +144,7 @@ class Source:
             # transformers only warns, and initialises these weights at random.
             raise ValueError(f"it lacks {len(missing)} weights ({missing[0]}, …); get the checkpoint again")
         if self.gguf_file:
-            # transformers says nothing of weights that the config it makes of the file has no place for, as of biases.
+            # transformers silently drops weights that its config of the file has no place for, such as biases.
             count = len(set(_metadata(Path(self.path, self.gguf_file))[1]).difference(_FACTORS))
             if (read := len(list(model.parameters()))) < count:
                 raise ValueError(f"transformers reads {read} of its {count} weights; give a folder of safetensors")
@@ -173,7 +173,7 @@ class Source:
 
 @cache
 def _hub_config(name: str) -> tuple[Path, bool]:
-    """config.json of a hub id and whether the hub was asked for it, at most once; else it is that of its cache.
+    """config.json of a hub id, and whether it comes from the hub (asked once) or, offline, from the hub's cache.
 
     Offline, some of transformers' requests for further files ignore ``local_files_only``, so that the folder in the
     cache is taken in place of the hub id.
@@ -191,7 +191,7 @@ def _hub_config(name: str) -> tuple[Path, bool]:
 
 
 def _check_whole(files: Sequence[Path]) -> None:
-    """Raise ValueError where a file of weights is cut off, or is missing by the index beside the others."""
+    """Raise ValueError where a file of weights is cut off, or one that the index names is missing."""
     for file in files:
         try:
             with safe_open(file, framework="pt"):
