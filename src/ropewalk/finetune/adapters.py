@@ -43,7 +43,7 @@ def adapters(model: PreTrainedModel, config: LoraConfig) -> Iterator[None]:
         wrapped: Any = peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ValueError(f"finetune.lora.targets: {reason(error)}") from None
-    beside = [part for part in model.modules() if config.norms and type(part).__name__.endswith("Norm")]
+    also_trained = [part for part in model.modules() if config.norms and type(part).__name__.endswith("Norm")]
     if config.embeddings:
         beside.append(model.get_input_embeddings())
     hooks = []

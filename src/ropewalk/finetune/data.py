@@ -57,7 +57,7 @@ class SegmentData(L.LightningDataModule):
     Args:
         micro_batch_size: rows in a forward pass of all processes together.
         first_step: optimizer step to start at.
-        window: tokens of the original window, which no document in a packed row exceeds; 0 for no such rows.
+        window: tokens of the original window, which no document in a packed row exceeds; 0 for no packed rows.
     """
 
     def __init__(

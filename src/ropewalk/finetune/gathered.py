@@ -1,4 +1,4 @@
-"""Attention across devices that share a row, each of which holds a slice of it, by the name `NAME` in transformers.
+"""Attention across devices that share a row, each of which holds a slice of it; registered in transformers as `NAME`.
 
 A device gathers the keys and values of the whole row or, where no mask is needed, passes its own around the ring of
 devices (`ropewalk.finetune.ring`). Device i of C holds the i-th of 2C equal pieces of a row and the i-th from its end,

@@ -25,8 +25,8 @@ class History(L.Callback):
     """Collects a row for each optimizer step, and is saved in the checkpoint.
 
     Args:
-        token_seconds: seconds that a token costs at the least, for the utilisation (`ropewalk.finetune.utilisation`).
-        earlier: rows before this training, whose numbers of steps and samples it continues.
+        token_seconds: least seconds that a token can take, for the utilisation (`ropewalk.finetune.utilisation`).
+        earlier: rows of the training so far, whose numbers of steps and samples continue here.
     """
 
     def __init__(

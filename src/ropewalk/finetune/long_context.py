@@ -1,6 +1,6 @@
-"""LongCE: tokens count by how much likelier the long context makes them than a short one (Fang et al.).
+"""LongCE: each token is weighted by how much likelier a long context makes it than a short one.
 
-arXiv 2410.23771, section 4, where the short context is that of windows which overlap too.
+Fang et al., arXiv 2410.23771, section 4. As in the paper, the short contexts are overlapping windows.
 """
 
 import torch
@@ -14,9 +14,9 @@ from ropewalk.models.loss import token_losses
 def short_context_losses(model: PreTrainedModel, rows: Tensor, *, window: int) -> Tensor:
     """Losses (rows, length - 1) of every token but the first given at most ``window`` - 1 tokens before it.
 
-    Pieces of ``window`` tokens are read, each of which starts half a window after the last one and predicts its second
-    half. It begins with the row's first token, as documents do with BOS. The tokens of a row's first window have no
-    other context than the long one, and their losses are NaN.
+    The row is read in pieces of ``window`` tokens, which start half a window apart; only the second half of each is
+    predicted. Each piece begins with the row's first token, as documents begin with BOS. For tokens in the first window
+    of a row, the long context is not longer, and their losses are NaN.
     """
     half, length = window // 2, rows.shape[1]
     short = torch.full((len(rows), length - 1), torch.nan, device=rows.device)

@@ -74,7 +74,7 @@ def batch_loss(
     Args:
         batch: the rows of all processes together.
         shard: the part that this process reads; everything by default.
-        window: tokens of the original window, none of whose packed documents goes across a multiple of it.
+        window: tokens of the original window; no packed document crosses a multiple of it.
         answer_weight: weight of the recall documents' answers, which are left out at 0.
         long_context_weight: largest weight of a token of a long row (`ropewalk.finetune.long_context`); None for the
             same weight of all tokens.
@@ -148,7 +148,7 @@ def _long_context_loss(
 def _rows_where(
     chosen: Tensor, tokens: Tensor, targets: Tensor, values: Tensor, *, shard: Shard
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The chosen rows of each; where none is, the first tokens of another row, one for each piece, without a target."""
+    """The chosen rows of each tensor; if there are none, a row of one token for each piece, without a target."""
     if chosen.any():
         return tokens[chosen], targets[chosen], values[chosen]
     length = 2 * shard.slices.count
@@ -175,17 +175,19 @@ def _answer_loss(model: PreTrainedModel, long: _Pass, answers: Tensor, answer_ro
 def _by_position(model: PreTrainedModel, long: _Pass, shard: Shard) -> dict[str, tuple[float, int]]:
     losses = losses_of(model, long.states, long.targets, "none").view(long.targets.shape)
     length = long.targets.shape[1] * shard.slices.count + (shard.slices.count == 1)
-    places = shard.slice_targets(torch.arange(length - 1, device=losses.device)[None], fill=length)[0]
+    positions = shard.slice_targets(torch.arange(length - 1, device=losses.device)[None], fill=length)[0]
     ends = [round(fraction * length) - 1 for fraction in POSITIONS]
     sums = []
     for start, end in zip((0, *ends), ends, strict=False):
-        inside = (places >= start) & (places < end)
-        wanted = long.targets[:, inside] != -100
-        sums.append(torch.stack((losses[:, inside].masked_fill(~wanted, 0).sum().double(), wanted.sum().double())))
-    everywhere = torch.stack(sums)
+        in_bucket = (positions >= start) & (positions < end)
+        is_target = long.targets[:, in_bucket] != -100
+        sums.append(
+            torch.stack((losses[:, in_bucket].masked_fill(~is_target, 0).sum().double(), is_target.sum().double()))
+        )
+    totals = torch.stack(sums)
     if shard.world > 1:
-        dist.all_reduce(everywhere)
+        dist.all_reduce(totals)
     return {
         f"loss_to_{fraction:g}": (total, int(count))
-        for fraction, (total, count) in zip(POSITIONS, everywhere.tolist(), strict=True)
+        for fraction, (total, count) in zip(POSITIONS, totals.tolist(), strict=True)
     }

@@ -14,7 +14,7 @@ from ropewalk.costs.work import Work
 from ropewalk.models.memory import within_memory
 
 _NUM_SETTINGS = 3
-"""Settings that the message about too little memory names at most."""
+"""Largest number of settings that the message about too little memory names."""
 
 
 def training_work(
@@ -23,7 +23,7 @@ def training_work(
     """One optimizer step, for the formulas of `ropewalk.costs`.
 
     Args:
-        mixed: as `Work`'s.
+        mixed: as in `Work`.
         dtype: that of the weights in training (`FinetuneConfig.weights_dtype`).
         gpu: whether the devices are GPUs, where attention without masks goes around a ring by default.
 

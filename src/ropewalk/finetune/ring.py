@@ -22,7 +22,7 @@ aten = torch.ops.aten
 _TOKENS = 2
 """Dimension of (rows, heads, tokens, head dimension) that is cut."""
 _STEP = 8
-"""Flash attention of GPUs takes head dimensions in these steps, to which torch fills up those of a single device."""
+"""Head dimensions must be multiples of this for flash attention on GPUs; on a single device, torch pads them."""
 
 
 def obstacle(query: Tensor, key: Tensor, value: Tensor, *, masked: bool, dropout: float) -> str | None:

@@ -1,6 +1,6 @@
-"""The progressive schedule: steps of growing length, each from the last one's weights under the scaling it names.
+"""The progressive schedule: steps of growing length, each from the previous one's weights under its own scaling.
 
-Ours, the control and the trained baselines differ in the steps that `train_model` is given, and in nothing else.
+Our model, the control and the trained baselines differ only in the steps that `train_model` is given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,7 @@ def scaling_of(
         searched: scalings by target length (`ropewalk.models.factors.SearchedFactors.by_length`).
 
     Raises:
-        FileNotFoundError: it is a file that is not there.
+        FileNotFoundError: the scaling is a file that does not exist.
         ValueError: nothing was searched for its length.
     """
     length = step.scaling_length or max(searched)
@@ -73,7 +73,7 @@ def schedule_steps(
     part_seed, steps = config.seed + (part == "second"), []
     for number, (key, step) in enumerate(config.finetune.steps_of(part).items()):
         main = key == f"finetune.{part}"
-        # The steps before the main one read other rows than it, also at its length.
+        # Steps before the main one read other rows, even at the same length.
         seed = part_seed if main else part_seed + 1000 * (number + 1)
         name = part if main else f"before_{part}_{number}"
         steps.append(TrainingStep(step, scaling(step, key), seed, part, name))
@@ -86,8 +86,8 @@ def searched_steps(config: Config, part: str, factors: Path, shape: RotaryShape)
     Raises:
         ValueError: as `scaling_of`, or the steps of both parts name scalings with different query scales.
     """
-    named = partial(scaling_of, searched=SearchedFactors.read(factors).by_length, shape=shape)
-    steps = {name: schedule_steps(config, name, named) for name in ("first", "second")}
+    scaling_of_step = partial(scaling_of, searched=SearchedFactors.read(factors).by_length, shape=shape)
+    steps = {name: schedule_steps(config, name, scaling_of_step) for name in ("first", "second")}
     scalings = [step.scaling for step in (*steps["first"], *steps["second"]) if step.scaling is not None]
     if len({scaling.query_scales for scaling in scalings}) > 1:
         raise ValueError(
@@ -98,7 +98,7 @@ def searched_steps(config: Config, part: str, factors: Path, shape: RotaryShape)
 
 
 def control_step(config: FinetuneConfig, *, window: int) -> FinetuneStepConfig:
-    """Rows of the original window with as many tokens as all steps of the schedule read, at the last one's rate."""
+    """A step on rows of the original window, with as many tokens as the schedule reads and the last step's rate."""
     tokens = sum(step.batch_size * step.length * step.steps for step in config.schedule.values())
     batch_size = max(1, config.second.batch_size * config.second.length // window)
     steps = max(1, round(tokens / (batch_size * window)))
@@ -123,7 +123,8 @@ def train_steps(
     A finished step is not repeated after a kill, since its state is kept until the stage is done.
 
     Args:
-        start: what the model was trained under before, where learned factors continue if it is for the same length.
+        start: scaling that the model was trained under before; learned factors continue from it if the target length is
+            the same.
         parallel: the devices; a single one by default.
 
     Raises:
@@ -173,9 +174,9 @@ def train_model(
     holds them already. So the model is trained and saved under the scaling without them.
 
     Args:
-        base: what the stage base wrote of the model to extend, whose tokenizer is saved with this one.
+        base: the model to extend, as the stage base describes it; its tokenizer is saved with the trained model.
         checkpoint: folder of the trained model; None in a process that does not write.
-        start: what the model was trained under before, as in `train_steps`.
+        start: as in `train_steps`.
 
     Raises:
         FileNotFoundError, ValueError: ``path`` cannot be loaded, or is of another architecture than ``base``.
@@ -187,10 +188,10 @@ def train_model(
     model = load_model(path, **{**config.model.loading, "dtype": dtype}, device=device)
     check_same_model(model, base, path=path)
     tokenizer = load_tokenizer(base.path, **config.model.trust)
-    named = next((step.scaling for step in steps if step.scaling), None)
-    if named and path == base.path:
-        check_folding(model, named, path=path)
-        fold(model, named)
+    first_scaling = next((step.scaling for step in steps if step.scaling), None)
+    if first_scaling and path == base.path:
+        check_folding(model, first_scaling, path=path)
+        fold(model, first_scaling)
     steps = [replace(step, scaling=step.scaling and replace(step.scaling, query_scales=None)) for step in steps]
     rows, scaling = train_steps(
         model,
@@ -228,7 +229,7 @@ def train_baseline(
 def train_control(config: Config, base: BaseModel, *, state_folder: Path, checkpoint: Path | None) -> Rows:
     """Train the base model on `control_step`, under plain RoPE or the scaling that it came with."""
     step = control_step(config.finetune, window=base.window)
-    # Its rows are not those of the schedule, so what divides theirs need not divide them.
+    # Its batch size is not the schedule's, so a micro-batch size that divides that need not divide it.
     finetune_config = replace(config.finetune, micro_batch_size=None, short_share=0.0, learn_factors=False)
     return train_model(
         base.path,

@@ -21,7 +21,7 @@ from ropewalk.models.loss import hidden_states
 
 @dataclass(frozen=True)
 class Shard:
-    """What process ``rank`` of ``world`` processes reads; by default that of a single process, which is everything."""
+    """What process ``rank`` of ``world`` processes reads; by default there is one process, which reads everything."""
 
     rank: int = 0
     world: int = 1

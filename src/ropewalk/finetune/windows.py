@@ -48,13 +48,13 @@ def original_rope(model: nn.Module) -> Iterator[None]:
     if not isinstance(rotary, RotaryEmbedding):
         yield
         return
-    before = rotary.factors, rotary.attention_factor, rotary.n_hat
+    previous = rotary.factors, rotary.attention_factor, rotary.n_hat
     rotary.factors, rotary.n_hat = torch.ones_like(rotary.inv_freq), 0
     rotary.attention_factor = torch.ones_like(rotary.inv_freq[0])
     try:
         yield
     finally:
-        rotary.factors, rotary.attention_factor, rotary.n_hat = before
+        rotary.factors, rotary.attention_factor, rotary.n_hat = previous
 
 
 def packed_targets(tokens: Tensor, positions: Tensor) -> Tensor:
