@@ -49,12 +49,12 @@ def variants_on(
 def _variants(
     method: str, shape: RotaryShape, first: RopeScaling | None, *, length: int, target: int, suffix: str
 ) -> Iterable[Variant]:
-    """Different scalings that ``method`` gives, composed with ``first`` where that is given."""
+    """Distinct scalings of ``method``, composed with ``first`` where that is given."""
     entry = METHODS[method]
     if entry.variants is None:
         raise ValueError(f"{method} has no variants to choose the best of")
     window = replace(shape, original_length=first.target_length) if first else shape
-    different: dict[tuple[tuple[float, ...], float], Variant] = {}
+    distinct: dict[tuple[tuple[float, ...], float], Variant] = {}
     for goal in (length, target):
         reach = max(goal, window.original_length)
         choices = entry.variants(ratio=reach / window.original_length, base=shape.base, length=length)
@@ -62,14 +62,14 @@ def _variants(
             scaling = entry(**vars(window), target_length=reach, **options)
             if first:
                 scaling = first.then(replace(scaling, attention_factor=first.attention_factor))
-            for suited, tempered in _tempered(scaling, entry.temperatures):
-                variant = Variant(method, label + suited + suffix, tempered)
-                different.setdefault((tempered.factors, tempered.attention_factor), variant)
-    return different.values()
+            for label_suffix, scaling_at_temperature in _tempered(scaling, entry.temperatures):
+                variant = Variant(method, label + label_suffix + suffix, scaling_at_temperature)
+                distinct.setdefault((scaling_at_temperature.factors, scaling_at_temperature.attention_factor), variant)
+    return distinct.values()
 
 
 def _tempered(scaling: RopeScaling, weights: Sequence[float]) -> Iterator[tuple[str, RopeScaling]]:
-    """(addition to the label, scaling) for each weight of the temperature, the first of which needs no addition."""
+    """(suffix of the label, scaling) for each weight of the temperature; the first weight needs no suffix."""
     if not weights:
         yield "", scaling
     for number, weight in enumerate(weights):

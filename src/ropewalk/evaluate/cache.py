@@ -1,7 +1,7 @@
 """Measured figures, each in a file under the hash of all that it depends on, in a folder that all runs share.
 
-A killed evaluation resumes with what is there, and processes that evaluate the same at once share the work. Removing
-the folder costs time and nothing else.
+A killed evaluation resumes from the stored figures, and processes that run the same evaluation at once share the work.
+The folder may be removed at any time; its figures are then measured again.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 REVISION = 1
-"""Revision of the ways of measuring, raised when a change to the code changes figures."""
+"""Revision of the measurements, raised when a change to the code changes figures."""
 
 
 def weights_hash(path: str | Path, *, dtype: str, trust_remote_code: bool = False) -> str:
@@ -113,14 +113,14 @@ class Cache:
         unit: str,
         sizes: Sequence[int] | None = None,
     ) -> list[Result]:
-        """What ``measure`` returns for each of the ``jobs``, which all processes call in the same order.
+        """Results of ``measure`` for each of the ``jobs``, which all processes must pass in the same order.
 
-        A job that another process is at is left for later, when its figures are here. Locks end with their process,
-        so the jobs of one that is killed are done by the others.
+        A job that another process is working on is postponed until its figures are in the cache. Locks end with their
+        process, so the jobs of a killed process are done by the others.
 
         Args:
-            desc: what is measured, as the progress bar names it; the same in all processes and in no other call.
-            unit: what the progress bar counts, jobs unless there are ``sizes`` of them.
+            desc: what is measured, for the progress bar; the same in all processes, and different in every call.
+            unit: what the progress bar counts: jobs, or what ``sizes`` counts of each job.
         """
         counts = sizes or [1] * len(jobs)
         scaled, hidden = sizes is not None, self.worker > 0

@@ -1,4 +1,4 @@
-"""What the extension promises, as claims with a measured figure and its limit. Nothing here is rounded or excused."""
+"""Claims about the extension, each with a measured figure and its limit; no figure is rounded."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -34,7 +34,7 @@ def _ratio_at_most(claim: str, above: Figure, below: Figure, limit: float) -> It
 
 
 def checks(perplexity: ResultTable, passkey: ResultTable, *, window: int, target: int, reach: int) -> list[Check]:
-    """The pass/fail table of an evaluation, without claims of what was not measured or, as a training, not done.
+    """The pass/fail table of an evaluation; claims about what was not measured or not trained are left out.
 
     Args:
         window: the base model's original window, tokens.

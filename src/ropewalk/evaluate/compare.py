@@ -50,7 +50,7 @@ class PerplexityResult:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The columns that say which figure it is."""
+        """The columns that identify the figure."""
         task = self.task
         return {"model": task.model, "method": task.method, "variant": task.variant, "length": task.length}
 
@@ -78,7 +78,7 @@ class PerplexityResult:
 
 
 def _exp(nats: float | None) -> float | str:
-    """For a cell of a table, which is empty where nothing is known."""
+    """The value of a table cell, which is empty for None."""
     return "" if nats is None else math.exp(nats)
 
 
@@ -105,11 +105,11 @@ def measure(
         return _pass(models, replace(passes[key][0], documents=part), lengths, cache=cache, chunk=chunk)
 
     tokens = [longest[key] * part.documents for key, part in parts]
-    of_parts = cache.shared_out(parts, read, desc="perplexity", unit="token", sizes=tokens)
+    losses_of_parts = cache.shared_out(parts, read, desc="perplexity", unit="token", sizes=tokens)
     losses: dict[tuple[Any, ...], Losses] = defaultdict(lambda: Losses(()))
-    for (key, _), of_part in zip(parts, of_parts, strict=True):
-        for length, more in of_part.items():
-            losses[key, length] = losses[key, length].joined(more)
+    for (key, _), losses_by_length in zip(parts, losses_of_parts, strict=True):
+        for length, part_losses in losses_by_length.items():
+            losses[key, length] = losses[key, length].joined(part_losses)
     return [PerplexityResult(task, losses[key, task.length]) for key, same in passes.items() for task in same]
 
 
@@ -122,20 +122,20 @@ def _pass(
         rows = tensor_hash(documents.rows[:, :length])
         return {"task": PROTOCOL, "scaling": scaling_key(task.scaling), "documents": rows, "length": length}
 
-    def marks(length: int) -> str | None:
+    def key_token_hash(length: int) -> str | None:
         return None if documents.key_tokens is None else tensor_hash(documents.key_tokens[:, : length - 1])
 
     by_length: dict[int, Losses] = {}
     for length in lengths:
         figure = cache.get(task.model, about(length))
-        # What was measured with other key tokens, or without any, is of use only to those who ask for none.
-        if figure is not None and marks(length) in (None, figure.get("key_tokens")):
+        # A figure that was measured with other key tokens, or without any, is usable only where none are asked for.
+        if figure is not None and key_token_hash(length) in (None, figure.get("key_tokens")):
             by_length[length] = Losses.from_json(figure)
     if missing := [length for length in lengths if length not in by_length]:
-        new = document_losses(models[task.model], task.scaling, documents, missing, chunk=chunk)
-        for length, losses in new.items():
-            cache.put(task.model, about(length), {**asdict(losses), "key_tokens": marks(length)})
-        by_length |= new
+        measured_losses = document_losses(models[task.model], task.scaling, documents, missing, chunk=chunk)
+        for length, losses in measured_losses.items():
+            cache.put(task.model, about(length), {**asdict(losses), "key_tokens": key_token_hash(length)})
+        by_length |= measured_losses
     return by_length
 
 

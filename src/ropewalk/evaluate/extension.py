@@ -1,4 +1,4 @@
-"""What an extension is measured by: base model, fine-tuned model and control under our factors and every baseline.
+"""The measurements of an extension: base model, fine-tuned model and control under our factors and every baseline.
 
 Where no weight was changed, the base model under our factors is the extended model, at every length.
 """
@@ -85,7 +85,7 @@ class Extension:
 
     @property
     def on_base(self) -> LengthSwitch:
-        """The base model's scalings under our factors: its own in the window, interpolated ones from there to them."""
+        """The base model's scalings by length: its own in the window, then interpolated ones, up to our factors."""
         if not self.is_trained:
             return self.switch
         in_window = replace(self.plain, query_scales=self.first.query_scales)
@@ -102,8 +102,8 @@ class Extension:
     def judge(self, length: int) -> tuple[str, RopeScaling, RopeScaling]:
         """(model, scaling for whole documents of ``length`` tokens, scaling for the window) that choose key tokens.
 
-        The fine-tuned model under its factors. Where nothing was trained it is the base model under YaRN, so that the
-        choice does not favour our factors over the published ones.
+        This is the fine-tuned model under its factors or, where nothing was trained, the base model under YaRN, so that
+        the choice does not favour our factors over the published ones.
         """
         if self.is_trained:
             return self.extended, self.switch.for_length(length), self.switch.for_length(self.window)
@@ -122,7 +122,7 @@ class Extension:
             on_base = length in self.config.base_lengths
             for method in (name for name in baselines() if name in self.methods):
                 if on_base and (method, length) != ("none", self.window):
-                    # Beyond the target nothing is claimed of the base model: s of this length only.
+                    # Beyond the target, nothing is claimed about the base model, so s is for this length only.
                     for variant in self._on_base(method, length=length, target=max(length, target)):
                         yield PerplexityTask("base", method, variant.label, variant.scaling, length, documents)
                 goal = max(self.switch.lengths[-1], length) if length > target else target
@@ -160,8 +160,10 @@ class Extension:
         )
         scalings = {Path(path).stem: read(path) for path in self.config.factors}
         if len(scalings) < len(self.config.factors) or scalings.keys() & {*compared(), "ours", "gradient"}:
-            must = "must be files of different names, none of them a method's"
-            raise ValueError(f"evaluate.factors {must}, found {self.config.factors}")
+            raise ValueError(
+                "evaluate.factors must be files of different names, none of them a method's, found "
+                f"{self.config.factors}"
+            )
         return list(scalings.items())
 
     def _on_base(self, method: str, *, length: int, target: int) -> list[Variant]:
@@ -225,8 +227,8 @@ class Extension:
             about = {"task": protocol, "tokenizer": tokenizer, "scaling": scaling, "prompts": prompt_set.hash}
             arguments = (prompts.tokenizer, switch, prompt_set)
             measure = partial(_of_model, models, model, score, *arguments, chunk=chunk)
-            of_job = cache.get_or_measure(model, about, measure)
-            return [{"model": model, "method": method, **row} for row in of_job]
+            unlabelled = cache.get_or_measure(model, about, measure)
+            return [{"model": model, "method": method, **row} for row in unlabelled]
 
         return list(chain.from_iterable(_model_after_model(jobs, rows, cache=cache, desc=desc)))
 
@@ -266,21 +268,21 @@ class Extension:
 def _model_after_model(
     jobs: Sequence[tuple[Any, ...]], measure: Callable[[int], Result], *, cache: Cache, desc: str
 ) -> list[Result]:
-    """What ``measure`` returns for the number of each job, whose second entry is a model that is loaded once."""
+    """Results of ``measure`` for the number of each job; a job's second entry is its model, and each is loaded once."""
     order = sorted(range(len(jobs)), key=lambda number: jobs[number][1])
     results = dict(zip(order, cache.shared_out(order, measure, desc=desc, unit="task"), strict=True))
     return [results[number] for number in range(len(jobs))]
 
 
 def _of_model(models: Mapping[str, Any], name: str, measure: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """``measure`` of the model ``name``, which is loaded no sooner."""
+    """Call ``measure`` with the model ``name``, which is loaded only now."""
     return measure(models[name], *args, **options)
 
 
 def with_gradient(
     extension: Extension, sets: DocumentSets, path: Path, models: Mapping[str, Any]
 ) -> Iterator[PerplexityTask]:
-    """The extension's tasks for ``models``, and the gradient's result, to tell what evolution gained over it."""
+    """The extension's tasks for ``models``, and the gradient's result, to show what evolution gained over it."""
     yield from (task for task in extension.perplexity_tasks(sets) if task.model in models)
     if "longrope" in extension.methods and path.is_file():
         scaling = SearchedFactors.read(path).scaling

@@ -1,8 +1,8 @@
 """What the text beyond the original window adds: the loss of tokens read with all of it, and in windows without it.
 
 Perplexity is nearly all local, and does not tell whether a model uses what stands far back. LongPPL (arXiv 2410.23771)
-therefore averages over key tokens alone, those that the far text makes much likelier. Here it is also asked at each
-length whether the tokens of its second half profit from everything before them.
+therefore averages over key tokens alone, those that the far text makes much likelier. In addition, this module measures
+at each length whether the tokens of the second half profit from all the text before them.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from ropewalk.evaluate.uncertainty import mean_interval
 from ropewalk.rope import RopeScaling
 
 KEY_GAIN, KEY_LOSS = 2.0, 2.0
-"""LongPPL's alpha and -beta: a key token's loss falls by more nats than the first with the far text, and below the
-second (arXiv 2410.23771, section 3.2)."""
+"""LongPPL's alpha and -beta, in nats: with the far text, a key token's loss falls by more than the first and to less
+than the second (arXiv 2410.23771, section 3.2)."""
 _KEY_PROTOCOL = f"key tokens: loss lower by {KEY_GAIN} nats with the far text, and below {KEY_LOSS}"
 PROTOCOL = (
     "loss of the tokens in the second half of the first N tokens, read in windows of the original length that slide by "
@@ -43,7 +43,7 @@ def key_tokens(windowed: Tensor, whole: Tensor) -> Tensor:
 
     Args:
         windowed: losses in nats, read in windows of the original length.
-        whole: losses of the same tokens, read with all that stands before them.
+        whole: losses of the same tokens, read with all the text before them.
     """
     return (windowed - whole > KEY_GAIN) & (whole < KEY_LOSS)
 
@@ -104,17 +104,17 @@ def _row(
         windowed, whole = _losses(models, reader, documents, extension, length)
         return (windowed - whole)[:, length // 2 :].mean(1).tolist()
 
-    of_documents = cache.get_or_measure(reader.model, _about(PROTOCOL, reader, documents, window), gains)
-    low, high = mean_interval(of_documents) or ("", "")
+    document_gains = cache.get_or_measure(reader.model, _about(PROTOCOL, reader, documents, window), gains)
+    low, high = mean_interval(document_gains) or ("", "")
     return {
         "model": reader.model,
         "method": "ours",
         "length": length,
         "document_set": documents.name,
-        "gain_nats": sum(of_documents) / len(of_documents),
+        "gain_nats": sum(document_gains) / len(document_gains),
         "low": low,
         "high": high,
-        "documents": len(of_documents),
+        "documents": len(document_gains),
         "protocol": PROTOCOL,
     }
 

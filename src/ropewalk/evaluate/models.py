@@ -1,4 +1,4 @@
-"""The models that an evaluation reads: where they lie, their weights' hashes, and loading them."""
+"""The models that an evaluation reads: their paths, the hashes of their weights, and loading them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,11 +9,11 @@ from ropewalk.models.base import BaseModel, extended_path, load_model
 from ropewalk.models.memory import device_memory
 
 _KEPT_SHARE = 0.25
-"""Share of a device's memory that models may take which are not being read."""
+"""Share of a device's memory that several loaded models may take together."""
 
 
 def model_paths(base: BaseModel, checkpoints: Path) -> dict[str, str]:
-    """Paths by name: the base model, and of fine-tuned model, control and trained baselines those that were trained."""
+    """Paths by name: the base model, and whichever of fine-tuned model, control and baselines were trained."""
     paths = {"base": base.path}
     if (extended := extended_path(base, checkpoints)) != base.path:
         paths["finetuned"] = extended
@@ -26,15 +26,15 @@ def model_paths(base: BaseModel, checkpoints: Path) -> dict[str, str]:
 
 
 def kept_models(size: float, memory: float) -> int:
-    """How many models of ``size`` bytes stay in the ``memory`` of a device at once, in bytes too."""
+    """How many models of ``size`` bytes stay loaded on a device with ``memory`` bytes."""
     return max(1, int(_KEPT_SHARE * memory / size))
 
 
 class LoadedModels(Mapping[str, Any]):
     """Models by name, each loaded by `load_model` when it is asked for.
 
-    As many stay in memory as take a quarter of the device's, and large ones one at a time. Whoever asks for another
-    model must not hold on to the one before.
+    Several models stay loaded while they take at most a quarter of the device's memory; larger ones are loaded one at a
+    time. The caller must drop its reference to a model before it asks for another.
 
     Args:
         paths: as `model_paths` gives them.

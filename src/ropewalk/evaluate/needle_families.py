@@ -78,7 +78,7 @@ class NeedleText:
     """The needles; where the family asks at a depth, the first one is asked for."""
     question: str
     answers: tuple[str, ...]
-    """All of them are to be written."""
+    """All of them must be written."""
     right: tuple[str, ...]
     """Continuations of the question whose likelihood is compared with that of `wrong`."""
     wrong: tuple[str, ...]
@@ -92,7 +92,7 @@ class NeedleText:
 
 @dataclass(frozen=True)
 class NeedleFamily:
-    """A kind of needle prompt: all that prompt sets, the configuration and the report know of it."""
+    """A kind of needle prompt: everything that prompt sets, the configuration and the report need to know of it."""
 
     name: str
     build: Callable[..., NeedleText]
@@ -105,8 +105,8 @@ class NeedleFamily:
     in_texts: bool = False
     """Whether the needles lie in the text of test documents; otherwise they lie in repeated sentences."""
     is_list: bool = False
-    """Whether its one statement is a list, as long as the prompt has room for; `build` is given the number of words
-    for it, ``words``, too. The text's filler then goes on with the list up to the exact length."""
+    """Whether its only statement is a list, as long as the prompt has room for. `build` then also takes the number of
+    words in it, ``words``, and the text's filler continues the list up to the exact length."""
 
 
 def _draw_numbers(rng: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
@@ -157,7 +157,7 @@ def _chains(rng: np.random.Generator) -> NeedleText:
     # Chains are mixed, each in its own order: hop by hop.
     mixed = tuple(chain[hop] for hop in range(_HOPS + 1) for chain in assignments)
     question = _ASK_CHAIN.format(value=values[0], count=_HOPS + 1)
-    # The last variable is the one that takes every hop to tell.
+    # Only for the last variable does every hop have to be followed.
     right, wrong = (chains[0][-1],), tuple(chain[-1] for chain in chains[1:])
     return NeedleText(_TRACK, mixed, question, tuple(chains[0]), right, wrong, separator=" ")
 
@@ -166,8 +166,8 @@ def _common_words(rng: np.random.Generator, *, words: int) -> NeedleText:
     """A numbered list in which some words are more common than the others; all of them are asked for.
 
     The list has about ``words`` words, which occur as often as `common_counts` says. Where the list is cut to the
-    prompt's length, it goes on with words that occur once. In the example, as many words are asked for, and occur 3
-    times among as many others, as in RULER's.
+    prompt's length, it goes on with words that occur once. The example asks for as many words, which occur 3 times
+    among as many others that occur once, as in RULER.
     """
     common, other = common_counts(words)
     count, size = len(common), len(common) + len(other)

@@ -68,7 +68,7 @@ class _Encoded:
         continuations = [text.separator.join(text.answers), *text.right, *text.wrong]
         question = encode(tokenizer, text.question)
         wholes = [encode(tokenizer, f"{text.question} {continuation}") for continuation in continuations]
-        # A tokenizer may join the question's end and an answer's beginning: the prompt ends before that for all.
+        # A tokenizer may join the question's end and an answer's beginning, so the prompt ends before such a token.
         common = min(common_start(question, whole) for whole in wholes)
         return cls(
             encode(tokenizer, text.example + text.instruction),
@@ -87,7 +87,7 @@ class _Encoded:
 def _longest_list(tokenizer: Any, entry: NeedleFamily, *, length: int, rng: np.random.Generator) -> NeedleText:
     """A text of a family of lists with as many words as ``length`` has room for, and with its example if that is short.
 
-    All numbers of words are tried with the same draws.
+    Every number of words is tried with the same random draws.
     """
     seed = int(rng.integers(2**63))
 
@@ -107,19 +107,19 @@ def _longest_list(tokenizer: Any, entry: NeedleFamily, *, length: int, rng: np.r
 
 
 def _most_words(tokens: Callable[[int], int], *, most_tokens: int) -> int:
-    """The largest number of words for which ``tokens`` of it are not above ``most_tokens``, or 1.
+    """The largest number of words for which ``tokens`` gives at most ``most_tokens``, or 1.
 
-    A word has a token at least. Tokens grow nearly evenly with words, so that a few steps along a line suffice.
+    A word has at least one token. Tokens grow almost linearly with words, so a few linear interpolations suffice.
     """
     most, too_many, words = 1, most_tokens, max(most_tokens // 16, 2)
-    of_one = tokens(1)
+    tokens_of_one = tokens(1)
     while too_many - most > 1:
         tokens_of_words = tokens(words)
         if tokens_of_words <= most_tokens:
             most = words
         else:
             too_many = words
-        per_word = max((tokens_of_words - of_one) / (words - 1), 1.0)
+        per_word = max((tokens_of_words - tokens_of_one) / (words - 1), 1.0)
         words = min(max(words + int((most_tokens - tokens_of_words) / per_word), most + 1), too_many - 1)
     return most
 

@@ -28,8 +28,8 @@ _COUNTS = (
 PROTOCOL = f"greedy decoding, exact match of the key; {_COUNTS}"
 FORCED_PROTOCOL = f"each token of the key the likeliest; {_COUNTS}"
 """How keys are counted in prompts that are longer than a chunk. Such prompts are read layer by layer, and greedy
-decoding would need a KV cache of all layers. It would find the same keys, and those that a model writes in other tokens
-than the tokenizer does."""
+decoding would need a KV cache of all layers. Greedy decoding would find the same keys, and also those that a model
+writes in other tokens than the tokenizer does."""
 
 
 def protocol(length: int, *, chunk: int) -> str:
@@ -66,7 +66,7 @@ VARIED = (
     Wording("\nPass-phrase: {key}. Again, pass-phrase: {key}.\n", "\nPlease repeat. Pass-phrase:"),
 )
 _Pieces = Sequence[str]
-"""A key in the parts that another key of its kind may have differently."""
+"""A key in parts, each of which may differ in another key of its kind."""
 
 
 def _five_digits(rng: np.random.Generator) -> _Pieces:
@@ -95,8 +95,8 @@ KEYS: tuple[Callable[[np.random.Generator], _Pieces], ...] = (_five_digits, _lea
 def fillers(documents: TokenStore, *, tokens: int, count: int, seed: int) -> list[tuple[int, list[int]]]:
     """``count`` pieces of ``tokens`` tokens, each with the number of the document that it begins in.
 
-    As many documents as possible, in turn, each time from another place. Where none is long enough, a piece goes on in
-    the documents after it, and after the last one in the first.
+    The pieces come from as many documents as possible, in turn, each from a random place. If no document is long
+    enough, a piece continues in the documents after it, and after the last one in the first.
 
     Raises:
         ValueError: the documents have no tokens at all.
@@ -127,7 +127,7 @@ def passkey_prompts(
     the same document in the varied form, are a cluster.
 
     Args:
-        texts: number of a document and ids of a piece of it, for each prompt; without texts the form is the published.
+        texts: number of a document and ids of a piece of it, for each prompt; without texts, in the published form.
 
     Raises:
         ValueError: the statement and the question alone are longer than ``length``.
@@ -150,7 +150,7 @@ def passkey_prompts(
 
 
 def _with_others(draw: Callable[[np.random.Generator], _Pieces], rng: np.random.Generator) -> list[str]:
-    """A key and others that differ from it in one digit or word each, so that only all of the key tells it apart."""
+    """A key and others that differ from it in one digit or word each, so that only the whole key identifies it."""
     key = list(draw(rng))
     keys = {"".join(key): None}
     while len(keys) <= OTHERS:
@@ -195,7 +195,7 @@ def passkey_accuracy(
     """A row {length, form, depth, cluster, trials, correct, likely, nan} per depth and cluster; see `protocol`.
 
     ``correct`` counts the keys that greedy decoding would write, ``likely`` those that are likelier than all others of
-    the prompt, ``nan`` the trials in which the model gave no numbers, all under the switch's scaling for the length.
+    the prompt, ``nan`` the trials in which the logits were NaN, all under the switch's scaling for the length.
     """
     extend(model, switch.for_length(prompts.length))
     rows = []

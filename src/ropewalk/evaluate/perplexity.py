@@ -57,8 +57,8 @@ class DocumentSet:
 
     def split(self, size: int) -> list["DocumentSet"]:
         """Parts of ``size`` documents each, the last one of what is left."""
-        marks = [None] * self.documents if self.key_tokens is None else self.key_tokens.split(size)
-        return [DocumentSet(self.name, *part) for part in zip(self.rows.split(size), marks, strict=False)]
+        key_tokens = [None] * self.documents if self.key_tokens is None else self.key_tokens.split(size)
+        return [DocumentSet(self.name, *part) for part in zip(self.rows.split(size), key_tokens, strict=False)]
 
 
 DocumentSets = tuple[DocumentSet, DocumentSet | None]
@@ -137,7 +137,7 @@ def document_losses(
             by_length[length] = by_length[length].joined(_by_document(losses, length, part.key_tokens))
     shorter = [length for length in lengths if length < longest and by_length[length].nan_documents]
     if shorter:
-        # What is not a number beyond token N reaches back in kernels that multiply it by a weight of zero.
+        # A NaN beyond token N reaches earlier tokens in kernels that multiply it by a weight of zero.
         by_length |= document_losses(model, scaling, documents, shorter, chunk=chunk)
     return by_length
 
@@ -163,8 +163,8 @@ def _by_document(losses: Tensor, length: int, key_tokens: Tensor | None) -> Loss
     bins = [losses[:, low:high].mean(1) for low, high in pairwise(position_edges(length))]
     key_losses: tuple[tuple[float, int], ...] = ()
     if key_tokens is not None:
-        marks = key_tokens[:, : length - 1]
-        key_losses = tuple(zip(torch.where(marks, losses, 0.0).sum(1).tolist(), marks.sum(1).tolist(), strict=True))
+        is_key = key_tokens[:, : length - 1]
+        key_losses = tuple(zip(torch.where(is_key, losses, 0.0).sum(1).tolist(), is_key.sum(1).tolist(), strict=True))
     return Losses(tuple(losses.mean(1).tolist()), tuple(map(tuple, torch.stack(bins, 1).tolist())), key_losses)
 
 
@@ -201,7 +201,7 @@ def sliding_losses(
     stride: int,
     chunk: int = TOKENS_AT_ONCE,
 ) -> Losses:
-    """Means over the documents of `sliding_token_losses`, and raises as it does."""
+    """Mean losses of the documents, from `sliding_token_losses`; raises as it does."""
     losses = sliding_token_losses(model, scaling, documents, length, stride=stride, chunk=chunk)
     counted = counted_tokens(documents.rows.shape[1], length, stride)
     return Losses(tuple((losses.sum(1) / counted).tolist()))
@@ -218,7 +218,7 @@ def sliding_token_losses(
     chunk: int = TOKENS_AT_ONCE,
 ) -> Tensor:
     """(documents, tokens - 1) losses in nats, each token read after at least ``length - stride`` others where there are
-    so many; 0 for what no window counts.
+    so many; 0 for tokens that no window counts.
 
     Positions count from each window's start, and nothing is kept from one window to the next
     (transformers' guide "Perplexity of fixed-length models").
@@ -230,9 +230,9 @@ def sliding_token_losses(
         raise ValueError(f"the stride must lie between 1 and the window of {length} tokens, found {stride}")
     extend(model, scaling)
     tokens = documents.rows.shape[1]
-    of_tokens = torch.zeros((documents.documents, tokens - 1), dtype=torch.float64)
+    document_token_losses = torch.zeros((documents.documents, tokens - 1), dtype=torch.float64)
     for start, end, counted in windows(tokens, length, stride):
         for first in range(0, documents.documents, batch := max(1, chunk // (end - start))):
             losses = _row_losses(model, documents.rows[first : first + batch, start:end], chunk=chunk)
-            of_tokens[first : first + batch, counted - 1 : end - 1] = losses[:, counted - start - 1 :]
-    return of_tokens
+            document_token_losses[first : first + batch, counted - 1 : end - 1] = losses[:, counted - start - 1 :]
+    return document_token_losses

@@ -1,6 +1,6 @@
 """Which recall prompts an evaluation asks: each set is drawn once for a tokenizer, and is the same for every method.
 
-The stage prompts writes the sets to a folder; an evaluation draws what that does not hold by the same function.
+The stage prompts writes the sets to a folder; an evaluation draws missing sets with the same function.
 """
 
 import json
@@ -20,7 +20,7 @@ from ropewalk.files import read_json, writing
 
 INDEX = "prompts.json"
 REVISION = 2
-"""Revision of the ways of drawing, raised when a draw gives other prompts than it did before."""
+"""Revision of the draws, raised when a draw gives other prompts than before."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Draw:
         return f"{self.family}-{self.length}-{self.trials}-{self.depths}.safetensors"
 
     def prompts(self, tokenizer: Any, documents: TokenStore) -> Prompts:
-        """Draw them, the same for the same values; raises ValueError where the length or the documents do not do."""
+        """Draw the prompts, the same for the same values; raises ValueError where length or documents are too small."""
         sizes: dict[str, Any] = {name: getattr(self, name) for name in ("length", "trials", "depths", "seed")}
         if self.family in PASSKEY_FORMS:
             varied = PASSKEY_FORMS[self.family] == "varied"
@@ -95,7 +95,7 @@ def _basis(tokenizer: Any, documents: TokenStore) -> dict[str, Any]:
 
 
 def write_prompts(folder: Path, draws: Iterable[Draw], tokenizer: Any, documents: TokenStore) -> list[dict[str, Any]]:
-    """Draw the sets into ``folder``, which is replaced: a safetensors file each, and what they are in `INDEX`.
+    """Draw the sets into ``folder``, which is replaced: a safetensors file for each set, and their index in `INDEX`.
 
     Returns a row per set: its draw, how many prompts and tokens it has, and the hash of its content.
     """
@@ -126,9 +126,9 @@ class PromptSets:
     def open(cls, folder: Path, tokenizer: Any, documents: TokenStore) -> Self:
         """The sets that `write_prompts` wrote to ``folder``, unless what they depend on has changed since."""
         about = read_json(folder / INDEX)
-        same = _basis(tokenizer, documents).items() <= about.items()
+        is_current = _basis(tokenizer, documents).items() <= about.items()
         fields = Draw.__dataclass_fields__
-        draws = (Draw(**{name: row[name] for name in fields}) for row in about["sets"] if same)
+        draws = (Draw(**{name: row[name] for name in fields}) for row in about["sets"] if is_current)
         return cls(tokenizer, documents, folder, frozenset(draws))
 
     def of(self, draw: Draw) -> Prompts:

@@ -43,8 +43,8 @@ class Prompt:
     ids: tuple[int, ...] = ()
     """The prompt, BOS first; with the answer as one writes it, it has exactly the length."""
     cluster: int | None = None
-    """Prompts of one number are not independent trials, because they share their filler or the band of their depth;
-    None where nothing is said of that."""
+    """Prompts with the same number are not independent trials, because they share their filler or the band of their
+    depth; None where clusters are not recorded."""
 
     @property
     def chance(self) -> float:
@@ -112,7 +112,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def first_id(tokenizer: Any) -> int:
-    """BOS, or EOS of a tokenizer that has none."""
+    """Id of BOS, or of EOS if the tokenizer has no BOS."""
     first: int = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return first
 

@@ -54,13 +54,13 @@ def is_likeliest(read: ReadPrompt, prompt: Prompt) -> bool:
 
 
 def read_prompt(model: Any, ids: Sequence[int], prompt: Prompt, *, chunk: int) -> ReadPrompt:
-    """``ids`` with room for all that is asked of the prompt."""
+    """Read ``ids`` with room for decoding an answer and for every continuation of ``prompt``."""
     longest = max(map(len, (*prompt.right, *prompt.wrong)))
     return ReadPrompt(model, list(ids), room=max(prompt.decode_tokens, longest), chunk=chunk)
 
 
 def scores(model: Any, tokenizer: Any, family: str, prompt: Prompt, *, chunk: int) -> tuple[float, bool, bool]:
-    """(share of the answers decoded, whether a right one is the likeliest, whether the model gave no numbers).
+    """(share of the answers decoded, whether a right one is the likeliest, whether the logits are NaN).
 
     A passkey in a prompt of more than ``chunk`` tokens is not decoded (`ropewalk.evaluate.passkey.FORCED_PROTOCOL`).
     """
@@ -81,12 +81,12 @@ def recall_rows(
 ) -> list[dict[str, Any]]:
     """A row per depth under the switch's scaling for the prompts' length; see `PROTOCOL`.
 
-    ``nan`` counts the prompts at whose end the model gave no numbers; they are wrong answers.
+    ``nan`` counts the prompts at whose end the logits are NaN; they count as wrong answers.
     """
     extend(model, switch.for_length(prompts.length))
     rows = []
-    for depth, of_depth in groupby(prompts.prompts, lambda prompt: prompt.depth):
-        asked = list(of_depth)
+    for depth, group in groupby(prompts.prompts, lambda prompt: prompt.depth):
+        asked = list(group)
         trials = [scores(model, tokenizer, prompts.family, prompt, chunk=chunk) for prompt in asked]
         shares, likely, nans = (sum(column) for column in zip(*trials, strict=True))
         rows.append(

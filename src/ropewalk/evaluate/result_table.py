@@ -1,4 +1,4 @@
-"""The tables of an evaluation as one typed table, and the questions that checks, summary, report and card ask of it."""
+"""The typed tables of an evaluation, and the queries that checks, summary, report and card make of them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -23,9 +23,9 @@ PROTOCOL = (
 
 
 def retrieve(tokenizer: Any, prompt: Prompt, *, room: int, chunk_tokens: int) -> list[int]:
-    """Token ids of the document's best chunks by BM25, ``room`` at most, in the document's order.
+    """Token ids of the document's best chunks by BM25, at most ``room``, in the document's order.
 
-    Chunks overlap by half, so that what is shorter than that is whole in one of them.
+    Chunks overlap by half, so a passage of up to half a chunk is whole in one of them.
 
     Raises:
         ValueError: bm25s is not installed; names the extra.

@@ -1,4 +1,4 @@
-"""What an evaluation comes down to: its metrics, and the short table in the terminal that a run ends with."""
+"""The metrics of an evaluation, and the short tables that a run prints at its end."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

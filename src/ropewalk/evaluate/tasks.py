@@ -11,7 +11,7 @@ from ropewalk.registry import Registry
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: all that the configuration and the stage evaluate know of it."""
+    """A benchmark: everything that the configuration and the stage evaluate need to know of it."""
 
     name: str
     shots: int
@@ -47,7 +47,7 @@ def local_tasks(benchmark: str, folder: str | Path) -> dict[str, Splits]:
     """The harness's tasks that ``benchmark`` consists of, with their questions from the files below ``folder``.
 
     Raises:
-        FileNotFoundError: a file is not there; names it.
+        FileNotFoundError: a file is missing; the message names it.
         ValueError: a file does not hold such questions, or the benchmark has no reader of local files.
     """
     if not Path(folder).is_dir():

@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals over documents or clusters, and paired tests between methods."""
+"""How certain a figure is: bootstrap intervals over documents or clusters, and paired tests between methods."""
 
 import math
 import warnings
@@ -11,7 +11,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 MIN_DOCUMENTS = 3
-"""Number of documents below which nothing is said: two documents have four resamples."""
+"""Number of documents below which no interval is given: two documents have only four resamples."""
 
 
 def mean_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
@@ -26,7 +26,7 @@ def mean_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, flo
         interval = stats.bootstrap(
             (data,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, rng=np.random.default_rng(seed)
         ).confidence_interval
-    # BCa is not defined for every sample; the plain mean's distribution always is.
+    # BCa is not defined for every sample.
     if not np.isfinite([interval.low, interval.high]).all():
         return None
     return float(interval.low), float(interval.high)
@@ -45,8 +45,8 @@ def share_interval(share: float, trials: int) -> tuple[float, float]:
 def cluster_interval(strata: Sequence[Sequence[tuple[int, int]]]) -> tuple[float, float] | None:
     """Bootstrap interval, at `CONFIDENCE`, of a share of right answers whose trials come in clusters.
 
-    Clusters are drawn again, whole and within their stratum. Where all trials agree, and so all draws, it is Wilson's
-    interval with the clusters as trials.
+    Whole clusters are resampled within their stratum. Where all trials are right or all are wrong, the interval is
+    Wilson's, with the clusters as trials.
 
     Args:
         strata: (right answers, trials) of each cluster, by stratum.

@@ -33,7 +33,7 @@ class TaskAccuracy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a model under our factors works; every length in tokens, and the window where it is not beyond that.
+    """How far a model under our factors works. Lengths are in tokens, and are the window where no longer one qualifies.
 
     A length is read well where the perplexity is not above that of the base model inside its window, and where the
     second half of the tokens is predicted better with all the text before them than with the last window of it, beyond
@@ -93,8 +93,10 @@ class Verdict:
         def is_read_well(length: int) -> bool:
             gain, low = gains[length]["gain_nats"], gains[length]["low"]
             # NaN, where there are too few documents for an interval, is not equal to itself.
-            certain = low if low == low else gain
-            return inside is not None and max(ours.where(length=length).values("perplexity")) <= inside and certain > 0
+            lower_bound = low if low == low else gain
+            return (
+                inside is not None and max(ours.where(length=length).values("perplexity")) <= inside and lower_bound > 0
+            )
 
         tables = {"passkey": passkey, **{family: needles.where(family=family) for family in needles.values("family")}}
         left_out: dict[str, float] = {}

@@ -60,9 +60,9 @@ def common_counts(words: int) -> tuple[list[int], list[int]]:
 def zeta_counts(words: int) -> list[int]:
     """How often the noise, which has rank 1, and each coded word occur in a text of about ``words`` words.
 
-    Rank k occurs words / (ζ(2) k²) times, rounded down (RULER's alpha = 2); no word is left that does not occur. In a
-    text too short for that, the `ASKED_CODES` words after the noise still occur once more often than the next, and the
-    7 words after these occur once.
+    Rank k occurs words / (ζ(2) k²) times, rounded down (RULER's alpha = 2); words that would not occur are left out. In
+    a text too short for that, the `ASKED_CODES` words after the noise still occur once more often than the next, and
+    the 7 words after these occur once.
     """
     ranks = range(1, max(isqrt(words), 1 + ASKED_CODES + OTHERS) + 1)
     noise, *coded = [int(words * 6 / (pi * rank) ** 2) for rank in ranks]
