@@ -23,9 +23,9 @@ Make = Callable[[int, Params], BaseSampler]
 
 
 class KnotSampler(BaseSampler):
-    """The published methods as near as the knots allow, then what one of Optuna's samplers draws.
+    """Draws the published methods, as nearly as the knots allow, and then with one of Optuna's samplers.
 
-    It is made anew from (seed, position) for every trial, so that a killed study resumes as if undisturbed.
+    That sampler is made anew from (seed, position) for every trial, so that a killed study resumes as if undisturbed.
     """
 
     def __init__(

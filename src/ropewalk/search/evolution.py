@@ -38,10 +38,10 @@ def _loss(trial: FrozenTrial) -> float:
 class EvolutionSampler(BaseGASampler):
     """Children of the best trials so far, by local mutations of log lambda's increments and crossovers of two parents.
 
-    There is no barrier between generations: a child is bred from whatever is finished when its turn comes. A trial
-    that was stopped early counts to its generation and can become a parent by its estimated loss, so that what a race
-    spares in tokens is not paid in variety. A point is always drawn whole; parameters that an objective has beside the
-    space's are drawn at random.
+    There is no barrier between generations: a child is bred from the trials that are finished when it is drawn. A trial
+    that was stopped early belongs to its generation and can become a parent by its estimated loss, so that racing saves
+    tokens without reducing diversity. The parameters of a point are always drawn together; further parameters of an
+    objective are drawn at random.
 
     Args:
         population_size: trials in a generation (children); the paper's is 32.
@@ -104,7 +104,7 @@ class EvolutionSampler(BaseGASampler):
         trials = study.get_trials(deepcopy=False)
         position_of = positions(trials)
         position = position_of[trial.number]
-        # What a worker that died drew for this very position is left out.
+        # Points that dead workers drew for this same position are left out.
         seen = {
             self._encoding.point(other.params)
             for other in trials
@@ -156,7 +156,7 @@ class EvolutionSampler(BaseGASampler):
             steps = np.diff(logs, prepend=0.0)
             chosen = rng.random(len(steps)) < min(self._probability, 5 / len(steps))
             moved = np.where(chosen, np.abs(steps + size * rng.normal(size=len(steps))), steps)
-            # What a changed increment adds is taken back at the next pair, half of the time: the change stays local.
+            # Half of the time, the next pair takes back what a changed increment adds, so the change stays local.
             logs = np.cumsum(moved)
             if rng.random() < 0.5:
                 logs = np.where(chosen, logs, np.cumsum(steps))

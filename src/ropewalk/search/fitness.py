@@ -127,7 +127,7 @@ class Fitness:
                 return Evaluation(None, tokens, blocks)
             if hopeless is None:
                 continue
-            # As if a shorter look at a document were the whole of it.
+            # A shorter look at a document is scaled as if it were the whole document.
             scale = self.blocks * sum(len(part.rows) for part in self.parts) * whole / step.length
             for place, row in enumerate(losses):
                 for offset, block in enumerate(row.tensor_split(self.blocks)):
@@ -178,12 +178,13 @@ def answerable(
 ) -> FitnessConfig:
     """``fitness``, without needles where the model does not repeat facts that a text within its window states.
 
-    Its answers are guesses under any factors, so they would only add noise. A fitness of nothing but needles stays.
+    The answers of such a model are guesses under any factors, so they would only add noise. A fitness that consists of
+    needles alone is returned unchanged.
 
     Args:
         scaling: what the model was trained under.
         rows: (rows, length) token ids of text within its window, BOS first.
-        label: what the message that needles are left out begins with; None for no message.
+        label: beginning of the message that needles are left out; None for no message.
     """
     if not (fitness.needles and (fitness.text_weight or fitness.copied_weight)):
         return fitness
@@ -196,7 +197,9 @@ def answerable(
     if losses[0] < losses[1] / 2:
         return fitness
     if label is not None:
-        told = f"{losses[0]:.2f} nats of loss, {losses[1]:.2f} where they are not stated"
-        because = "the model does not repeat facts within its window"
-        print(f"{label}: needles do not count, because {because} ({told})", file=sys.stderr)
+        print(
+            f"{label}: needles do not count, because the model does not repeat facts within its window "
+            f"({losses[0]:.2f} nats of loss, {losses[1]:.2f} where they are not stated)",
+            file=sys.stderr,
+        )
     return replace(fitness, needles=0, needle_weight=0.0)

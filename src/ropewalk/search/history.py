@@ -25,7 +25,7 @@ class SearchResult:
     generation, state, reason of a failure, loss, best of the phase, best_so_far, tokens and the point. A trial that
     was not read whole has no loss. A gradient step reads other rows, so that its loss does not count to best_so_far."""
     seconds_of_rows: list[float | None]
-    """Seconds that each trial took; None for what is not timed alone."""
+    """Seconds of each row's trial; None for rows that are not timed on their own."""
     forward_tokens: int
     """Tokens read; a backward pass counts as two more forward passes."""
     saved_tokens: int
@@ -49,7 +49,7 @@ Results = dict[int, SearchResult]
 class History:
     """Rows of a search, with the best so far of each phase and the tokens paid so far.
 
-    ``evaluation_tokens`` is what reading a point takes where it is not stopped.
+    ``evaluation_tokens`` is the number of tokens that are read for a point that is not stopped early.
     """
 
     def __init__(self, *, length: int, evaluation_tokens: int) -> None:
@@ -112,7 +112,7 @@ def table(results: Results) -> list[dict[str, Any]]:
 
 
 def provenance(result: SearchResult, *, search: str, commit: str) -> Provenance:
-    """What is kept with searched factors of how they came about; ``search`` is the search's name in conf/search."""
+    """The record of how factors were found, which is kept with them; ``search`` is the search's name in conf/search."""
     phases = Counter(row["phase"] for row in result.rows)
     return {
         "method": search,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler of a search: all that the configuration and the study know of it."""
+    """A sampler of a search: everything that the configuration and the study need to know of it."""
 
     name: str
     """Value of `search.sampler`."""

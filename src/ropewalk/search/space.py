@@ -33,7 +33,7 @@ class SearchSpace:
     """The paper's is 0.01."""
     n_hats: tuple[int, ...] = N_HATS
     attention_factors: tuple[float, float] = (0.9, 1.6)
-    """Lowest and highest; both the same value fixes it."""
+    """Lowest and highest; equal values fix it."""
     query_scales: tuple[tuple[float, ...], ...] | None = None
     """Query scales of every point."""
 
@@ -63,7 +63,7 @@ class SearchSpace:
         return replace(point, method=scaling.method, query_scales=scaling.query_scales or self.query_scales)
 
     def published(self) -> list[RopeScaling]:
-        """Closed forms that a search begins with, those that have a temperature with it where t is free.
+        """Closed forms that a search begins with; those that have a temperature keep it where t is free.
 
         PI, NTK-aware and YaRN begin the paper's population; MrRoPE-Pro and TailSpline are at times better than these.
         """
@@ -72,8 +72,9 @@ class SearchSpace:
     def start(self) -> RopeScaling:
         """Where a gradient begins: YaRN that keeps every pair of 8 turns and more within the window.
 
-        Over lambda of a pair that turns often, the loss has a valley for every turn that lambda takes from it at a
-        distance of one window. A gradient seldom leaves the valley it begins in, and that of lambda = 1 is a good one.
+        As a function of the lambda of a pair that turns often, the loss has a valley for every turn that lambda removes
+        at a distance of one window. A gradient seldom leaves the valley that it begins in, and that of lambda = 1 is a
+        good one.
         """
         return self.apply(methods.yarn, beta_fast=8.0)
 
@@ -152,8 +153,8 @@ class FactorEncoding:
 class KnotEncoding:
     """rise_0, rise_1, … are how far log lambda rises up to each of a few pairs, with straight lines between them.
 
-    Factors never fall whatever the values, so that samplers which know nothing of order can be used; n_hat is its
-    index among the choices, which is a number to them.
+    Factors never fall whatever the values, so that samplers which know nothing of order can be used; n_hat is
+    represented by its index among the choices, an integer.
     """
 
     space: SearchSpace

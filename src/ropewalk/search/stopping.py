@@ -17,10 +17,11 @@ _MIN_PAIRS = 8
 
 
 class RacePruner(BasePruner):
-    """Wilcoxon's signed-rank test of block losses in pairs with those of the best trial so far.
+    """Wilcoxon signed-rank test between the block losses of a trial and those of the best trial so far.
 
-    optuna.pruners.WilcoxonPruner compares a mean over what was read with one over everything, so that it stops nothing
-    while easy documents come first; here both are over the blocks that both have read.
+    optuna.pruners.WilcoxonPruner compares the trial's mean over the blocks read so far with the best trial's mean over
+    all blocks, so that it stops nothing while easy documents come first. Here, both means are over the blocks that both
+    trials have read.
     """
 
     def __init__(self, *, p_value: float) -> None:
@@ -44,8 +45,8 @@ def estimated_loss(blocks: Mapping[int, float], best: FrozenTrial) -> float:
 
 def _behind(blocks: Mapping[int, float], best: FrozenTrial) -> np.ndarray:
     """Block losses minus those of the best trial, where both have read the block."""
-    of_best = best.intermediate_values
-    return np.array([value - of_best[block] for block, value in blocks.items() if block in of_best])
+    best_blocks = best.intermediate_values
+    return np.array([value - best_blocks[block] for block, value in blocks.items() if block in best_blocks])
 
 
 def tokens_of(trial: FrozenTrial) -> int:

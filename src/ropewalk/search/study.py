@@ -1,6 +1,6 @@
 """A search as one Optuna study: a warm start if wanted, then the sampler's trials, resumable after a kill.
 
-The warm start is one worker's work, kept with the study, so that it is paid once however many workers there are.
+The warm start is done by one worker and kept with the study, so that it is computed once for any number of workers.
 """
 
 import math
@@ -46,7 +46,7 @@ _SECONDS = "seconds"
 
 @dataclass(frozen=True)
 class Search:
-    """One search of a space: the same call by every worker, here and elsewhere, gives every one the same result.
+    """One search of a space. Every worker, on any machine, makes the same call and gets the same result.
 
     Args:
         batch: step -> token rows of a gradient step (rows, length), BOS first and EOS last.
@@ -72,7 +72,7 @@ class Search:
     label: str = "search"
 
     def run(self) -> SearchResult:
-        """Search until the schedule is done; what an earlier call or another worker did is not paid again.
+        """Search until the schedule is done; what an earlier call or another worker did is not repeated.
 
         Raises:
             ValueError: no candidate has a loss, the storage holds another study of this name, or the budget does not
@@ -84,16 +84,16 @@ class Search:
         with storage_of(config, self.state_folder) as storage:
             pruner = RacePruner(p_value=config.race.p_value)
             study = persistently(lambda: open_study(storage, self.name, pruner=pruner, identity=self.record))
-            begun = self._warm_start(study, storage) if config.gradient_steps or not config.trials else WarmStart()
+            warm = self._warm_start(study, storage) if config.gradient_steps or not config.trials else WarmStart()
             # Trials vary the factors under the query scales that the gradient ended with.
-            space = replace(self.space, query_scales=begun.path[-1][1].query_scales) if begun.path else self.space
+            space = replace(self.space, query_scales=warm.path[-1][1].query_scales) if warm.path else self.space
             encoding = self._encoding(space)
-            done = self._trials(study, storage, begun, encoding) if config.trials else []
-        return self._result(begun, done, encoding)
+            done = self._trials(study, storage, warm, encoding) if config.trials else []
+        return self._result(warm, done, encoding)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the study is of; a study of something else under the same name is refused."""
+        """What the study searches; a study of the same name with another record is refused."""
         space, first = self.space, self.fitness.first
         left_out = (*PLACEMENT, *EXTENT, "name", "starts")
         return {
@@ -123,7 +123,7 @@ class Search:
 
     def _read(self, point: RopeScaling, hopeless: Callable[[dict[int, float]], bool] | None = None) -> Evaluation:
         if self.config.race.blocks:
-            # Without a race too, for the blocks that others are compared with.
+            # A point that is not raced is read in blocks too, since others are compared with it.
             hopeless = hopeless or (lambda blocks: False)
         with within_memory(search_advice(self.config)):
             return self.fitness.evaluate(point, hopeless=hopeless)
@@ -170,15 +170,15 @@ class Search:
             return KnotEncoding(space, self.config.knots)
         return FactorEncoding(space)
 
-    def _trials(self, study: Study, storage: RDBStorage, begun: WarmStart, encoding: Encoding) -> list[FrozenTrial]:
+    def _trials(self, study: Study, storage: RDBStorage, warm: WarmStart, encoding: Encoding) -> list[FrozenTrial]:
         """The trial that counts for each position of the schedule."""
         config = self.config
         # Some of the gradient's path, its end first, then the starts.
-        last = len(begun.path) - 1
-        along = [begun.path[int(last * share)][1] for share in (1.0, 0.85, 0.7, 0.5)] if begun.path else []
-        first_points = tuple(dict.fromkeys([*along, *map(self.space.nearest, self.starts)]))
+        last = len(warm.path) - 1
+        path_points = [warm.path[int(last * share)][1] for share in (1.0, 0.85, 0.7, 0.5)] if warm.path else []
+        first_points = tuple(dict.fromkeys([*path_points, *map(self.space.nearest, self.starts)]))
         study.sampler = SAMPLERS[config.sampler].make(encoding, config, self.seed, first_points)
-        spent = self._tokens_of(len(begun.path)) + sum(read.forward_tokens for read in begun.known.values())
+        spent = self._tokens_of(len(warm.path)) + sum(read.forward_tokens for read in warm.known.values())
         earlier = persistently(lambda: study.get_trials(deepcopy=False))
         with Progress(
             total=config.trials,
@@ -198,15 +198,15 @@ class Search:
             return run_schedule(
                 study,
                 storage,
-                lambda trial, position: self._evaluate(trial, study, begun, encoding),
+                lambda trial, position: self._evaluate(trial, study, warm, encoding),
                 distributions=encoding.distributions(),
                 length=config.trials,
                 end=partial(self._budget.end, spent),
                 on_done=show,
             )
 
-    def _evaluate(self, trial: Trial, study: Study, begun: WarmStart, encoding: Encoding) -> float:
-        """Loss in nats of the trial's point; raises TrialPruned where it is stopped early, FailedTrial without one."""
+    def _evaluate(self, trial: Trial, study: Study, warm: WarmStart, encoding: Encoding) -> float:
+        """Loss in nats of the trial's point; raises TrialPruned if it is stopped early, FailedTrial without a loss."""
         start = time.perf_counter()
         point = encoding.point(trial.params)
         reported: set[int] = set()
@@ -217,7 +217,7 @@ class Search:
                 reported.add(block)
             return trial.should_prune()
 
-        known = begun.known.get(point)
+        known = warm.known.get(point)
         if known is None:
             evaluation = self._read(point, hopeless if self.config.race.blocks else None)
         else:
@@ -247,48 +247,48 @@ class Search:
         """Tokens in a row of a gradient step."""
         return max(part.rows.shape[1] for part in self.fitness.parts)
 
-    def _result(self, begun: WarmStart, done: list[FrozenTrial], encoding: Encoding) -> SearchResult:
+    def _result(self, warm: WarmStart, done: list[FrozenTrial], encoding: Encoding) -> SearchResult:
         history = History(length=self.row_length, evaluation_tokens=self.fitness.forward_tokens)
-        for number, point in enumerate(begun.published):
-            history.add_read("published", number, point, begun.known[point])
-        for number, (loss, point) in enumerate(begun.path):
+        for number, point in enumerate(warm.published):
+            history.add_read("published", number, point, warm.known[point])
+        for number, (loss, point) in enumerate(warm.path):
             history.add(
                 "gradient", number, point, loss=loss, tokens=self._tokens_of(number + 1) - self._tokens_of(number)
             )
-        for point in begun.known.keys() - set(begun.published):
-            history.add_read("learned", 0, point, begun.known[point])
-        candidates = [(read.loss, point) for point, read in begun.known.items() if read.loss is not None]
+        for point in warm.known.keys() - set(warm.published):
+            history.add_read("learned", 0, point, warm.known[point])
+        candidates = [(read.loss, point) for point, read in warm.known.items() if read.loss is not None]
         generation = EvolutionSampler._get_generation_key()
         for position, trial in enumerate(done):
             point = encoding.point(trial.params)
-            of_trial = trial.values[0] if trial.state == TrialState.COMPLETE else None
+            trial_loss = trial.values[0] if trial.state == TrialState.COMPLETE else None
             history.add(
                 "evolution",
                 position,
                 point,
-                loss=of_trial,
+                loss=trial_loss,
                 tokens=tokens_of(trial),
                 state=trial.state.name,
                 reason=trial.user_attrs.get(REASON),
                 seconds=trial.user_attrs.get(_SECONDS),
                 generation=trial.system_attrs.get(generation, 0),
             )
-            if of_trial is not None:
-                candidates.append((of_trial, point))
+            if trial_loss is not None:
+                candidates.append((trial_loss, point))
         if not candidates:
             raise ValueError(NOT_A_NUMBER)
         loss, best = min(candidates, key=lambda candidate: candidate[0])
-        gradient = begun.path[-1][1] if begun.path else None
+        gradient = warm.path[-1][1] if warm.path else None
         return SearchResult(
             best=self.fitness.composed(replace(best, method="longrope")),
             loss=loss,
             gradient=self.fitness.composed(gradient) if gradient else None,
-            gradient_loss=begun.known[gradient].loss if gradient else None,
+            gradient_loss=warm.known[gradient].loss if gradient else None,
             rows=history.rows,
             seconds_of_rows=history.seconds,
             forward_tokens=history.tokens,
             saved_tokens=history.saved,
-            seconds=begun.seconds + sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in done),
+            seconds=warm.seconds + sum(trial.user_attrs.get(_SECONDS, 0.0) for trial in done),
             record=self.record,
             budget={key: getattr(self.config, key) for key in EXTENT},
         )

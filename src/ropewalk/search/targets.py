@@ -29,12 +29,12 @@ from ropewalk.search.token_weights import WeightedRows, weighted_rows
 from ropewalk.workers import device_of, run_workers
 
 _RECALL_TOKENS = 1024
-"""Length, at most, at which it is tried whether a model repeats facts at all."""
+"""Largest number of tokens in the rows that show whether a model repeats facts at all."""
 
 
 @dataclass(frozen=True)
 class TargetSearch:
-    """Searches one length after another on the documents of a search split, each from the result of the last.
+    """Searches one length after another on the documents of a search split, each from the result of the one before.
 
     Args:
         load: loads the model; every worker calls it once.
@@ -58,7 +58,7 @@ class TargetSearch:
     @cached_property
     def model(self) -> Any:
         device = device_of(self.worker)
-        # What loads to "the" accelerator takes this worker's.
+        # Code that loads to the current accelerator then uses this worker's.
         selected = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         advice = f"lower search.workers, found {self.config.workers}, or take model.dtype=bfloat16"
         with selected, within_memory(advice):
@@ -99,19 +99,21 @@ class TargetSearch:
     def recover(self, extended: RopeScaling, of_checkpoint: Sequence[RopeScaling] = ()) -> Results:
         """Factors for inputs that are short again, none above the largest of ``extended`` (paper §3.3).
 
-        The checkpoint's scalings are read first, as plain RoPE is.
+        The checkpoint's scalings are among the first points, as plain RoPE is.
         """
         return self._on_extended._together(TargetSearch._recover, extended, *of_checkpoint)
 
     @property
     def _on_extended(self) -> Self:
-        """The search of a model that is extended and was trained to retrieve: all tokens of a text count alike."""
-        given = self.config.fitness
-        plain = replace(given, needles=0, needle_weight=0.0, copied_weight=0.0) if given.text_weight else given
-        return replace(self, config=replace(self.config, fitness=plain, query_scales="none", double_length_every=None))
+        """The search on a model that is already extended and trained to retrieve: all tokens of a text count alike."""
+        fitness = self.config.fitness
+        if fitness.text_weight:
+            fitness = replace(fitness, needles=0, needle_weight=0.0, copied_weight=0.0)
+        config = replace(self.config, fitness=fitness, query_scales="none", double_length_every=None)
+        return replace(self, config=config)
 
     def _together(self, search: Callable[..., Results], *scalings: RopeScaling | None) -> Results:
-        """Worker 0's part of ``search``, while the other workers of this machine do theirs."""
+        """Run ``search`` as worker 0, together with the other workers of this machine, and return its results."""
         # The others get a copy, which has not loaded the model.
         others = partial(_join, replace(self), search, scalings)
         return run_workers(self.config.workers, partial(self._run, search, scalings), others)
@@ -136,14 +138,14 @@ class TargetSearch:
         window = first.target_length if first else self.shape.original_length
         start_attention_factor = first.attention_factor if first else 1.0
         relative: RopeScaling | None = None
-        from_files = [] if first else self._scalings_from_files()
+        file_scalings = [] if first else self._scalings_from_files()
         for length in self.target.lengths:
             space = self._space(CriticalSpace if self.config.critical else SearchSpace, window, length)
             space = replace(space, query_scales=relative.query_scales if relative else None)
-            given = [scaling for scaling in from_files if scaling.target_length == length]
-            starts = [space.start(), *given] if given else []
+            file_starts = [scaling for scaling in file_scalings if scaling.target_length == length]
+            starts = [space.start(), *file_starts] if file_starts else []
             if first is not None:
-                # The temperature belongs to the whole extension, not to its step.
+                # The temperature belongs to the whole extension, not to this step of it.
                 points = (*space.published(), space.start(), space.apply(methods.ntk, multiple=2.0))
                 starts = [replace(point, attention_factor=first.attention_factor) for point in points]
                 if window > (original := first.original_length):
@@ -154,8 +156,8 @@ class TargetSearch:
                 unchanged = RopeScaling((1.0,) * space.pairs, window, window, attention_factor=start_attention_factor)
                 shorter = (relative.target_length, relative)
                 starts += [relative, interpolated((window, unchanged), shorter, length=length)]
-            # Weights hold one set of query scales, so that longer lengths take those of the first one.
-            results[length] = self._search(length, space, first, starts, given, learns_scales=relative is None)
+            # Weights hold one set of query scales, so longer lengths use those of the first length.
+            results[length] = self._search(length, space, first, starts, file_starts, learns_scales=relative is None)
             best = results[length].best
             relative = best.relative_to(first) if first else best
         return results
@@ -194,7 +196,7 @@ class TargetSearch:
         space: SearchSpace,
         first: RopeScaling | None,
         starts: list[RopeScaling],
-        given: Sequence[RopeScaling] = (),
+        file_starts: Sequence[RopeScaling] = (),
         *,
         learns_scales: bool = False,
     ) -> SearchResult:
@@ -228,7 +230,7 @@ class TargetSearch:
                 "model_hash": self.model_hash,
                 "documents": [self.store.names[index] for index in self.store.long_documents(length - 1)[:documents]],
                 "documents_hash": self.store.hash,
-                "starts": [text_hash(start.to_json()) for start in given],
+                "starts": [text_hash(start.to_json()) for start in file_starts],
             },
             worker=self.worker,
             label=f"{self.label} for {length:,} tokens",

@@ -1,7 +1,7 @@
 """Which tokens of a search document count, and how much: all of its text, answers about needles, and copied tokens.
 
-Most tokens of a text can be told from the few before them, whatever the factors: perplexity alone draws factors to
-what reads well nearby and loses what stands far back. LongRoPE2 (arXiv 2502.20082, section 3.1) therefore judges by the
+Most tokens of a text can be predicted from the few before them under any factors, so perplexity alone favours factors
+that read well nearby and lose what stands far back. LongRoPE2 (arXiv 2502.20082, section 3.1) therefore judges by the
 answers to needles. Tokens that a natural text copies from beyond the window are needles that need no prompt.
 """
 
@@ -74,8 +74,8 @@ def weighted_rows(
 def copied_tokens(tokens: np.ndarray, *, window: int) -> np.ndarray:
     """Whether each of ``tokens`` (length,) is copied from beyond the window, of the same shape.
 
-    It is where the `_CONTEXT` tokens before it occurred earlier with the same continuation, and never, with whatever
-    continuation, within the ``window`` tokens before it.
+    A token is copied if the `_CONTEXT` tokens before it occurred earlier with the same continuation, and did not occur,
+    with any continuation, within the ``window`` tokens before it.
     """
     copied = np.zeros(len(tokens), np.bool_)
     last: dict[tuple[int, ...], int] = {}

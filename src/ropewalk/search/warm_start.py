@@ -1,4 +1,4 @@
-"""Before the first trial: the starts and published methods are read, and a gradient learns from the best of them.
+"""The warm start, before the first trial: starts and published methods are read, and a gradient learns from the best.
 
 log lambda = cumsum(softplus(raw)) is non-decreasing by construction; Adam with cosine decay.
 """
@@ -57,7 +57,7 @@ def learn_scaling(
         query_scales: head to learn a scale of the queries of each head, pair for one of each pair of each head, none
             to keep those of ``start``.
         activation_checkpointing: none, full or offload, as `ropewalk.models.activation_checkpointing` does them.
-        kept: the states that an earlier call gave to ``keep`` last: it is resumed from there to the bit.
+        kept: the states that an earlier call last passed to ``keep``; learning resumes from there, bit for bit.
         keep: called after every step with the states of all steps so far.
 
     Raises:
@@ -69,7 +69,7 @@ def learn_scaling(
     rotary = find_rotary(model)[1]
     assert isinstance(rotary, RotaryEmbedding)
     device = rotary.inv_freq.device
-    before = torch.tensor(first.factors if first else (1.0,) * space.pairs, device=device)
+    first_factors = torch.tensor(first.factors if first else (1.0,) * space.pairs, device=device)
     increments = torch.diff(torch.tensor(start.factors, device=device).log(), prepend=torch.zeros(1, device=device))
     # The inverse of softplus, and what it gives above the increments at the start, which is taken off again.
     raw = torch.log(torch.expm1(increments.clamp(min=_SMALLEST_INCREMENT))).requires_grad_()
@@ -86,9 +86,9 @@ def learn_scaling(
     if query_scales != "none":
         scales = scales_of(model)
         shape = (scales.layers, scales.heads, *([space.pairs] if query_scales == "pair" else []))
-        begun = scales.table(start)
-        begun = torch.ones(scales.layers, scales.heads, device=device) if begun is None else begun
-        log_scales = begun.log().view(*begun.shape, *[1] * (len(shape) - begun.ndim)).expand(shape).clone()
+        initial = scales.table(start)
+        initial = torch.ones(scales.layers, scales.heads, device=device) if initial is None else initial
+        log_scales = initial.log().view(*initial.shape, *[1] * (len(shape) - initial.ndim)).expand(shape).clone()
         log_scales.requires_grad_()
         learned.append(log_scales)
         rates.append({"params": [log_scales], "lr": learning_rate / 2})
@@ -97,7 +97,7 @@ def learn_scaling(
     states = list(kept)
 
     def read(step: int) -> StepState:
-        rotary.factors = before * learned_factors()
+        rotary.factors = first_factors * learned_factors()
         rotary.attention_factor = log_t.exp()
         if log_scales is not None:
             scales.set(log_scales.exp())
@@ -112,10 +112,10 @@ def learn_scaling(
         gradients = [parameter.grad.tolist() for parameter in learned if parameter.grad is not None]
         return {"loss": loss.item(), "gradients": gradients}
 
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    required_grad = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
     if activation_checkpointing != "none":
-        # transformers recomputes in training mode only; nothing of ours drops out.
+        # transformers recomputes in training mode only; dropout stays off.
         model.train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -146,7 +146,7 @@ def learn_scaling(
                 table = start.query_scales if log_scales is None else _rows(log_scales.detach().exp())
                 yield state["loss"], replace(point, query_scales=table, method="gradient")
     finally:
-        for parameter, flag in zip(model.parameters(), wanted, strict=True):
+        for parameter, flag in zip(model.parameters(), required_grad, strict=True):
             parameter.requires_grad_(flag)
         if activation_checkpointing != "none":
             model.eval()
@@ -191,10 +191,10 @@ def warm_start(
     """Read ``candidates``, learn from the best start, and read where that ends.
 
     Args:
-        kept: what an earlier call gave to ``keep`` before it was killed; none of it is paid again.
+        kept: what an earlier call passed to ``keep`` before it was killed; none of it is computed again.
         keep: (key, JSON value); called after every read and every gradient step.
-        starts: candidates to learn from; where none of them has a loss, the best of all will do.
-        learn: (start, states of the steps of an earlier call, keeper of this one's) -> path.
+        starts: candidates to learn from; where none of them has a loss, the best candidate is taken.
+        learn: (start, step states of an earlier call, function that keeps those of this call) -> path.
 
     Raises:
         ValueError: none of the candidates has a loss.
@@ -202,7 +202,7 @@ def warm_start(
     known: dict[RopeScaling, Evaluation] = {}
     seconds = 0.0
 
-    def look_at(point: RopeScaling) -> None:
+    def read_point(point: RopeScaling) -> None:
         nonlocal seconds
         key = f"read {len(known)}"
         if key in kept:
@@ -211,27 +211,27 @@ def warm_start(
             blocks = {int(block): loss for block, loss in values["blocks"].items()}
             known[point] = Evaluation(values["loss"], values["forward_tokens"], blocks)
         else:
-            begun = time.perf_counter()
-            known[point], elapsed = read(point), time.perf_counter() - begun
+            start_seconds = time.perf_counter()
+            known[point], elapsed = read(point), time.perf_counter() - start_seconds
             keep(key, {**asdict(known[point]), "seconds": elapsed})
         seconds += elapsed
 
     for candidate in candidates:
-        look_at(candidate)
+        read_point(candidate)
     losses = {point: math.inf if read.loss is None else read.loss for point, read in known.items()}
     start = min(candidates, key=lambda point: (losses[point] == math.inf, point not in starts, losses[point]))
     if not math.isfinite(losses[start]):
         raise ValueError(NOT_A_NUMBER)
     gradient = kept.get("gradient", {"steps": [], "seconds": 0.0})
-    begun = time.perf_counter() - gradient["seconds"]
+    gradient_start = time.perf_counter() - gradient["seconds"]
 
     def keep_steps(states: list[StepState]) -> None:
         nonlocal gradient
-        gradient = {"steps": states, "seconds": time.perf_counter() - begun}
+        gradient = {"steps": states, "seconds": time.perf_counter() - gradient_start}
         keep("gradient", gradient)
 
     path = learn(start, gradient["steps"], keep_steps)
     seconds += gradient["seconds"]
     if path and path[-1][1] not in known:
-        look_at(path[-1][1])
+        read_point(path[-1][1])
     return WarmStart(tuple(candidates), tuple(path), known, seconds)

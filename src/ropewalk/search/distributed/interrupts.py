@@ -11,11 +11,11 @@ from sqlalchemy import Engine, event
 
 
 class Interrupts:
-    """SIGINT as the main thread of this process receives it.
+    """Handles SIGINT in the main thread of this process.
 
-    A Ctrl-C is raised at once unless the main thread is working with the storage, where it would leave a cursor and a
-    lock behind: then it is raised as soon as that is done. None is lost, although Python drops an exception that falls
-    into the callback of a weak reference.
+    A Ctrl-C is raised at once unless the main thread is using the storage, where it would leave a cursor and a lock
+    behind; then it is raised as soon as the storage is released. None is lost, although Python drops exceptions that
+    are raised in the callback of a weak reference.
     """
 
     def __init__(self) -> None:
@@ -26,23 +26,23 @@ class Interrupts:
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Handle SIGINT while the body runs; a Ctrl-C that was held back is raised at its end at the latest."""
-        before = signal.getsignal(signal.SIGINT)
+        previous = signal.getsignal(signal.SIGINT)
         is_main = threading.current_thread() is threading.main_thread()
-        if self._kept or not callable(before) or not is_main:
+        if self._kept or not callable(previous) or not is_main:
             yield
             return
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             self.caught = True
             if not self._held and not self._connections_in_use:
-                before(number, frame)
+                previous(number, frame)
 
         self.caught, self._kept = False, True
         signal.signal(signal.SIGINT, interrupt)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, previous)
             caught, self.caught, self._kept = self.caught, False, False
         if caught:
             raise KeyboardInterrupt
@@ -67,11 +67,11 @@ class Interrupts:
 
     @contextmanager
     def _holding(self, held: bool) -> Iterator[None]:
-        before, self._held = self._held, held
+        previous, self._held = self._held, held
         try:
             yield
         finally:
-            self._held = before
+            self._held = previous
 
     def watch(self, engine: Engine) -> None:
         """Hold every Ctrl-C back while the main thread uses a connection of ``engine``."""
@@ -89,4 +89,4 @@ class Interrupts:
 
 
 INTERRUPTS = Interrupts()
-"""This process's: signal handlers are the process's too."""
+"""There is one for the process, as signal handlers belong to the process too."""

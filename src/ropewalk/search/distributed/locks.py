@@ -19,7 +19,7 @@ from ropewalk.search.distributed.interrupts import INTERRUPTS
 from ropewalk.search.distributed.storage import persistently
 
 Keep = Callable[[str, Any], None]
-"""Keeps a JSON value under a key."""
+"""Stores a JSON value under a key."""
 Result = TypeVar("Result")
 _POLL_SECONDS = 0.2
 _NOTICE_DEAD_MACHINES = text(
@@ -30,11 +30,11 @@ _TRY_LOCK = "SELECT pg_try_advisory_lock{}(hashtextextended(:name, 0))"
 
 
 def in_turn(study: Study, storage: RDBStorage, name: str, work: Callable[[dict[str, Any], Keep], Result]) -> Result:
-    """What ``work`` returns, called by one worker at a time of all that share the study.
+    """Call ``work``, in one worker at a time among all that share the study, and return its result.
 
     Args:
-        name: begins the attributes of the study in which the work's state is kept.
-        work: (kept, keep) -> result; ``kept`` is all that this worker or another one gave to ``keep`` before.
+        name: prefix of the study's attributes in which the state of the work is kept.
+        work: (kept, keep) -> result; ``kept`` holds everything that any worker has passed to ``keep`` before.
     """
     prefix = f"{name}, "
 
@@ -61,11 +61,10 @@ def locked(
     """Hold the lock ``name`` while the body runs.
 
     Args:
-        shared: others may hold it too, but none alone.
-        wait: until it is free; else None is yielded where it is not.
-
-    Yields: a check, which raises where the database was away and another may hold the lock by now; `persistently`
-        then begins anew.
+        shared: other workers may hold it as shared too, but none exclusively.
+        wait: wait until the lock is free; if false, and the lock is taken, None is yielded.
+    Yields: a check, which raises if the connection was lost, so that another worker may hold the lock by now;
+        `persistently` then starts over.
     """
     engine = storage.engine
     if engine.dialect.name == "sqlite":

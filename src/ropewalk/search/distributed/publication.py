@@ -28,7 +28,7 @@ def publish(
 ) -> None:
     """Write and track ``results``, once for all machines that share ``search``.
 
-    Where another machine did, they are written here too unless the files can be seen here and say the same.
+    If another machine has done so, only the files are written here, unless they exist with the same content.
 
     Args:
         factors: name below ``output``/factors -> text of the factors files; the first is tracked.
@@ -53,7 +53,7 @@ def publish(
     if config.storage is None:
         write_and_track({}, lambda key, value: None)
         return
-    # A study that is carried further has other results, which are published anew.
+    # A study that was continued has other results, which are published again.
     content = json.dumps([(result.best.to_json(), result.rows) for result in results.values()])
     with storage_of(config, search.state_folder) as storage:
         study = optuna.load_study(study_name=search.study_name(max(results)), storage=storage)

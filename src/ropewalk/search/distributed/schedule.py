@@ -1,7 +1,7 @@
 """A study's schedule: positions 0, 1, 2, …, each settled once, by one worker or many, here or elsewhere.
 
-Workers know of each other only through the study's storage. The trial of one whose heartbeat stopped is taken over by
-another, under the same position; a worker that is alone at the study need not wait for that.
+Workers communicate only through the study's storage. If the heartbeat of a worker stops, another one takes over its
+trial, under the same position. A worker that is alone at the study takes it over at once.
 """
 
 import time
@@ -35,7 +35,7 @@ _LOST_SECONDS = 3.0
 
 
 class FailedTrial(Exception):
-    """A candidate cannot be read, for the reason given; its position is settled."""
+    """Raised where a candidate cannot be read, with the reason; its position is settled."""
 
 
 def run_schedule(
@@ -56,16 +56,16 @@ def run_schedule(
         distributions: the parameters of a trial, drawn before the objective is called.
         end: how many of the first trials, given in order of position, make the whole schedule; None to carry on.
         on_done: called with the settled positions whenever there may be more of them.
-        poll: seconds between looks at what other workers do.
+        poll: seconds between checks of the other workers' progress.
 
     Returns:
         The trial that counts for each position up to the end. It follows from the storage alone, so it is the same
-        for every worker, whenever it looks: what others did beyond the end counts for none of them.
+        for every worker at any time; trials beyond the end count for none of them.
     """
     missing_since: dict[int, float] = {}
 
     def step() -> list[FrozenTrial] | None:
-        """One trial, or one look at what others do; the whole schedule when it is done."""
+        """Run a trial, or check on the other workers; return the whole schedule when it is done."""
         trials = study.get_trials(deepcopy=False)
         done = {position: trial for position, trial in done_by_position(trials).items() if position < length}
         on_done(done)
@@ -74,9 +74,9 @@ def run_schedule(
         if enough is not None or len(leading) == length:
             return leading[:enough]
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        unbegun = len(set(positions(trials).values())) < length
-        # What is drawn now comes after all that is done, also where a position before is still being read.
-        if waiting or (unbegun and end(list(done.values())) is None):
+        has_free_position = len(set(positions(trials).values())) < length
+        # A trial that is drawn now comes after all that are done, even if an earlier one is still being read.
+        if waiting or (has_free_position and end(list(done.values())) is None):
             _run_trial(study, objective, length, dict(distributions or {}))
             return None
         time.sleep(poll)
@@ -91,7 +91,7 @@ def run_schedule(
         return None
 
     def take_over() -> None:
-        """Queue again what workers that are gone have left, if no other worker is at the study."""
+        """Queue the trials of dead workers again, if no other worker is at the study."""
         with locked(storage, study.study_name, wait=False) as is_alone:
             if is_alone:
                 trials = study.get_trials(deepcopy=False)
@@ -100,7 +100,7 @@ def run_schedule(
                     requeue(study, trial)
 
     def work() -> list[FrozenTrial]:
-        """Every step of this worker; whatever an outage broke off is queued again before the next draw."""
+        """Run all steps of this worker; after an outage, interrupted trials are queued again before the next draw."""
         persistently(take_over)
         with locked(storage, study.study_name, shared=True) as check:
             assert check is not None
@@ -116,7 +116,7 @@ def run_schedule(
 def _run_trial(
     study: Study, objective: Callable[[Trial, int], float], length: int, distributions: dict[str, BaseDistribution]
 ) -> None:
-    """Ask, read and tell; a trial that is left for another reason than its own goes back to the queue.
+    """Ask, read and tell; a trial that is interrupted, rather than failing by itself, goes back to the queue.
 
     `Study.optimize` hides an error of the storage behind one of its own, and leaves a trial behind when interrupted.
     """
@@ -126,8 +126,10 @@ def _run_trial(
     trials = study.get_trials(deepcopy=False)
     position_of = positions(trials)
     position = position_of[trial.number]
-    same = [other for other in trials if position_of[other.number] == position and other.number != trial.number]
-    if position >= length or any(is_done(other) or other.state == TrialState.RUNNING for other in same):
+    others_at_position = [
+        other for other in trials if position_of[other.number] == position and other.number != trial.number
+    ]
+    if position >= length or any(is_done(other) or other.state == TrialState.RUNNING for other in others_at_position):
         # Another worker drew the last position meanwhile, or has the same one.
         study.tell(trial, state=TrialState.FAIL)
         return

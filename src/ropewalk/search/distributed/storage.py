@@ -51,11 +51,11 @@ class _QuickConnection(sqlite3.Connection):
 
 
 class SharedStorage(RDBStorage):
-    """Optuna's database storage, which waits for a database that is away, for ``timeout`` seconds at most.
+    """Optuna's database storage, which waits at most ``timeout`` seconds for a database that is away.
 
-    Optuna never takes over a trial whose worker died before its first heartbeat, and takes over those of all workers
-    at once when the database was away for longer than the grace period; here every worker then gets the time to beat
-    again.
+    Optuna never takes over a trial whose worker died before its first heartbeat; this class does. If the database was
+    away for longer than the grace period, Optuna takes over the trials of all workers at once; here, every worker first
+    gets time to send another heartbeat.
     """
 
     def __init__(self, url: str, *, timeout: float, heartbeat_seconds: int, engine_kwargs: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ class SharedStorage(RDBStorage):
             event.listen(self.engine, "do_connect", self._connect)
 
     def _connect(self, dialect: Any, record: Any, args: Any, kwargs: Any) -> Any:
-        begun = time.monotonic()
+        start = time.monotonic()
         while True:
             try:
                 return dialect.connect(*args, **kwargs)
@@ -82,7 +82,7 @@ class SharedStorage(RDBStorage):
                 self._judges_from = time.monotonic() + self._grace_seconds
                 if INTERRUPTS.caught and threading.current_thread() is threading.main_thread():
                     raise KeyboardInterrupt from None
-                self._has_given_up |= time.monotonic() - begun >= self._timeout
+                self._has_given_up |= time.monotonic() - start >= self._timeout
                 if self._has_given_up or INTERRUPTS.caught:
                     raise ConnectionError(
                         f"search.storage has been away for {self._timeout:.0f} s ({_first_line(error)}); nothing is "
@@ -107,7 +107,7 @@ class SharedStorage(RDBStorage):
 
 
 def persistently(call: Callable[[], Result]) -> Result:
-    """Call once more what lost its connection on the way; connecting again waits for the database."""
+    """Repeat a call that lost its connection; connecting again waits for the database."""
     for _ in range(_ATTEMPTS):
         try:
             return call()
@@ -139,7 +139,7 @@ def open_storage(url: str | None, *, folder: Path, heartbeat_seconds: int, timeo
             options: dict[str, Any] = {"connect_args": {"factory": _QuickConnection, "timeout": 60}}
         else:
             kind, driver = make_url(url).get_backend_name(), make_url(url).get_driver_name()
-            # What workers do in turn is locked in ways of these two.
+            # Only these two have locks that `locked` can use.
             if kind not in ("postgresql", "sqlite"):
                 raise ValueError(
                     "search.storage must be a database address such as postgresql+psycopg://user@host/name or "
@@ -207,6 +207,6 @@ def open_study(storage: RDBStorage, name: str, *, pruner: BasePruner | None, ide
         different = [key for key in {**stored, **expected} if stored.get(key) != expected.get(key)]
         raise ValueError(
             f"the study {name} in search.storage is of another {', '.join(different)}; "
-            "choose another search.study_name or continue with what it was begun with"
+            "choose another search.study_name or continue with the settings that it was started with"
         )
     return study

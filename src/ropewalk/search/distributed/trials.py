@@ -14,14 +14,14 @@ from optuna.trial import FrozenTrial, TrialState
 RETRY_OF = "failed_trial"
 """System attribute in which Optuna's retry callback keeps the number of the first trial."""
 _RETRIES = "retry_history"
-"""System attribute in which it keeps the numbers of all trials that a retry stands for."""
+"""System attribute in which the callback keeps the numbers of all trials that a retry stands for."""
 REASON = "reason"
-"""User attribute of a trial that failed by itself: it is not tried again."""
+"""User attribute with the reason why a trial failed by itself; such a trial is not tried again."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Optuna's warnings that its heartbeat is experimental and not made for `Study.ask`."""
+    """Suppress Optuna's warnings that its heartbeat is experimental and not made for `Study.ask`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage")
@@ -67,10 +67,10 @@ def lost_by_position(trials: Sequence[FrozenTrial], length: int) -> dict[int, Fr
 
 
 def requeue(study: Study, trial: FrozenTrial) -> None:
-    """Queue ``trial``, whose worker is gone, for whoever comes next under the same position.
+    """Queue ``trial``, whose worker is gone, again under the same position, for the next worker.
 
-    Unlike Optuna's retry callback, its point is drawn again: a worker can die when half of the parameters are set, and
-    what the next one draws for the others need not fit them.
+    Unlike with Optuna's retry callback, its point is drawn again: a worker can die when half of the parameters are set,
+    and the others, drawn by the next worker, need not fit them.
     """
     if trial.state == TrialState.RUNNING:
         with suppress(UpdateFinishedTrialError):
