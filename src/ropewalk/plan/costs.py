@@ -31,10 +31,10 @@ class Cost:
 
 
 class Planner:
-    """Counts the work of configurations that differ in anything but the model and the device.
+    """Counts the work of configurations that share the model and the device.
 
     Raises:
-        ValueError: the model's config cannot be read, is of no model that can be extended, or its work cannot be told.
+        ValueError: the model's config cannot be read, the model cannot be extended, or its work cannot be told.
     """
 
     def __init__(self, config: Config) -> None:
@@ -44,7 +44,7 @@ class Planner:
         if not model.keep_sliding_window:
             turn_off_sliding_window(model_config)
         self._published = replace(published, start=None) if model.start == "plain" else published
-        # hf is the name of a group of the configuration.
+        # hf is the name of a config group, not of a model.
         name = Path(model.path).name if model.name == "hf" else model.name
         self.shape = shape_of(model_config, name=name, original_length=model.original_length)
         self.device = device_of(config.plan, model_config)
@@ -65,7 +65,7 @@ class Planner:
         return extension_works(config, self._published, machine)
 
     def memory(self, work: Work) -> Memory:
-        """Peak memory of a device, which the number of rows and their names do not change."""
+        """Peak memory of a device, which does not depend on the number of rows or on the names."""
         return self._memory(replace(work, stage="", what="", rows=0))
 
     def costs(self, config: Config) -> list[Cost]:

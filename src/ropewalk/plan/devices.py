@@ -22,7 +22,7 @@ from ropewalk.rope import RopeScaling, RotaryEmbedding, extend, find_rotary
 _SHORT, _ROWS = 256, 8
 """Length and largest number of the rows that linear maps are timed with."""
 _LINEAR_FLOPS, _ATTENTION_FLOPS = 1e11, 2e10
-"""FLOPs of a pass that linear maps are timed with, at most, and of the row that attention is timed with."""
+"""Largest FLOPs of the pass with which linear maps are timed, and FLOPs of the row with which attention is timed."""
 _LONGEST_TIMED = 8192
 _LARGEST_LAYERS, _LARGEST_VOCABULARY = 3, 16_384
 _LARGE = 1e8
@@ -42,7 +42,7 @@ class Device:
 
     @property
     def mixes(self) -> bool:
-        """Whether a precision of auto means bf16 there."""
+        """Whether precision=auto means bf16 on this device."""
         return self.gpu or is_bfloat16_fast()
 
 
@@ -80,17 +80,17 @@ def measured_rate(
     small = _small(config)
     shape = shape_of(small, name="timed")
     attention = _attention_rate(shape, kind=kind, dtype=torch.bfloat16 if mixed else getattr(torch, dtype), clock=clock)
-    of_row = flops_of(Work("", "", kind, _SHORT, 1, 1, 1), shape)
-    rows = max(1, min(_ROWS, int(_LINEAR_FLOPS / of_row.total)))
+    row_flops = flops_of(Work("", "", kind, _SHORT, 1, 1, 1), shape)
+    rows = max(1, min(_ROWS, int(_LINEAR_FLOPS / row_flops.total)))
     step = _step(build(small, dtype=getattr(torch, dtype)), shape, kind, torch.full((rows, _SHORT), 3), mixed)
     whole = _fastest(step, clock)
     # Attention over short rows is a small part, and may be faster than measured, since it fits into the caches.
-    linear = max(whole - rows * of_row.attention / attention, whole / 4)
-    return Rate(rows * of_row.linear / linear, attention)
+    linear = max(whole - rows * row_flops.attention / attention, whole / 4)
+    return Rate(rows * row_flops.linear / linear, attention)
 
 
 def _small(config: Any) -> Any:
-    """``config`` with few layers and tokens, which are as fast as many."""
+    """``config`` with few layers and a small vocabulary, which run at the same FLOPs a second as many."""
     small = copy.deepcopy(config.get_text_config())
     small.vocab_size = min(small.vocab_size, _LARGEST_VOCABULARY)
     small.pad_token_id = None
@@ -116,13 +116,13 @@ def _attention_rate(shape: ModelShape, *, kind: Kind, dtype: torch.dtype, clock:
 
 
 def _fastest(step: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Seconds of the fastest of a few steps, after a first one that sets up what libraries keep."""
+    """Seconds of the fastest of a few steps, after a first one that fills the caches of libraries."""
     step()
     times: list[float] = []
     while len(times) < _REPEATS and sum(times) < _LONG_ENOUGH:
-        begun = clock()
+        start = clock()
         step()
-        times.append(clock() - begun)
+        times.append(clock() - start)
     return min(times)
 
 

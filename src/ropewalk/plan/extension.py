@@ -31,7 +31,7 @@ _KNOWN = 6
 
 @dataclass(frozen=True)
 class Machine:
-    """What of the planned devices the work depends on."""
+    """The properties of the planned devices that the work depends on."""
 
     gpu: bool
     mixed: bool
@@ -59,7 +59,10 @@ def extension_works(config: Config, published: PublishedScaling, machine: Machin
     }
     way = config.extension.way
     return [
-        work for stage, of_stage in stages.items() for work in of_stage if work.rows and not is_left_out(stage, way)
+        work
+        for stage, stage_works in stages.items()
+        for work in stage_works
+        if work.rows and not is_left_out(stage, way)
     ]
 
 
@@ -86,8 +89,8 @@ def _search(config: Config, stage: str, machine: Machine) -> Iterator[Work]:
         trials = search.trials if target.trials is None else target.trials[place]
         steps = search.gradient_steps if target.gradient_steps is None else target.gradient_steps[place]
         # A later length also starts from the results of the one before, and the gradient's result is evaluated too.
-        before = _WARM_STARTS[stage] + (2 if place and stage != "recover" else 0) + 1
-        candidates = before + max(0, trials - _KNOWN) if steps or not trials else trials
+        warm_starts = _WARM_STARTS[stage] + (2 if place and stage != "recover" else 0) + 1
+        candidates = warm_starts + max(0, trials - _KNOWN) if steps or not trials else trials
         # A race reads every document on its own, at shorter lengths first.
         looks = (*search.race.shorter, 1.0) if search.race.blocks else (1.0,)
         at_once = 1 if search.race.blocks else min(documents, max(1, search.batch_tokens // length))
@@ -167,7 +170,7 @@ class _PlannedExtension(Extension):
 
 
 def planned_extension(config: Config, published: PublishedScaling) -> _PlannedExtension:
-    """The extension that the searches will lead to, with factors that stand for those to be found."""
+    """The extension that the searches will lead to, with placeholders for the factors."""
     extension, shape, start = config.extension, published.shape, published.start
     is_trained = _is_trained(config)
     window = start.lengths[-1] if start else shape.original_length
@@ -221,7 +224,7 @@ def _evaluate(config: Config, extension: _PlannedExtension, machine: Machine) ->
 
 
 def _far_context(extension: _PlannedExtension) -> dict[int, int]:
-    """Rows by their length of what `far_context` reads: each set of documents for its key tokens, then each length."""
+    """Numbers of rows by length that `far_context` reads: each set of documents for key tokens, then each length."""
     window, target = extension.window, extension.first.target_length
     by_length: dict[int, int] = defaultdict(int)
     short, long = extension.document_sets(None)
@@ -235,7 +238,7 @@ def _far_context(extension: _PlannedExtension) -> dict[int, int]:
 
 
 def _export(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
-    """What other software loses, without what evaluate has measured, and the exported model beside that in memory."""
+    """Measuring what other software loses, as far as evaluate has not, and checking the exported model."""
     sets, lengths, target = extension.document_sets(None), config.evaluate.lengths, config.extension.target
     tasks = cost_tasks(extension.extended, extension.switch, lengths, sets, target=target)
     yield from _reads("export", _passes([task for task in tasks if task.variant != AS_MEASURED]), config)
@@ -246,7 +249,7 @@ def _export(config: Config, extension: _PlannedExtension) -> Iterator[Work]:
 
 
 def _passes(tasks: list[PerplexityTask]) -> dict[int, int]:
-    """Rows by their length, where tasks that share model, scaling and documents share the pass over the longest."""
+    """Numbers of rows by length; tasks that share model, scaling and documents share the pass over the longest."""
     passes: dict[tuple[object, ...], tuple[int, int]] = defaultdict(lambda: (0, 0))
     for task in tasks:
         scaling = task.scaling

@@ -1,4 +1,4 @@
-"""Settings under which a plan fits that did not: every one is composed, checked and planned before it is named."""
+"""Settings that make a plan fit; each is composed, checked and planned before it is suggested."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ Values = Mapping[str, Any]
 """Values by the configuration's dotted keys."""
 _RANK = 16
 _GROUPS = {"parallel.strategy": "parallel"}
-"""Groups that set a key of theirs together with others."""
+"""Config groups to choose in place of a key, since they set further keys with it."""
 _USUAL = {"parallel.nodes": 1, "parallel.context": 1}
 """Values that need not be given."""
 _KEPT = ("finetune.lora.rank", *(f"parallel.{name}" for name in ("strategy", "devices", "nodes", "context")))
-"""Keys that are not left out where others suffice: an attempt is one with them, or one without."""
+"""Keys that are kept even where others suffice, because they define the kind of attempt."""
 _NODES = (1, 2, 4, 8, 16)
 """Numbers of machines of eight devices that are tried."""
 
@@ -63,7 +63,7 @@ def memory_of_choices() -> Iterator[tuple[str, float]]:
 
 
 def changed(config: Config, values: Values) -> Config:
-    """``config`` under other values, from which all that was not given follows again.
+    """``config`` with other values; everything that was not given follows from these again.
 
     Raises:
         ValueError: they contradict the rest.
@@ -95,14 +95,14 @@ class Attempt:
         self._excess = sum(size - planner.device.memory for size in sizes.values() if size > planner.device.memory)
 
     def under(self, values: Values) -> "Attempt | None":
-        """This one with other ``values`` beside its own; None where they contradict the rest."""
+        """This attempt with further ``values``; None where they contradict the rest."""
         try:
             return Attempt(self._planner, self._start, {**self.values, **values})
         except ValueError:
             return None
 
     def climbed(self, steps: Sequence[Step]) -> "Attempt":
-        """With the values of those ``steps`` that need less, up to where everything fits."""
+        """This attempt with the values of those ``steps`` that reduce what exceeds the memory."""
         best = self
         for step in steps:
             for values in step(best.config, best.too_large):
@@ -112,14 +112,14 @@ class Attempt:
         return best
 
     def pruned(self) -> "Attempt":
-        """Without the values that are not needed to fit."""
+        """This attempt without the values that are not needed to fit."""
         best = self
         for key in reversed(self.values):
             if key in _KEPT:
                 continue
-            left = {name: value for name, value in best.values.items() if name != key}
+            remaining = {name: value for name, value in best.values.items() if name != key}
             try:
-                without = Attempt(self._planner, self._start, left)
+                without = Attempt(self._planner, self._start, remaining)
             except ValueError:
                 continue
             if not without.too_large:
@@ -154,7 +154,7 @@ def _offloaded(config: Config, works: Sequence[Work]) -> Iterator[Values]:
 
 
 def _offloaded_searches(config: Config, works: Sequence[Work]) -> Iterator[Values]:
-    """Searches do not run faster on more devices, so that nothing else is left for them."""
+    """Offloading for the searches alone, which more devices do not help."""
     return _kept_as("offload", [work for work in works if _searches(work)])
 
 
@@ -225,12 +225,12 @@ def remedies(planner: Planner, config: Config) -> tuple[tuple[Remedy, ...], floa
         for choices in (list(_goals(planner, config)), lesser):
             fitting = (_first_that_fits(start, steps, choices) for start, steps in starts.items())
             attempts += [attempt for attempt in fitting if attempt][:1]
-    kept = [attempt.pruned() for attempt in attempts if _fits(attempt)]
-    return tuple(Remedy(attempt.values, tuple(planner.costs(attempt.config))) for attempt in kept), least
+    fitting_attempts = [attempt.pruned() for attempt in attempts if _fits(attempt)]
+    return tuple(Remedy(attempt.values, tuple(planner.costs(attempt.config))) for attempt in fitting_attempts), least
 
 
 def _best(start: Attempt, ladders: Sequence[Sequence[Step]]) -> Attempt:
-    """The first of the ladders' ends that fits, or the last of them."""
+    """``start`` after the steps of the first ladder with which everything fits, or else of the last ladder."""
     attempt = start
     for steps in ladders:
         attempt = start.climbed(steps)

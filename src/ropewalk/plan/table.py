@@ -39,7 +39,7 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """The plan of the whole pipeline of ``config``; raises ValueError where the model's config cannot be planned by."""
+    """The plan of the whole pipeline of ``config``; raises ValueError as `Planner`."""
     planner = Planner(config)
     costs = planner.costs(config)
     options, least = (remedies(planner, config)) if too_large(costs, planner.device) else ((), 0.0)
@@ -144,8 +144,8 @@ def _parts(cost: Cost) -> str:
         "optimizer states": memory.optimizer,
         "activations" + (" and KV cache" if work.generates else ""): memory.activations,
     }
-    told = ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
-    return f"{work.stage}, {work.what}: {gib(memory.total)} ({told})"
+    listed = ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
+    return f"{work.stage}, {work.what}: {gib(memory.total)} ({listed})"
 
 
 def _line(name: str, costs: Sequence[Cost], device: Device) -> str:
