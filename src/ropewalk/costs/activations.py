@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 _HEAD = 4096
 """Number of tokens that the head is traced on; it reads all of them in chunks, each in the same memory."""
 _EXACT = 2**14
-"""Largest number of tokens that is traced itself; in short passes the logits of a chunk may take most."""
+"""Largest number of tokens that is traced directly; in short passes the logits of a chunk may take most."""
 _TOKENS = (2**15, 2**16)
-"""Numbers of tokens of the two passes whose line gives longer ones."""
+"""Numbers of tokens of the two passes from which longer ones are extrapolated linearly."""
 _EXACT_SQUARES, _SQUARE_TOKENS = 2**17, (2**16, 2**17)
 """The same where masks or scores grow with the square of the tokens."""
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of living tensors that operations made, and their peak, without ``existing`` ones and views."""
+    """Counts the bytes of live tensors that operations made, and their peak, without ``existing`` ones and views."""
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ def _maskless_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, 
     transformers always makes a mask for fake tensors, where it leaves causal attention of real ones to the kernel.
     """
     size = value.shape[-1]
-    # Kernels of GPUs take values of another size than keys, for which the processor's is not made.
+    # GPU kernels take values of another size than keys; the processor's kernel, which is traced, does not.
     value = F.pad(value, (0, key.shape[-1] - size))
     output, weights = sdpa_attention_forward(module, query, key, value, None, scaling=kwargs.get("scaling"))
     return output[..., :size], weights
@@ -94,10 +94,10 @@ def traced_bytes(
     generates: bool = False,
     gpu: bool = False,
 ) -> int:
-    """Peak bytes of a pass over one row of ``tokens``, without weights and their gradients; arguments as `Work`'s.
+    """Peak bytes of a pass over one row of ``tokens``, without weights and their gradients; arguments as in `Work`.
 
     Args:
-        tiled: whether long rows are tiled, as where the inputs of layers are held in host memory; these are counted.
+        tiled: whether long rows are tiled, as when the inputs of layers are offloaded; the inputs count all the same.
         gpu: whether the device is a GPU, which has a kernel for attention with soft caps and sinks.
     """
     checkpointing = "none" if kind == "read" or not recompute else "offload" if tiled else "full"
@@ -177,21 +177,21 @@ def _read(model: Any, rows: Tensor, chunk: int | None, *, layerwise: bool) -> It
 
 
 def _set_attention(model: Any, way: Reading, *, gpu: bool) -> None:
-    """Give ``model`` attention in the memory that its own takes on real tensors."""
+    """Give ``model`` an attention that takes the memory that its own takes on real tensors."""
     attention = model.config._attn_implementation
-    flexes = attention == "eager" and gpu and model._supports_flex_attn
+    uses_flex_attention = attention == "eager" and gpu and model._supports_flex_attn
     # Masks of sliding windows, and on processors those of chunks beside a cache, are made for real tensors too.
     has_masks = any(map(is_windowed, layer_types(model.config))) or (way is Reading.CACHED and not gpu)
-    if flexes or (attention == "sdpa" and not has_masks):
+    if uses_flex_attention or (attention == "sdpa" and not has_masks):
         model.set_attn_implementation(_MASKLESS)
 
 
 class ActivationTable:
     """Peak bytes besides weights, gradients and optimizer states; each pass is traced once.
 
-    Models of a layer of each type, and of one more, are traced, whose difference stands for each further layer of its
-    type. The bytes are linear in the tokens, so that two lengths give the others; what is read in chunks is traced for
-    two and three chunks.
+    A model with one layer of each type is traced, and again with one more layer of a type; their difference is what
+    each further layer of that type takes. The bytes are linear in the tokens, so two lengths give all others; reading
+    in chunks is traced for two and three chunks.
 
     Args:
         gpu: as in `traced_bytes`.
@@ -202,7 +202,7 @@ class ActivationTable:
         types = sorted(layer_types(config), key=is_windowed) or ["layer"] * config.num_hidden_layers
         self.gpu = gpu
         self._types = Counter(types)
-        # One of each type, and two at least, since a single layer's peak is not where those of more are.
+        # At least two layers, since the peak of a single layer is at another point of the pass.
         self._few = tuple(dict.fromkeys(types)) if len(self._types) > 1 else tuple(types[:2])
 
         @cache
@@ -221,9 +221,9 @@ class ActivationTable:
     def __call__(
         self, *, tokens: int, offload: bool = False, chunk: int | None = None, generates: bool = False, **work: Any
     ) -> float:
-        """Bytes on a device that holds the activations of ``tokens`` tokens; arguments as `Work`'s."""
+        """Bytes on a device with the activations of ``tokens`` tokens; arguments as in `Work`."""
         if chunk is not None and (tokens > chunk or generates):
-            # The line leads back to one chunk and its cache.
+            # Linear extrapolation also gives a single chunk and its cache.
             work["chunk"], work["generates"] = min(chunk, tokens), generates
             few, many = 2 * work["chunk"], 3 * work["chunk"]
         else:
@@ -236,8 +236,10 @@ class ActivationTable:
             # The other layers' inputs are in the processor's memory.
             return self._traced(self._few[:1], tiled=True, **work)
         few: int = self._traced(self._few, **work)
-        more = self._types - Counter(self._few)
-        return few + sum(count * (self._traced((*self._few, kind), **work) - few) for kind, count in more.items())
+        further_layers = self._types - Counter(self._few)
+        return few + sum(
+            count * (self._traced((*self._few, kind), **work) - few) for kind, count in further_layers.items()
+        )
 
 
 def needed(work: Work, shape: ModelShape, table: ActivationTable) -> Memory:

@@ -28,7 +28,7 @@ class ModelShape:
     head_dim: int
     """Size of a head's queries and keys."""
     value_dim: int
-    """Size of a head's values, which only multi-head latent attention has apart."""
+    """Size of a head's values, which differs from ``head_dim`` only in multi-head latent attention."""
     vocab: int
     parameters: int
     layer_parameters: int
@@ -36,8 +36,8 @@ class ModelShape:
     outside_parameters: int
     """Number of parameters outside the layers: embeddings, last norm and output matrix."""
     matrices: int
-    """Number of weights in the layers' linear maps that a token is multiplied with; of experts, those that it is sent
-    to."""
+    """Number of weights in the layers' linear maps that a token is multiplied with; of the experts, only those to which
+    it is routed."""
     map_sizes: int
     """Sum of the numbers of inputs and outputs of the layers' linear maps: the parameters of adapters of rank 1."""
     full_layers: int
@@ -62,7 +62,7 @@ def with_layers(config: Any, layers: int, *, types: Sequence[str] | None = None)
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
-        # The first ones that read the whole input: where layer types have tables of their own, theirs is extended.
+        # Layers that read the whole input come first: where layer types have tables of their own, theirs is extended.
         config.layer_types = list(types or sorted(config.layer_types, key=is_windowed)[:layers])
     return config
 
@@ -73,7 +73,7 @@ def build(config: Any, *, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def not_told(config: Any, error: Exception) -> ValueError:
-    """The error that a model's work and memory cannot be told from a few of its layers."""
+    """The error for a model whose work and memory cannot be told from a few of its layers."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return ValueError(f"model.path: the work and memory of a {config.model_type} model cannot be told ({line})")
 
@@ -137,7 +137,7 @@ def _sides(module: nn.Module) -> tuple[int, int]:
 
 
 def _experts(layers: list[nn.Module], config: Any) -> float:
-    """Number of weights of the experts that a token is sent to, which transformers keeps in blocks of three sides."""
+    """Number of weights of the experts to which a token is routed, which transformers keeps in 3D tensors."""
     per_token = getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_topk", None) or 1
     blocks = (parameter for layer in layers for parameter in layer.parameters() if parameter.dim() == 3)
     return sum(block.numel() * per_token / block.shape[0] for block in blocks)

@@ -18,7 +18,7 @@ _BYTES = {"float64": 8, "float32": 4}
 
 @dataclass(frozen=True)
 class Work:
-    """``rows`` rows of ``length`` tokens through the model, ``micro_batch_size`` of them in a pass of a device."""
+    """``rows`` rows of ``length`` tokens through the model, ``micro_batch_size`` of them at once on a device."""
 
     stage: str
     what: str
@@ -82,7 +82,7 @@ class Work:
 
     @property
     def tokens_per_device(self) -> int:
-        """Tokens whose activations a device holds at once, of a row that is read in chunks those of the whole row."""
+        """Tokens whose activations a device holds at once; for a row that is read in chunks, those of the whole row."""
         return self.micro_batch_size * -(-self.length // self.context)
 
 
@@ -97,7 +97,7 @@ class Flops:
 
 
 def forward_flops(shape: ModelShape, *, length: int) -> Flops:
-    """FLOPs of a forward pass over one row; multiplication and addition are two, and causal attention is over half."""
+    """FLOPs of a forward pass over one row; a multiply-add counts as two, and causal attention as half of full."""
     linear = 2.0 * length * (shape.matrices + shape.hidden * shape.vocab)
     # Pairs of a token and one that it attends to.
     pairs = shape.full_layers * length**2 / 2
@@ -108,12 +108,13 @@ def forward_flops(shape: ModelShape, *, length: int) -> Flops:
 
 def flops_of(work: Work, shape: ModelShape) -> Flops:
     """FLOPs of all rows, including what is recomputed."""
-    once = forward_flops(shape, length=work.length)
-    again = work.recompute and work.kind != "read"
+    forward = forward_flops(shape, length=work.length)
+    recomputes = work.recompute and work.kind != "read"
     # Feed-forward modules, which most of a layer's linear maps are in, are also recomputed tile by tile.
-    tiled = again and work.offload and work.tokens_per_device > TILE
-    linear, attention = _LINEAR[work.kind] + again + tiled, _ATTENTION[work.kind] + again
-    return Flops(work.rows * once.linear * linear, work.rows * once.attention * attention)
+    recomputes_tiles = recomputes and work.offload and work.tokens_per_device > TILE
+    linear = _LINEAR[work.kind] + recomputes + recomputes_tiles
+    attention = _ATTENTION[work.kind] + recomputes
+    return Flops(work.rows * forward.linear * linear, work.rows * forward.attention * attention)
 
 
 @dataclass(frozen=True)
