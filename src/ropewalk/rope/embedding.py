@@ -16,8 +16,8 @@ class RotaryEmbedding(nn.Module):
     """Makes a model's rotary module compute its cos and sin under a scaling.
 
     The layout of the pairs, the axes of positions and the dtype of the result are those of the wrapped module, whose
-    forward pass reads the scaled frequencies. They are float32 whatever the model's dtype. Gradients flow through
-    ``factors`` of shape (rotary_dim / 2) and the scalar ``attention_factor``.
+    forward pass reads the scaled frequencies. Frequencies are float32 whatever the model's dtype. Gradients flow
+    through ``factors`` of shape (rotary_dim / 2) and the scalar ``attention_factor``.
     """
 
     inv_freq: Tensor
@@ -69,10 +69,10 @@ class RotaryEmbedding(nn.Module):
             return getattr(self.rotary, name)
 
     def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the wrapped module returns, cos and sin or complex numbers, for ``position_ids`` of its own shape."""
+        """Return what the wrapped module returns, cos and sin or complex numbers; ``position_ids`` have its shape."""
         if not self.scales(*args, **kwargs):
             return self.rotary(x, position_ids, *args, **kwargs)
-        # The decorator of the method would choose frequencies by the config, and torch.no_grad stop the gradients.
+        # The method's decorators would choose frequencies by the config, and stop gradients (torch.no_grad).
         compute = inspect.unwrap(type(self.rotary).forward)
         with torch.autocast(x.device.type, enabled=False):
             with self._computing(self.inv_freq / self.factors):
@@ -81,10 +81,10 @@ class RotaryEmbedding(nn.Module):
                 return scaled
             with self._computing(self.inv_freq):
                 plain = compute(self.rotary, x, position_ids, *args, **kwargs)
-        before = (text_positions(position_ids) < self.n_hat)[..., None]
+        keeps_plain = (text_positions(position_ids) < self.n_hat)[..., None]
         if isinstance(scaled, Tensor):
-            return torch.where(before, plain, scaled)
-        return tuple(torch.where(before, *tables) for tables in zip(plain, scaled, strict=True))
+            return torch.where(keeps_plain, plain, scaled)
+        return tuple(torch.where(keeps_plain, *tables) for tables in zip(plain, scaled, strict=True))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -94,7 +94,8 @@ class RotaryEmbedding(nn.Module):
     def agrees_with(self, other: nn.Module, *, length: int) -> bool:
         """Whether ``other``, on the same device, computes the same table for an input of ``length`` tokens.
 
-        The last position makes a class choose its frequencies; only at the first ones are angles hardly rounded.
+        The last position makes a class choose its frequencies. The first ones are compared, where angles are hardly
+        rounded.
         """
         x = torch.zeros(1, device=self.inv_freq.device)
         positions = torch.tensor([[*range(min(length, 4)), length - 1]], device=x.device)
@@ -122,13 +123,13 @@ class RotaryEmbedding(nn.Module):
                 "rope_init_fn": lambda *_, **__: (inv_freq, self.attention_factor),
                 "config": _with_plain_rope(self.rotary.config),
             }
-        before = {name: getattr(self.rotary, name) for name in values}
+        previous = {name: getattr(self.rotary, name) for name in values}
         try:
             for name, value in values.items():
                 setattr(self.rotary, name, value)
             yield
         finally:
-            for name, value in before.items():
+            for name, value in previous.items():
                 setattr(self.rotary, name, value)
 
 

@@ -20,8 +20,8 @@ class JsonValue(ABC):
         """Read `to_dict`'s values; unknown keys are ignored.
 
         Raises:
-            KeyError: a key is not there.
-            TypeError, ValueError, OverflowError: a value is of another type, or out of range.
+            KeyError: a key is missing.
+            TypeError, ValueError, OverflowError: a value has the wrong type, or is out of range.
         """
 
     def to_json(self) -> str:

@@ -16,8 +16,9 @@ _GRADIENT_SCALE = 1e-3
 class LearnedScaling(nn.Module):
     """log lambda = first + cumsum(increments) with increments >= 0, and log t; float32 whatever the model's dtype.
 
-    Training starts exactly at ``scaling``, its factors raised to their running maximum; with increments through a
-    softplus, which is never 0, it could not. `project` sets increments that an optimizer step made negative to 0.
+    Training starts exactly at ``scaling``, with its factors raised to their running maximum; increments through a
+    softplus, which is never 0, could not start there. `project` sets increments that an optimizer step made negative
+    to 0.
     """
 
     def __init__(self, scaling: RopeScaling, *, device: torch.device | str = "cpu") -> None:

@@ -14,8 +14,8 @@ def interpolated(shorter: tuple[int, RopeScaling], longer: tuple[int, RopeScalin
     """The scaling for ``length`` tokens between two others, or beyond them: geometric in every factor and in t.
 
     log lambda and log t are linear in the log of the length, as they are in the extension ratio under NTK-aware scaling
-    and, but for its constant, in YaRN's attention factor. Scalings that were searched for one length so give scalings
-    for every other one (docs/method.md, "Any length").
+    and, but for its constant, in YaRN's attention factor. In this way, scalings that were searched for one length give
+    scalings for every other length (docs/method.md, "Any length").
 
     Args:
         shorter: (length in tokens, scaling for it).
@@ -39,11 +39,11 @@ def interpolated(shorter: tuple[int, RopeScaling], longer: tuple[int, RopeScalin
 class LengthSwitch(JsonValue):
     """Scalings of which a model applies the first one whose ``up_to_length`` its input does not exceed.
 
-    Longer inputs than all entries are for have the scaling that `interpolated` gives beyond the last one, at doublings
-    of its length. It continues from plain RoPE at the original window and not from the first entry, since a model that
-    was trained to read long inputs takes some of their scaling for short ones too. Where the first entry is for more
-    than the original window, as with a checkpoint that came with a scaling, it continues from that. A single entry is
-    for all lengths.
+    Inputs longer than all entries get the scaling that `interpolated` gives beyond the last entry, at doublings of its
+    length. The extrapolation starts from plain RoPE at the original window and not from the first entry, since a model
+    that was trained to read long inputs uses some of their scaling for short ones too. Where the first entry is for
+    more than the original window, as with a checkpoint that came with a scaling, it starts from that entry. A single
+    entry is for all lengths.
 
     Raises:
         ValueError: there is no entry, the lengths do not rise, or the scalings have different query scales.
@@ -92,12 +92,13 @@ class LengthSwitch(JsonValue):
     def with_doublings(self) -> "LengthSwitch":
         """The switch with interpolated scalings for the doublings of each entry's length below that of the next one."""
         entries = list(self.entries[:1])
-        for (shorter, of_shorter), (longer, of_longer) in pairwise(self.entries):
+        for (shorter, shorter_scaling), (longer, longer_scaling) in pairwise(self.entries):
             length = 2 * shorter
             while length < longer:
-                entries.append((length, interpolated((shorter, of_shorter), (longer, of_longer), length=length)))
+                between = interpolated((shorter, shorter_scaling), (longer, longer_scaling), length=length)
+                entries.append((length, between))
                 length *= 2
-            entries.append((longer, of_longer))
+            entries.append((longer, longer_scaling))
         return LengthSwitch(tuple(entries))
 
     def entry_for(self, length: int) -> tuple[int, RopeScaling]:

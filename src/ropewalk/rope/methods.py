@@ -1,5 +1,5 @@
 """The published methods as functions from sizes to a RopeScaling. Formulas: LongRoPE (arXiv 2402.13753),
-YaRN (2309.00071), and transformers' ``modeling_rope_utils``, which each equals where it has the method."""
+YaRN (2309.00071), and transformers' ``modeling_rope_utils``, whose results are the same where it has the method."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def pi(*, rotary_dim: int, base: float, original_length: int, target_length: int
 
 
 def _larger_base(rotary_dim: int, ratio: float) -> tuple[float, ...]:
-    """Factors ratio^(i / (d/2)), what multiplying the base by ``ratio`` does."""
+    """Factors ratio^(i / (d/2)), which have the effect of multiplying the base by ``ratio``."""
     return tuple(ratio ** (2 * pair / rotary_dim) for pair in range(rotary_dim // 2))
 
 
@@ -197,7 +197,7 @@ class Method:
     """Takes rotary_dim, base, original_length and target_length, and options of its own, by keyword."""
     display_name: str
     colour: str
-    """Colour in plots, as #rrggbb; the built-in ones are Okabe and Ito's, which the colour-blind tell apart."""
+    """Colour in plots, as #rrggbb; the built-in ones are Okabe and Ito's, which colour-blind readers can tell apart."""
     marker: str
     line: str = "-"
     """Line style and marker are matplotlib's."""
@@ -206,13 +206,13 @@ class Method:
     compared: bool = True
     """Whether evaluate can compare it."""
     common: bool = False
-    """Whether it is in the comparison that is made by default (rope=common), which the report's checks are of."""
+    """Whether it is compared by default (rope=common), which the report's checks are about."""
     variants: Callable[..., Options] | None = _scale_alone
     """The choices among which its best case is taken, given ``ratio`` s, the ``base`` of the model's RoPE and the
     input ``length``; None where the factors are searched."""
     temperatures: tuple[float, ...] = ()
-    """Weights of ln s in YaRN's temperature 0.1 ln(s) + 1, among which its best case is taken too, its own first; empty
-    where the attention factor is 1."""
+    """Weights of ln s in YaRN's temperature 0.1 ln(s) + 1, among which its best case is taken too, its default first;
+    empty where the attention factor is 1."""
 
     def __call__(self, **arguments: Any) -> RopeScaling:
         return self.function(**arguments)

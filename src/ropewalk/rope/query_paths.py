@@ -2,9 +2,10 @@
 
 Classes differ in the names and the layout of these weights: a matrix of its own or one fused with keys and values, in
 blocks or head by head, and a norm behind it that undoes every scale before. So the place is measured instead of looked
-up: in a pass in which attention adds nothing, so that no layer's queries depend on another layer's, the outputs of each
-candidate are multiplied by numbers that differ by head. The right candidate is the one that multiplies the queries
-which reach the attention function by just these. Which dimensions are rotated as a pair is measured in the same way.
+up. In a forward pass in which attention returns zeros, so that no layer's queries depend on another layer's, the
+outputs of each candidate are multiplied by numbers that differ by head. With the right candidate, the queries that
+reach the attention function are multiplied by exactly these numbers. Which dimensions are rotated as a pair is measured
+in the same way.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,14 +29,14 @@ _QUERIES: ContextVar[dict[nn.Module, Tensor]] = ContextVar("queries")
 
 @dataclass(frozen=True, eq=False)
 class QueryPath:
-    """A module among whose outputs are the numbers of a layer's queries, each of which can be multiplied by itself."""
+    """A module whose outputs include the queries of a layer, so that each dimension of each head can be scaled."""
 
     name: str
     """The module's name within its attention."""
     module: nn.Module
     places: Tensor
-    """(heads, head_dim): where each number of the queries stands among the rows of a matrix or the weights of a norm.
-    Its rows are the same where one norm serves all heads."""
+    """(heads, head_dim): index of each query dimension among the rows of a matrix or the weights of a norm. The rows
+    are the same where one norm serves all heads."""
 
     @property
     def weight(self) -> Tensor:
@@ -49,13 +50,13 @@ class QueryPath:
 
     @property
     def is_shared(self) -> bool:
-        """Whether a norm of one head's size serves all heads, so that they have their scales in common."""
+        """Whether a norm of one head's size serves all heads, so that they share their scales."""
         return not self.is_projection and self.weight.numel() < self.places.numel()
 
     def multipliers(self, scales: Tensor) -> Tensor:
         """What the module's outputs are multiplied by for ``scales`` (heads, head_dim) of the queries; with gradient.
 
-        Of heads that have their scales in common it is the mean, so that all of them get the gradient.
+        For heads that share their scales it is the mean, so that all of them get the gradient.
         """
         if self.is_shared:
             return scales.mean(0)
@@ -72,33 +73,33 @@ def query_paths(model: Any) -> tuple[QueryPath, ...]:
     Raises:
         ValueError: no weights scale the queries of a layer alone, or layers differ in the number of heads.
     """
-    kind, plain = type(model).__name__, _queries(model, {})
+    class_name, plain = type(model).__name__, _queries(model, {})
     if not plain:
-        raise ValueError(f"{kind} computes its attention in a way that query scales do not reach; leave them out")
+        raise ValueError(f"{class_name} computes its attention in a way that query scales do not reach; leave them out")
     sizes = {attention: (query.shape[1], query.shape[3]) for attention, query in plain.items()}
     if len(heads := {size[0] for size in sizes.values()}) > 1:
         raise ValueError(
-            f"{kind} has layers of {' and '.join(map(str, sorted(heads)))} query heads, which one table of query "
+            f"{class_name} has layers of {' and '.join(map(str, sorted(heads)))} query heads, which one table of query "
             "scales does not fit; leave them out"
         )
     candidates = {attention: list(_candidates(attention, *size)) for attention, size in sizes.items()}
     best: dict[nn.Module, tuple[float, QueryPath]] = {}
     for number in range(max(map(len, candidates.values()))):
         tried = {attention: paths[number] for attention, paths in candidates.items() if number < len(paths)}
-        scales = {attention: _different(path, 1).expand(sizes[attention]) for attention, path in tried.items()}
-        for attention, share in _shares(model, plain, tried, scales, scales).items():
-            if attention not in best or float(share.max()) < best[attention][0]:
-                best[attention] = float(share.max()), tried[attention]
+        scales = {attention: _distinct_scales(path, 1).expand(sizes[attention]) for attention, path in tried.items()}
+        for attention, error in _relative_errors(model, plain, tried, scales, scales).items():
+            if attention not in best or float(error.max()) < best[attention][0]:
+                best[attention] = float(error.max()), tried[attention]
     for attention in plain:
         if attention not in best or best[attention][0] > _tolerance(plain):
             names = ", ".join(dict.fromkeys(path.name for path in candidates[attention])) or "nothing"
             raise ValueError(
-                f"{kind} has no weights that scale the queries of {type(attention).__name__} alone (tried {names}), "
-                "such as where they are normalised without weights; leave query scales out"
+                f"{class_name} has no weights that scale the queries of {type(attention).__name__} alone (tried "
+                f"{names}), such as where they are normalised without weights; leave query scales out"
             )
     paths = tuple(path for _, path in (best[attention] for attention in plain))
     if len({path.module for path in paths}) < len(paths):
-        raise ValueError(f"{kind} has layers that share the weights of their queries; leave query scales out")
+        raise ValueError(f"{class_name} has layers that share the weights of their queries; leave query scales out")
     return paths
 
 
@@ -106,7 +107,7 @@ def pair_of_dimension(model: Any, paths: tuple[QueryPath, ...], pairs: int) -> T
     """(head_dim,): the dimension pair of each output dimension of a head, -1 for those that do not rotate.
 
     Raises:
-        ValueError: heads differ in size, or the dimensions that rotate as a pair were not told.
+        ValueError: heads differ in size, or the dimensions that rotate as a pair cannot be determined.
     """
     plain = _queries(model, {})
     if len(sizes := {path.places.shape[1] for path in paths}) > 1:
@@ -116,20 +117,24 @@ def pair_of_dimension(model: Any, paths: tuple[QueryPath, ...], pairs: int) -> T
         )
     (size,) = sizes
     tried = dict(zip(plain, paths, strict=True))
-    apart = {attention: _different(path, size) for attention, path in tried.items()}
-    shares = torch.stack([share.amax(0) for share in _shares(model, plain, tried, apart, apart).values()])
-    # Rotation mixes the numbers of a pair, which scales of their own do not survive.
-    turning = (shares > _tolerance(plain)).any(0)
-    layouts = [layout for layout in _layouts(size, pairs) if (layout[turning] >= 0).all()]
+    dimension_scales = {attention: _distinct_scales(path, size) for attention, path in tried.items()}
+    shares = torch.stack(
+        [error.amax(0) for error in _relative_errors(model, plain, tried, dimension_scales, dimension_scales).values()]
+    )
+    # Rotation mixes the two dimensions of a pair, so different scales of the two do not survive it.
+    is_rotated = (shares > _tolerance(plain)).any(0)
+    layouts = [layout for layout in _layouts(size, pairs) if (layout[is_rotated] >= 0).all()]
     errors = {}
     # Some classes reorder the dimensions when they rotate them, so that the pairs come out elsewhere.
     for before, after in product(range(len(layouts)), repeat=2):
-        scales = {attention: _different(path, pairs) for attention, path in tried.items()}
+        scales = {attention: _distinct_scales(path, pairs) for attention, path in tried.items()}
         scaled = [
-            {attention: spread(of_pairs, layouts[place]) for attention, of_pairs in scales.items()}
+            {attention: spread(pair_scales, layouts[place]) for attention, pair_scales in scales.items()}
             for place in (before, after)
         ]
-        errors[before, after] = max(float(share.max()) for share in _shares(model, plain, tried, *scaled).values())
+        errors[before, after] = max(
+            float(error.max()) for error in _relative_errors(model, plain, tried, *scaled).values()
+        )
     best = min(errors, key=lambda key: errors[key], default=None)
     if best is None or errors[best] > _tolerance(plain):
         raise ValueError(
@@ -182,23 +187,23 @@ def _candidates(attention: nn.Module, heads: int, size: int) -> Iterator[QueryPa
                 yield QueryPath(name, module, start + dimension)
 
 
-def _different(path: QueryPath, count: int) -> Tensor:
+def _distinct_scales(path: QueryPath, count: int) -> Tensor:
     """(heads, count) scales that differ as much as ``path`` allows, the same on every call."""
     heads = len(path.places)
     shape = (1 if path.is_shared else heads, count)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).expand(heads, count) * 1.5 + 0.5
 
 
-def _shares(
+def _relative_errors(
     model: Any,
     plain: Mapping[nn.Module, Tensor],
     tried: Mapping[nn.Module, QueryPath],
     before: Mapping[nn.Module, Tensor],
     after: Mapping[nn.Module, Tensor],
 ) -> dict[nn.Module, Tensor]:
-    """(heads, head_dim): how far the queries are from ``plain`` times ``after`` where paths multiply by ``before``.
+    """(heads, head_dim): distance of the queries from ``plain`` times ``after`` where paths multiply by ``before``.
 
-    Errors are a share of the root mean square of their head's dimensions; ``before`` and ``after`` are of that shape.
+    It is relative to the root mean square over the head's dimensions. ``before`` and ``after`` have that shape too.
     """
     shares = {}
     scaled = _queries(model, {path: before[attention] for attention, path in tried.items()})
@@ -211,7 +216,7 @@ def _shares(
 
 
 def _tolerance(queries: Mapping[nn.Module, Tensor]) -> float:
-    """What rounding may leave of an error; the wrong place or layout makes one of about 0.5."""
+    """Largest relative error that rounding explains; the wrong place or layout makes one of about 0.5."""
     return 16 * max(torch.finfo(query.dtype).eps for query in queries.values())
 
 
@@ -240,13 +245,15 @@ def _multiply(multipliers: Tensor, module: nn.Module, inputs: Any, output: Tenso
     return output * multipliers.to(output)
 
 
-def _observed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+def _record_queries(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
     """transformers' attention function, which keeps the queries and returns zeros."""
     _QUERIES.get()[module] = query
     rows, heads, tokens, _size = query.shape
     return value.new_zeros(rows, tokens, heads, value.shape[-1]), None
 
 
-AttentionInterface.register(_NAME, _observed)
+AttentionInterface.register(_NAME, _record_queries)
 # Some classes choose by the mask which keys to attend to.
 AttentionMaskInterface.register(_NAME, eager_mask)

@@ -1,8 +1,8 @@
 """Query scales in a model: applied by hooks, with gradient, or folded into its weights.
 
 A constant that multiplies the queries of a head, or both dimensions of one of its pairs, may as well multiply the
-weights that make them, and then any software applies it. Where queries are normalised behind their matrix, these are
-the weights of the norm; a norm that serves all heads gives them their scales in common.
+weights that make them, and then any software applies it. Where a norm follows the query matrix, these are the weights
+of the norm; heads that are served by one norm share their scales.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _ATTRIBUTE = "_ropewalk_query_scales"
 
 
 class QueryScales:
-    """The scales that a model's queries are multiplied by. Without any, the model has no hooks and costs nothing more.
+    """The scales that a model's queries are multiplied by. Without scales, the model has no hooks and no extra cost.
 
     Made by `query_scales`. A search may assign a tensor that requires a gradient before each forward pass.
     """
@@ -49,21 +49,21 @@ class QueryScales:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the heads of a layer have their scales in common, because one norm serves all of them."""
+        """Whether the heads of a layer share their scales, because one norm serves all of them."""
         return any(path.is_shared for path in self.paths)
 
     def set(self, scales: Tensor | None) -> None:
-        """Multiply the queries by ``scales`` from now on, in place of what was set before; by nothing for None.
+        """Multiply the queries by ``scales`` from now on, in place of what was set before; None removes all scales.
 
-        Where heads have their scales in common, a layer's mean over heads is applied of a tensor that requires a
-        gradient, so that heads which begin with equal scales keep them.
+        Where heads share their scales and the tensor requires a gradient, a layer's mean over heads is applied, so that
+        heads which begin with equal scales keep equal ones.
 
         Args:
             scales: (layers, heads) or (layers, heads, pairs).
 
         Raises:
-            ValueError: the model has other layers or heads, its pairs cannot be told, or heads that have their scales
-                in common are given different ones.
+            ValueError: the model has other layers or heads, its pairs cannot be determined, or heads that share their
+                scales are given different ones.
         """
         if scales is not None:
             self._check(scales)
@@ -89,10 +89,10 @@ class QueryScales:
 
     def multipliers(self, scales: Tensor, layer: int) -> Tensor:
         """What the outputs of a layer's path are multiplied by for ``scales`` as `set` takes them; with gradient."""
-        path, of_layer = self.paths[layer], scales[layer]
-        if of_layer.ndim == 1:
-            return path.multipliers(of_layer[:, None].expand(path.places.shape))
-        return path.multipliers(spread(of_layer, self._pair_of[scales.shape[-1]]))
+        path, layer_scales = self.paths[layer], scales[layer]
+        if layer_scales.ndim == 1:
+            return path.multipliers(layer_scales[:, None].expand(path.places.shape))
+        return path.multipliers(spread(layer_scales, self._pair_of[scales.shape[-1]]))
 
     def _check(self, scales: Tensor) -> None:
         if scales.shape[:2] != (self.layers, self.heads) or scales.ndim > 3:
@@ -103,8 +103,12 @@ class QueryScales:
         if scales.ndim == 3 and scales.shape[2] not in self._pair_of:
             pair_of = pair_of_dimension(self._model, self.paths, scales.shape[2])
             self._pair_of[scales.shape[2]] = pair_of.to(scales.device)
-        for path, of_layer in zip(self.paths, scales.detach(), strict=True):
-            if path.is_shared and not scales.requires_grad and not torch.allclose(of_layer, of_layer[:1], rtol=1e-5):
+        for path, layer_scales in zip(self.paths, scales.detach(), strict=True):
+            if (
+                path.is_shared
+                and not scales.requires_grad
+                and not torch.allclose(layer_scales, layer_scales[:1], rtol=1e-5)
+            ):
                 raise ValueError(
                     f"{type(self._model).__name__} normalises the queries of all heads by the weights of one "
                     f"{path.name}, so the heads of a layer must have equal query scales"
@@ -112,7 +116,7 @@ class QueryScales:
 
 
 class _Hook:
-    """Multiplies the outputs of a layer's path; an object and no closure, so that it is copied with its model."""
+    """Multiplies the outputs of a layer's path; an object instead of a closure, so that it is copied with its model."""
 
     def __init__(self, scales: QueryScales, layer: int) -> None:
         assert scales.tensor is not None
@@ -123,7 +127,7 @@ class _Hook:
         assert self.scales.tensor is not None
         multipliers = self.constant
         if multipliers is None:
-            # Computed anew in each pass, so that each has a graph of its own to go back through.
+            # Computed in each pass, so that each has its own graph for the backward pass.
             multipliers = self.scales.multipliers(self.scales.tensor, self.layer)
         return (output * multipliers.to(output.device)).to(output.dtype)
 
@@ -168,30 +172,30 @@ def fold(model: nn.Module, scaling: RopeScaling) -> dict[str, Tensor]:
         return {}
     scales = query_scales(model)
     assert scales.tensor is not None
-    before: dict[str, Tensor] = {}
+    former_weights: dict[str, Tensor] = {}
     names = {parameter: name for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for layer, path in enumerate(scales.paths):
             multipliers = scales.multipliers(scales.tensor, layer)
             for parameter, folded in _folded(path, multipliers).items():
-                before[names[parameter]] = parameter.detach().clone()
+                former_weights[names[parameter]] = parameter.detach().clone()
                 parameter.copy_(folded)
     scales.set(None)
-    return before
+    return former_weights
 
 
 @contextmanager
 def folded(model: nn.Module, scaling: RopeScaling) -> Iterator[None]:
-    """`fold` within the block, and afterwards the former weights and what multiplied the queries before."""
+    """`fold` within the block; the former weights and query scales are restored afterwards."""
     scales = applied_scales(model)
-    before = fold(model, scaling)
+    former_weights = fold(model, scaling)
     try:
         yield
     finally:
         if applied_scales(model) is not scales:
             query_scales(model).set(scales)
         with torch.no_grad():
-            for name, weight in before.items():
+            for name, weight in former_weights.items():
                 model.get_parameter(name).copy_(weight)
 
 
@@ -214,5 +218,5 @@ def _folded(path: QueryPath, multipliers: Tensor) -> dict[nn.Parameter, Tensor]:
 def _offset(norm: nn.Module, weight: Tensor) -> float:
     """What a norm adds to its weights before it multiplies by them: 1 in Gemma's, and 0 in most."""
     sample = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype).view(1, *weight.shape)
-    nothing = {name: torch.zeros_like(parameter) for name, parameter in norm.named_parameters()}
-    return float(functional_call(norm, nothing, (sample,)).any())
+    zero_weights = {name: torch.zeros_like(parameter) for name, parameter in norm.named_parameters()}
+    return float(functional_call(norm, zero_weights, (sample,)).any())

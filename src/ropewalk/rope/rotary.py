@@ -39,7 +39,7 @@ def _rotary_modules(model: Any) -> dict[str, nn.Module]:
     }
     wrapped = {module.rotary for module in modules.values() if isinstance(module, RotaryEmbedding)}
     modules = {name: module for name, module in modules.items() if module not in wrapped}
-    # A model that also sees or hears rotates there too. ModernBERT calls its output matrix the decoder.
+    # The encoders of a multimodal model rotate too. ModernBERT calls its output matrix the decoder.
     decoder = set(model.get_decoder().modules()) if hasattr(model, "get_decoder") else set()
     return {name: module for name, module in modules.items() if module in decoder} or modules
 
@@ -83,7 +83,7 @@ def find_rotary(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def _without_rotary(config: Any) -> str:
-    """What a model does that has no rotary frequencies, or does not use them, for the message."""
+    """Why a model has no rotary frequencies that it uses, in words for the message."""
     if getattr(config, "alibi", False):
         return "has ALiBi in place of rotary position embeddings"
     # GPT-J and CodeGen have the first of these keys, RoFormer the second.
@@ -183,13 +183,13 @@ def extend(model: Model, scaling: RopeScaling) -> Model:
 @contextmanager
 def extended(model: nn.Module, scaling: RopeScaling) -> Iterator[None]:
     """Let the model apply ``scaling`` within the block, and give it its rotary module back; raises as `extend`."""
-    before, scales = _rotary_modules(model), applied_scales(model)
+    original_modules, scales = _rotary_modules(model), applied_scales(model)
     replace_rotary(model, _wrapper(model, scaling))
     try:
         put_scales(model, scaling)
         yield
     finally:
-        for name, module in before.items():
+        for name, module in original_modules.items():
             _put(model, name, module)
         if applied_scales(model) is not scales:
             query_scales(model).set(scales)
@@ -218,7 +218,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def rotary_of_config(model: nn.Module) -> RotaryEmbedding:
-    """What `extend` puts into the model, made from its config alone and apart from it, on the CPU and unscaled.
+    """The module that `extend` would put into the model, made from its config alone, on the CPU and unscaled.
 
     Raises:
         ValueError: as `extend`.
@@ -239,8 +239,8 @@ def model_scaling(model: nn.Module, *, length: int = 1) -> RopeScaling:
     """The scaling that the model's class applies by its config to inputs of ``length`` tokens, also under `extend`.
 
     Raises:
-        ValueError: as `rotary_shape`, or the config has another number of factors than the model pairs, or the class
-            computes something else.
+        ValueError: as `rotary_shape`, or the config's number of factors is not the model's number of pairs, or the
+            class computes something else.
     """
     ours = rotary_of_config(model)
     theirs, plain = ours.rotary, ours.inv_freq
@@ -251,7 +251,7 @@ def model_scaling(model: nn.Module, *, length: int = 1) -> RopeScaling:
     table = theirs(torch.zeros(1), torch.tensor([[0, length - 1]]), **ours.options)
     scaled = _frequencies(theirs, ours.layer_type)
     factors = torch.where(scaled == plain, 1.0, plain.double() / scaled.double())
-    # The cosine of position 0 is 1, so what it is multiplied by shows there.
+    # The cosine of position 0 is 1, so the table holds the attention factor there.
     cos = table.real if isinstance(table, Tensor) else table[0]
     original, target = windows(theirs.config, ours.layer_type)
     kind = "ntk" if parameters.get("alpha") else parameters.get("rope_type", "default")

@@ -192,7 +192,7 @@ class RopeScaling(JsonValue):
 def _multiplied(
     first: tuple[tuple[float, ...], ...] | None, second: tuple[tuple[float, ...], ...] | None
 ) -> tuple[tuple[float, ...], ...] | None:
-    """The product of two tables of query scales, or the one that is there."""
+    """The product of two tables of query scales, or the only one that is given."""
     if first is None or second is None:
         return first or second
     shapes = [(len(scales), len(scales[0])) for scales in (first, second)]

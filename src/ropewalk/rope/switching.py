@@ -17,12 +17,12 @@ class SwitchingRotaryEmbedding(RotaryEmbedding):
 
     A row whose positions contain 0 begins an input: a prefill, or a pass without a cache (padding has position 0 or
     that of a neighbouring token). A row whose positions are all above 0 continues its input and keeps its scaling, so
-    that the keys of a row in a cache are all of one scaling. A model has one such state: finish with one cache before
+    that all keys of a row in a cache have the same scaling. A model has one such state: finish with one cache before
     you begin the next.
     """
 
     held_length: int | None
-    """Input length to choose for, whatever the input; for prompts read in chunks, of which a pass sees only a part."""
+    """Input length to choose by in place of that of the input; for prompts in chunks, of which a pass sees one part."""
     row_scalings: tuple[RopeScaling, ...]
     """Scaling of each row of the current batch; a single entry where all rows have the same."""
 
@@ -68,9 +68,9 @@ class SwitchingRotaryEmbedding(RotaryEmbedding):
             self.row_scalings = self.for_lengths([position + 1 for position in last])
         elif min(first) == 0:
             continued = self._row_scalings(len(first))
-            begun = [self.switch.for_length(position + 1) for position in last]
+            new_scalings = [self.switch.for_length(position + 1) for position in last]
             self.row_scalings = _merged(
-                [new if start == 0 else old for start, new, old in zip(first, begun, continued, strict=True)]
+                [new if start == 0 else old for start, new, old in zip(first, new_scalings, continued, strict=True)]
             )
 
     def _row_scalings(self, count: int) -> tuple[RopeScaling, ...]:
@@ -136,8 +136,8 @@ def extend_by_length(model: Model, switch: LengthSwitch) -> Model:
 def _decoder_of(model: nn.Module, rotary_name: str) -> nn.Module:
     """The innermost module around the rotary module that takes tokens."""
     parts = rotary_name.split(".")
-    around = [model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts)))]
-    return next((module for module in around if hasattr(module, "get_input_embeddings")), model)
+    enclosing = [model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts)))]
+    return next((module for module in enclosing if hasattr(module, "get_input_embeddings")), model)
 
 
 def _with_positions(

@@ -50,15 +50,15 @@ def windows(config: Any, layer_type: str | None) -> tuple[int, int]:
 
 
 def read_window(config: Any) -> int | None:
-    """The window that Cohere's checkpoints state apart from a max_position_embeddings cut to what memory allows."""
+    """The window that Cohere's checkpoints state beside max_position_embeddings, which is reduced to save memory."""
     return getattr(config, "model_max_length", None) if config.model_type == "cohere" else None
 
 
 def trained_distance(config: Any) -> int | None:
-    """The longest distance between tokens in training, where the config tells that it is below the window.
+    """The longest distance between tokens in training, where the config shows that it is below the window.
 
-    That is the sliding window where all layers have one, and what dual chunk attention (Qwen2.5-1M) keeps distances
-    within, which transformers does not have.
+    That is the sliding window where all layers have one, or the largest distance of dual chunk attention (Qwen2.5-1M),
+    which transformers does not have.
     """
     chunks = getattr(config, "dual_chunk_attention_config", None) or {}
     return sliding_window(config) or chunks.get("original_max_position_embeddings")
@@ -82,6 +82,6 @@ def layer_types(config: Any) -> list[str]:
 def is_windowed(layer_type: str) -> bool:
     """Whether transformers' layers of the type read no further than a window.
 
-    DeepSeek-V4, which has a rotary table per kind of layer, calls the one of its layers with a sliding window main.
+    DeepSeek-V4, which has a rotary table per kind of layer, calls that of its layers with a sliding window "main".
     """
     return any(word in layer_type for word in ("sliding", "chunked")) or layer_type == "main"
