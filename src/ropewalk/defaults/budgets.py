@@ -23,7 +23,7 @@ BUDGETS = (
     Budget(60, 32, 60, 4, 10),
     Budget(math.inf, 16, 16, 3, 10),
 )
-"""From the demo's to those of a day on a processor; with fewer than three test documents there would be no interval.
+"""From the demo's budget to that of a day on a processor; fewer than three test documents would give no interval.
 LongRoPE reads five documents and ten passkeys a length (arXiv 2402.13753, appendix A); its 1,344 candidates are not
 needed after gradient steps (docs/method.md)."""
 _RULER = (
@@ -31,7 +31,7 @@ _RULER = (
 )  # fmt: skip
 _CHEAP_PASS, _NEEDLE_WINDOW = 20, 1024
 """Seconds of a pass over the target up to which RULER's tasks are asked, and tokens of a window that holds them all."""
-_OF_A_FOLDER = 4
+_FOLDER_DOCUMENTS = 4
 """Number of documents that are read where the text is a folder of files."""
 _LARGE = 1e8
 """Number of parameters from which activations are recomputed."""
@@ -57,7 +57,7 @@ def _of_search(name: str) -> Rule:
 
 
 def race_blocks(known: Known) -> Default:
-    """At least 32 blocks over all documents, or the test that stops a candidate early cannot fire."""
+    """At least 32 blocks over all documents, since with fewer the race would stop no candidate early."""
     documents, stages = known["search.documents"], ("search_first", "search_second", "recover")
     fewest = min(known[f"extension.{stage}.documents"] or documents for stage in stages)
     return Default(max(8, math.ceil(32 / fewest)), f"32 blocks or more over {fewest} documents")
@@ -89,8 +89,8 @@ def recover_steps(known: Known) -> Default:
 def documents(known: Known) -> Default:
     """A folder of texts may hold a dozen long ones, of which the search, the test and training need some each."""
     chosen, reason = budget(known)
-    if known["corpus.name"] == "text" and chosen.documents > _OF_A_FOLDER:
-        return Default(_OF_A_FOLDER, "a folder of texts may hold few long ones")
+    if known["corpus.name"] == "text" and chosen.documents > _FOLDER_DOCUMENTS:
+        return Default(_FOLDER_DOCUMENTS, "a folder of texts may hold few long ones")
     return Default(chosen.documents, reason)
 
 

@@ -19,7 +19,7 @@ def follow(config: Config, *, sections: Sequence[str] | None = None) -> Config:
     """Fill the missing keys of ``config`` in place, recording in ``config.followed`` why, and return it.
 
     Args:
-        sections: the only sections that are looked at; by default all.
+        sections: the sections to fill; by default all.
 
     Raises:
         ValueError: a key must be given, or the model that a value follows from cannot be read.
@@ -63,7 +63,7 @@ def set_value(config: Config, key: str, value: Any) -> None:
 
 
 def followed_text(config: Config) -> str:
-    """The values that follow, each with the reason, as comments of a YAML file; those that replace nothing left out."""
+    """The values that follow, each with the reason, as comments of a YAML file; None and empty lists are left out."""
     rows = []
     for key, reason in sorted(config.followed.items()):
         value: Any = config

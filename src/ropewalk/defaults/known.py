@@ -12,7 +12,7 @@ from ropewalk.config.keys import require
 from ropewalk.defaults.facts import Facts, device_memory, has_gpu, read_facts
 
 _PROCESSOR_FLOPS = 8e10
-"""FLOPs a second that two cores of a server reach in float32; a processor without a GPU is taken to be such a one."""
+"""FLOPs a second that two cores of a server reach in float32; every machine without a GPU is taken to be one."""
 _GPU_FLOPS = 2e14
 """FLOPs a second that a GPU reaches where the section plan names none."""
 
@@ -29,12 +29,12 @@ Rule = Callable[["Known"], Default]
 
 @dataclass(frozen=True)
 class Known:
-    """A configuration in which keys may be missing, read as if they were not."""
+    """A configuration in which keys may be missing, whose values are read as if they were given."""
 
     config: Config
     rules: Mapping[str, Rule]
     followed: dict[str, Default] = field(default_factory=dict)
-    """The values that were asked for and follow, by dotted key."""
+    """The values that have followed so far, by dotted key."""
 
     @cached_property
     def facts(self) -> Facts:

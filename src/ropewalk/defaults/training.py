@@ -118,7 +118,7 @@ def dtype(known: Known) -> Default:
     try:
         is_small = known.facts.parameters <= _TINY
     except (FileNotFoundError, ValueError):
-        # What is wrong with the model is told where it is read.
+        # The error is reported where the model is read.
         is_small = True
     if is_small:
         return Default("float32", "a small model on a processor")
