@@ -81,9 +81,9 @@ def how_made(results: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What led to the model, as `model_card` takes it.
 
     Args:
-        results: folder of factors/recovered.json, which holds the provenance of the searches, and of tokens/card.json,
-            whose salt is there where it was chosen, and is needed to split the text again.
-        settings: sections of the configuration, of which the corpus is told where it differs from the defaults.
+        results: folder with factors/recovered.json, which holds the provenance of the searches, and tokens/card.json,
+            which holds the salt if it was chosen; it is needed to split the text again.
+        settings: sections of the configuration; of the corpus, only what differs from the defaults is listed.
     """
     factors = FactorsByLength.read(results / "factors" / "recovered.json")
     data_card = read_json(results / "tokens" / "card.json")

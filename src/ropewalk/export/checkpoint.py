@@ -42,7 +42,7 @@ def export_checkpoint(
     weights that are written, and the exported scalings have none.
 
     Args:
-        model: a transformers causal language model, plain or extended; its weights are written as they are, but for
+        model: a transformers causal language model, plain or extended; its weights are written as they are, except for
             the query scales of ``switch``.
         switch: plain transformers applies its last scaling beyond the original window.
         card: text of README.md.
@@ -77,23 +77,23 @@ def _export_folded(
 ) -> None:
     """`export_checkpoint` of a model whose weights hold the query scales."""
     config = _exported_config(model, switch, short_factor)
-    written = getattr(torch, dtype) if dtype else model.dtype
-    check_space(folder, _weights_size(model, written) + BESIDE_WEIGHTS)
+    written_dtype = getattr(torch, dtype) if dtype else model.dtype
+    check_space(folder, _weights_size(model, written_dtype) + BESIDE_WEIGHTS)
     window, target = model.config.get_text_config().max_position_embeddings, switch.longest.target_length
     with writing(folder) as aside:
         aside.mkdir()
-        _save_model(model, config, aside, written)
+        _save_model(model, config, aside, written_dtype)
         tokenizer.save_pretrained(aside)
-        _set(aside / "tokenizer_config.json", "model_max_length", target)
+        _set_key(aside / "tokenizer_config.json", "model_max_length", target)
         generation = aside / "generation_config.json"
         if generation.is_file() and read_json(generation).get("max_length") == window:
-            _set(generation, "max_length", target)
+            _set_key(generation, "max_length", target)
         write_text(aside / "README.md", card)
         write_text(aside / SWITCH_FILE, switch.to_json())
         for file in files:
             shutil.copyfile(file, aside / file.name)
         loaded = _reloaded(model, switch, aside)
-        check_same_weights(model, loaded, path=str(folder), dtype=written)
+        check_same_weights(model, loaded, path=str(folder), dtype=written_dtype)
         _check_logits(model, loaded, switch, short_factor, folder)
 
 
@@ -107,7 +107,7 @@ def _reloaded(model: Any, switch: LengthSwitch, folder: Path) -> Any:
 def _check_logits(model: Any, loaded: Any, switch: LengthSwitch, short_factor: str, folder: Path) -> None:
     """Raise ValueError unless the export for ``folder``, as ``loaded``, gives the logits that ``model`` has in memory.
 
-    n_hat, and all scalings but one or two, are what `load_extended` alone applies.
+    n_hat, and all scalings but one or two, are applied by `load_extended` alone.
     """
     window = switch.longest.original_length
     short, long = exported_scalings(switch, short_factor)
@@ -157,28 +157,28 @@ def _exported_config(model: Any, switch: LengthSwitch, short_factor: str) -> Any
 
 
 def _save_model(model: Any, config: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write weights in ``dtype`` and config.json, to both of which save_pretrained would give what is in memory."""
-    # save_pretrained writes model.config and changes it, so the model gets another one for the time being.
+    """Write weights in ``dtype`` and ``config``; save_pretrained alone would write both as they are in memory."""
+    # save_pretrained writes model.config and changes it, so it is replaced for the time being.
     original, model.config = model.config, config
     try:
         model.save_pretrained(folder, state_dict=_cast(model, dtype))
     finally:
         model.config = original
-    _set(folder / "config.json", "dtype", str(dtype).removeprefix("torch."))
+    _set_key(folder / "config.json", "dtype", str(dtype).removeprefix("torch."))
 
 
 def _cast(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The model's weights in ``dtype``, except those that its class always keeps in float32 (biases of routers)."""
-    always = [f"*{name}*" for name in model._get_dtype_plan(dtype)]
+    float32_patterns = [f"*{name}*" for name in model._get_dtype_plan(dtype)]
     tensors: dict[str, torch.Tensor] = model.state_dict()
     # Tied weights stay one tensor.
     cast: dict[int, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not any(fnmatch.fnmatch(name, pattern) for pattern in always):
+        if tensor.is_floating_point() and not any(fnmatch.fnmatch(name, pattern) for pattern in float32_patterns):
             tensors[name] = cast.setdefault(tensor.data_ptr(), tensor.to(dtype))
     return tensors
 
 
-def _set(file: Path, key: str, value: Any) -> None:
+def _set_key(file: Path, key: str, value: Any) -> None:
     """Set a key of a JSON file."""
     write_json(file, {**read_json(file), key: value})

@@ -1,4 +1,4 @@
-"""The perplexity that software loses which supports neither n_hat nor our choice of factors by input length."""
+"""The loss in perplexity under software that supports neither n_hat nor our choice of factors by input length."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -61,7 +61,7 @@ def costs(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
 
 
 def cost_metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Per cent of perplexity above that of the switch in full, by way and length."""
+    """By how many per cent perplexity is above that of the full switch, by way and length."""
     metrics: dict[str, Any] = {}
     for length, by_way in costs(rows).items():
         for way in (NO_N_HAT, SAME, RECOVERED):

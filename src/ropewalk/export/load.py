@@ -102,7 +102,7 @@ def _check_weights(path: Path) -> None:
 
 
 def _check_factors(path: Path, switch: LengthSwitch, *, trust_remote_code: bool) -> None:
-    """Check the numbers of factors, of which transformers complains with a message about tensor shapes only."""
+    """Check the numbers of factors, where transformers would only report a mismatch of tensor shapes."""
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
