@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_TELLABLE = 4.0
-"""How many times the tolerance the losses under the scaling and under plain RoPE must be apart somewhere."""
+_MIN_DISTANCE = 4.0
+"""Distance in tolerances by which losses with the scaling and with plain RoPE must differ somewhere for a verdict."""
 _SHARE = 0.1
-"""Share of that distance by which losses may differ and be called the same."""
+"""Share of that distance by which losses may differ and still count as the same."""
 
 
 class Verdict(Enum):
@@ -20,9 +20,9 @@ class Verdict(Enum):
     APPLIED = 0
     DROPPED = 1
     ELSE = 1.5
-    """Something else than the scaling and plain RoPE."""
+    """Something other than the scaling or plain RoPE."""
     UNTOLD = 2
-    """The losses under the scaling and under plain RoPE are too near to one another on this text."""
+    """Undecided, since the losses under the scaling and under plain RoPE are too similar on this text."""
 
     @property
     def exit_code(self) -> int:
@@ -69,7 +69,7 @@ class Diagnosis:
     """Mean distance of losses in nats that rounding and quantised arithmetic explain."""
     verdict: Verdict
     explanation: str = ""
-    """What the library applies in place of the scaling, where it is neither that nor plain RoPE; or why that is so."""
+    """What the library applies where that is neither the scaling nor plain RoPE, or how it departs from the scaling."""
 
     @property
     def bins(self) -> list[Bin]:
@@ -154,9 +154,9 @@ def bins_of(losses: Losses, window: int) -> list[Bin]:
 
 
 def judged(losses: Losses, window: int, *, tolerance: float) -> Verdict:
-    """The verdict by distances alone: the nearer of the scaling and plain RoPE, where it is near enough everywhere."""
+    """The verdict by distances alone: the scaling or plain RoPE, if the losses are near enough to it everywhere."""
     bins = bins_of(losses, window)
-    if not max(part.apart for part in bins) > _TELLABLE * tolerance:
+    if not max(part.apart for part in bins) > _MIN_DISTANCE * tolerance:
         return Verdict.UNTOLD
     allowed = [max(tolerance, _SHARE * part.apart) for part in bins]
     for verdict, distances in (

@@ -1,4 +1,4 @@
-"""Reads one text with a library and under the stated scaling and plain RoPE, with the same weights, and compares."""
+"""Compares a library's losses on a text with those of the same weights under the stated scaling and plain RoPE."""
 
 import logging
 from collections.abc import Sequence
@@ -46,12 +46,14 @@ def examine(config: DoctorConfig, *, trust_remote_code: bool = False) -> list[Di
     tokenizer = load_tokenizer(reference.path, trust_remote_code=trust_remote_code)
     ids = text_ids(tokenizer, length=reference.length, path=config.text)
     if len(ids) < reference.length:
-        held = f"doctor.text {config.text} has {len(ids):,} tokens"
+        length_found = f"doctor.text {config.text} has {len(ids):,} tokens"
         if config.length is not None:
-            raise ValueError(f"{held}, and doctor.length asks for {config.length:,}; give a longer text or lower it")
+            raise ValueError(
+                f"{length_found}, and doctor.length asks for {config.length:,}; give a longer text or lower it"
+            )
         if len(ids) <= reference.window:
             raise ValueError(
-                f"{held}, which the window of {reference.window:,} holds without scaling; give a longer text"
+                f"{length_found}, which the window of {reference.window:,} holds without scaling; give a longer text"
             )
         reference = Reference.read(reference.path, length=len(ids), trust_remote_code=trust_remote_code)
     return [diagnose(config.model, ids, reference, library=library) for library in libraries]
@@ -123,7 +125,7 @@ def diagnose(path: str, ids: Sequence[int], reference: Reference, *, library: st
 
 
 def diagnose_model(model: Any, ids: Sequence[int], reference: Reference) -> Diagnosis:
-    """What a transformers model in memory does, whoever loaded it and whatever was set on it since.
+    """What a transformers model in memory does, however it was loaded and changed since.
 
     Raises:
         ValueError: the reference is of another model.
@@ -149,7 +151,7 @@ def gguf_file(path: str) -> Path:
 
 
 def _loaded(path: str) -> Any:
-    """The model as transformers loads it, with nothing of ours, on the accelerator where there is one."""
+    """The model as plain transformers loads it, on the accelerator where there is one."""
     try:
         return Source.at(path).model(dtype="float32").to("cuda" if torch.cuda.is_available() else "cpu").eval()
     except (ImportError, OSError, ValueError, RuntimeError) as error:
@@ -164,7 +166,7 @@ def _compared(
     """Compare a library's ``losses`` with those of ``model``, which has the same weights, under other scalings."""
 
     def under(scaling: RopeScaling) -> Tensor:
-        with extended(model, _on(model, scaling, reference)):
+        with extended(model, _on_model(model, scaling, reference)):
             return finite(model_losses(model, ids, window=reference.window))
 
     losses = finite(losses)
@@ -172,18 +174,21 @@ def _compared(
     verdict, explanation = judged(read, reference.window, tolerance=tolerance), ""
     if verdict is Verdict.ELSE:
         apart = [part.apart for part in bins_of(read, reference.window)]
-        for found, hypotheses in ((Verdict.APPLIED, reference.allowed()), (Verdict.ELSE, reference.wrong())):
+        for hypothesis_verdict, hypotheses in (
+            (Verdict.APPLIED, reference.allowed()),
+            (Verdict.ELSE, reference.wrong()),
+        ):
             for words, scaling in hypotheses:
                 other = under(scaling)
                 if not explanation and is_same(
                     losses, other, window=reference.window, tolerance=tolerance, apart=apart
                 ):
-                    verdict, explanation = found, words
-                    read = Losses(losses, other, read.plain) if found is Verdict.APPLIED else read
+                    verdict, explanation = hypothesis_verdict, words
+                    read = Losses(losses, other, read.plain) if hypothesis_verdict is Verdict.APPLIED else read
     return Diagnosis(library, reference.window, read, tolerance, verdict, explanation)
 
 
-def _on(model: Any, scaling: RopeScaling, reference: Reference) -> RopeScaling:
+def _on_model(model: Any, scaling: RopeScaling, reference: Reference) -> RopeScaling:
     """``scaling`` with the factors that give the reference's frequencies on ``model``, whose base may be another.
 
     Raises:

@@ -14,7 +14,7 @@ from ropewalk.models.loss import long_token_losses
 
 TRANSFORMERS, LLAMA_CPP = "transformers", "llama_cpp"
 PACKAGES = {TRANSFORMERS: "transformers", LLAMA_CPP: "llama-cpp-python"}
-"""What pip installs each library by, by the name of its module."""
+"""The name by which pip installs each library, by the name of its module."""
 _WHOLE = 16_384
 """Longest row that is read at once, in tokens."""
 _LLAMA_BATCH = 512
@@ -37,12 +37,12 @@ def model_losses(model: Any, ids: Sequence[int], *, window: int) -> Tensor:
 
 
 def llama_cpp_losses(file: Path, ids: Sequence[int]) -> Tensor:
-    """The same of a GGUF file by llama.cpp, in a context of just these tokens; keys and values are kept in float32.
+    """The same for a GGUF file, by llama.cpp in a context of just these tokens; keys and values are kept in float32.
 
     The logits of a batch of 512 tokens are held at a time.
 
     Raises:
-        ValueError: llama.cpp cannot load the file, or not compute it.
+        ValueError: llama.cpp cannot load the file, or cannot compute with it.
     """
     import llama_cpp
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's rotary embedding is meant to be, whatever a library makes of it."""
+"""What a checkpoint's rotary embedding is meant to compute, independently of any library."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -69,7 +69,7 @@ class Reference:
         )
 
     def allowed(self) -> Iterator[tuple[str, RopeScaling]]:
-        """What other software is known to apply in place of `scaling`, with what it leaves out, in words."""
+        """(description, scaling) of what other software is known to apply in place of `scaling`."""
         longest = self.switch.longest
         if self.scaling.n_hat:
             first = f"the first {self.scaling.n_hat} positions (n_hat), which only load_extended leaves as they are"
@@ -81,7 +81,7 @@ class Reference:
             )
 
     def wrong(self) -> Iterator[tuple[str, RopeScaling]]:
-        """Parts of `scaling` that converters lose, with what is left, in words."""
+        """(description, scaling) of what is left where a converter loses a part of `scaling`."""
         factors = replace(self.scaling, n_hat=0)
         if self.scaling.attention_factor != 1:
             yield "the factors without the attention factor", replace(factors, attention_factor=1.0)
