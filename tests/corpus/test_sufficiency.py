@@ -147,7 +147,7 @@ def test_advice_is_given_only_where_it_helps() -> None:
     one = message([99_999], need)
     assert "the corpus has 1, the longest of about 99999 tokens; all splits together need 8 documents" in one
     tiny = message([50] * 30, need)
-    assert tiny.endswith("they do for no length from 256 tokens on: add longer documents")
+    assert tiny.endswith("they suffice for no length from 256 tokens on: add longer documents")
     assert "corpus.across_documents=true" in message([50] * 3000, need)
     assert "corpus.across_documents=true" not in message([50] * 3000, Need(4, 99_000, across=True))
 

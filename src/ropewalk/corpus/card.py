@@ -9,7 +9,7 @@ from ropewalk.corpus.store import StoreWriter, TokenStore
 from ropewalk.files import writing
 
 _MOST_DRAWN = 12
-"""Number of subsets, and of reasons for leaving rows out, that the plot tells apart."""
+"""Number of subsets, and of reasons for leaving rows out, that the plot shows one by one."""
 
 
 def describe(store: TokenStore, writer: StoreWriter, long_tokens: int) -> dict[str, Any]:

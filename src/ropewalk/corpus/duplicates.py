@@ -21,7 +21,7 @@ KEPT, SAME_ID, SAME_TEXT, NEARLY, OVERLAPPING = range(5)
 REASONS = ("", "duplicate id", "duplicate", "near-duplicate", "overlaps an evaluation set")
 PASS_DOCUMENTS = 4_000_000
 FIRST = np.asarray([("test", "search", "train").index(split) for split in SPLITS])
-"""Rank of each of `SPLITS` among those that copies of a document fall into; that of the lowest rank is kept."""
+"""Rank of each of `SPLITS`; of several copies of a document, that in the split of the lowest rank is kept."""
 
 
 def find_duplicates(parts: Sequence[Part], *, exact: bool, near: float, overlaps: bool = False) -> NDArray[np.uint8]:

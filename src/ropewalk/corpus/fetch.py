@@ -59,9 +59,9 @@ class Fetcher:
     def text(self, url: str) -> str:
         """Content of a small file such as a listing; raises OSError if it cannot be fetched."""
         with self._session() as session, _named(url):
-            answer = session.get(url, timeout=self.timeout)
-            answer.raise_for_status()
-            return answer.content.decode("utf-8", errors="replace")
+            response = session.get(url, timeout=self.timeout)
+            response.raise_for_status()
+            return response.content.decode("utf-8", errors="replace")
 
     def fetch_all(self, files: Sequence[Remote]) -> list[Path]:
         """Download files to their targets and return the targets that exist afterwards, in order.
@@ -138,11 +138,11 @@ class Fetcher:
         if remote.target.is_file():
             return remote.target.stat().st_size
         with _named(remote.url):
-            answer = session.head(remote.url, timeout=self.timeout, allow_redirects=True)
-            if remote.withdrawn and answer.status_code in (403, 404):
+            response = session.head(remote.url, timeout=self.timeout, allow_redirects=True)
+            if remote.withdrawn and response.status_code in (403, 404):
                 return 0
-            answer.raise_for_status()
-        return int(answer.headers.get("Content-Length", 0))
+            response.raise_for_status()
+        return int(response.headers.get("Content-Length", 0))
 
     def _fetch(self, remote: Remote, bar: Progress, stop: threading.Event) -> int:
         """Download to a part beside the target, then rename it; a second process waits for the first.
@@ -195,51 +195,51 @@ class Fetcher:
         self, session: requests.Session, url: str, out: BinaryIO, bar: Progress, stop: threading.Event
     ) -> None:
         """Append the missing bytes, resuming where the connection broke as long as each try brings some."""
-        left = self.attempts
+        attempts_left = self.attempts
         while True:
-            have = out.seek(0, os.SEEK_END)
+            size = out.seek(0, os.SEEK_END)
             try:
                 self._append(session, url, out, bar, stop)
                 return
             except requests.HTTPError:
                 raise
             except (requests.ConnectionError, requests.Timeout, _Broken):
-                left = self.attempts if out.seek(0, os.SEEK_END) > have else left - 1
-                if not left or stop.wait(self.wait):
+                attempts_left = self.attempts if out.seek(0, os.SEEK_END) > size else attempts_left - 1
+                if not attempts_left or stop.wait(self.wait):
                     raise
 
     def _append(self, session: requests.Session, url: str, out: BinaryIO, bar: Progress, stop: threading.Event) -> None:
-        have = out.seek(0, os.SEEK_END)
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with session.get(url, headers=headers, stream=True, timeout=self.timeout) as answer:
-            if answer.status_code == 416 and have:
+        size = out.seek(0, os.SEEK_END)
+        headers = {"Range": f"bytes={size}-"} if size else {}
+        with session.get(url, headers=headers, stream=True, timeout=self.timeout) as response:
+            if response.status_code == 416 and size:
                 # Nothing lies beyond the part: it is whole if it has the size that the server states.
-                if answer.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
+                if response.headers.get("Content-Range", "").rpartition("/")[2] != str(size):
                     out.truncate(0)
                     raise _Broken("the part was longer than the file")
                 return
-            answer.raise_for_status()
-            if have and answer.status_code != 206:
+            response.raise_for_status()
+            if size and response.status_code != 206:
                 out.truncate(0)
-                have = 0
-            elif have and _start(answer.headers.get("Content-Range", "")) != have:
-                raise OSError(f"the server did not answer from byte {have} on")
-            length = answer.headers.get("Content-Length")
-            total = have + int(length) if length else None
+                size = 0
+            elif size and _start(response.headers.get("Content-Range", "")) != size:
+                raise OSError(f"the server did not answer from byte {size} on")
+            length = response.headers.get("Content-Length")
+            total = size + int(length) if length else None
             try:
                 # read1 returns the bytes that have arrived; requests' iter_content loses those before a break.
-                while chunk := answer.raw.read1(_CHUNK_BYTES, decode_content=False):
+                while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
                     out.write(chunk)
-                    have += len(chunk)
+                    size += len(chunk)
                     bar.update(len(chunk))
                     if stop.is_set():
                         raise OSError("another file could not be fetched")
             except urllib3.exceptions.HTTPError as error:
-                raise _Broken(f"the connection ended after {have} bytes ({_reason(error)})") from None
+                raise _Broken(f"the connection ended after {size} bytes ({_reason(error)})") from None
             finally:
                 out.flush()
-        if total is not None and have != total:
-            raise _Broken(f"the connection ended after {have} of {total} bytes")
+        if total is not None and size != total:
+            raise _Broken(f"the connection ended after {size} of {total} bytes")
 
 
 class _Broken(OSError):
@@ -258,8 +258,8 @@ def _named(url: str, folder: Path | None = None) -> Iterator[None]:
     try:
         yield
     except requests.HTTPError as error:
-        answer = error.response
-        status = str(error) if answer is None else f"{answer.status_code} {answer.reason}"
+        response = error.response
+        status = str(error) if response is None else f"{response.status_code} {response.reason}"
         raise OSError(f"{url} cannot be fetched: HTTP {status}") from None
     except requests.TooManyRedirects:
         raise OSError(f"{url} cannot be fetched: it is redirected in a circle or more than 10 times") from None

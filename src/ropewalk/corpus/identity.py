@@ -37,8 +37,8 @@ def mapping(value: Any) -> dict[str, Any]:
 def identity(row: dict[str, Any]) -> tuple[str, str, str | None]:
     """(name, subset, group) of a row.
 
-    The name is empty if the row does not tell it, and the group is None if it is the name. The subset is the one that
-    the row names, or else that of RedPajama-V1 whose rows have the same keys, or else "other".
+    The name is empty if the row does not state it, and the group is None if it equals the name. The subset is the one
+    that the row names, or else that of RedPajama-V1 whose rows have the same keys, or else "other".
     """
     meta = mapping(row.get("meta"))
     name, subset, group = _redpajama_v1(row, meta)

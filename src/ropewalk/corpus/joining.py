@@ -1,4 +1,4 @@
-"""Joining: documents that are shorter than what is read, put together with others of their subset."""
+"""Joining: documents that are shorter than the length that is read are joined with others of their subset."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,8 +49,8 @@ def read_joined(spans: Sequence[TokenSpan], between: bytes) -> Iterator[bytes]:
             yield between
         with span.path.open("rb") as source:
             source.seek(span.start)
-            left = span.length * span.token_bytes
-            while left:
-                piece = source.read(min(left, _COPY_BYTES))
-                left -= len(piece)
+            remaining = span.length * span.token_bytes
+            while remaining:
+                piece = source.read(min(remaining, _COPY_BYTES))
+                remaining -= len(piece)
                 yield piece

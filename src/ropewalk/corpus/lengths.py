@@ -55,7 +55,7 @@ def longest_documents(parts: Sequence[Part], encode: Encode, *, long_tokens: int
     """Estimate the lengths of the longest documents of all parts.
 
     Samples are taken from documents that may have ``long_tokens`` tokens, as no token is shorter than a byte, or from
-    the longest ones where these are few. A document that is not sampled is taken to be like one of them.
+    the longest ones where these are few. A document that is not sampled is assumed to be like one of those that are.
     """
     sizes, places = _longest(parts)
     by_size = np.lexsort((places, -sizes))
@@ -66,9 +66,9 @@ def longest_documents(parts: Sequence[Part], encode: Encode, *, long_tokens: int
         in_part = np.flatnonzero((places >= first) & (places < first + len(part)))
         if len(in_part):
             numbers = places[in_part] - first
-            names, of_groups = part.documents(), part.groups()
+            names, part_groups = part.documents(), part.groups()
             subsets += [names[number][1] for number in numbers]
-            groups += [of_groups[number] for number in numbers]
+            groups += [part_groups[number] for number in numbers]
             keys.append(part.array("keys")["text"][numbers])
             for slices, size in _samples(part, places[np.intersect1d(in_part, sampled)] - first):
                 texts += slices

@@ -90,17 +90,17 @@ class Lines:
 
     def _zstd(self, source: _Source) -> Iterator[bytes]:
         new_frame = zstandard.ZstdDecompressor().decompressobj
-        frame, begun = new_frame(), False
+        frame, in_frame = new_frame(), False
         while chunk := source.read(_ZSTD_BYTES):
             self.read += len(chunk)
             while chunk:
-                begun = True
+                in_frame = True
                 if data := frame.decompress(chunk):
                     yield data
                 chunk = frame.unused_data
                 if frame.eof:
-                    frame, begun = new_frame(), False
-        if begun:
+                    frame, in_frame = new_frame(), False
+        if in_frame:
             raise EOFError("the compressed stream ends early")
 
 

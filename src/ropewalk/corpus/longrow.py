@@ -51,10 +51,10 @@ class LongText:
                 continue
             if isinstance(piece, str):
                 return piece, end
-        raise ValueError(_why(bytes(self.row[start : min(stop + _LONGEST_ESCAPE, self.end)])))
+        raise ValueError(_fault(bytes(self.row[start : min(stop + _LONGEST_ESCAPE, self.end)])))
 
 
-def _why(raw: bytes) -> str:
+def _fault(raw: bytes) -> str:
     """The reason why these bytes, which may end inside a character, are no JSON string."""
     try:
         raw.decode()

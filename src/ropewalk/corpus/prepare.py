@@ -135,9 +135,9 @@ class _Preparation:
             dropped.update(part.about["dropped"])
         rows = sum(map(len, parts)) + dropped.total() + rejected.total()
         check_rejected(rows, rejected, dropped, config=self.config, parts=self.state / "parts")
-        salted = self.state / "salt.json"
-        documents = None if salted.is_file() else self._estimated(parts)
-        salt = read_json(salted)["salt"] if documents is None else self._salt(documents)
+        salt_file = self.state / "salt.json"
+        documents = None if salt_file.is_file() else self._estimated(parts)
+        salt = read_json(salt_file)["salt"] if documents is None else self._salt(documents)
         for part in parts:
             part.keep("splits", self.shares.split(part.groups(), salt))
         verdicts = self._verdicts(parts)
@@ -149,7 +149,7 @@ class _Preparation:
             kept = documents[verdicts[documents.places] == KEPT]
             check_estimate(kept, self.shares, self.need, salt=salt, is_given=self.config.salt is not None)
             # From here on parts lose their texts, of which samples were taken.
-            write_json(salted, {"salt": salt})
+            write_json(salt_file, {"salt": salt})
         self._tokenise(parts, bar)
         tokenised = [read_json(self.state / "tokens" / part.path.name / "part.json") for part in parts]
         if short := sum(about["too short"] for about in tokenised):
@@ -261,8 +261,8 @@ class _Preparation:
         spans = self._spans(split, parts, dropped, writer.dtype)
         try:
             for group in joined(spans, tokens=self.config.long_tokens if self.config.across_documents else 0):
-                more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-                writer.add(group[0].name + more, group[0].subset, read_joined(group, between), joined=bool(more))
+                name = group[0].name + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+                writer.add(name, group[0].subset, read_joined(group, between), joined=len(group) > 1)
             writer.close()
         finally:
             writer.abandon()
@@ -272,17 +272,17 @@ class _Preparation:
         self, split: Split, parts: Sequence[Part], dropped: Counter[str], dtype: "np.dtype[Any]"
     ) -> Iterator[TokenSpan]:
         """Yield the tokens of a split's documents in order, as many as their shares of a mixture allow."""
-        left = self._quotas(parts) if split == "train" and self.config.weights else None
+        remaining_quotas = self._quotas(parts) if split == "train" and self.config.weights else None
         for part in parts:
             folder, start = self.state / "tokens" / part.path.name, 0
             for name, subset, length in stored(part, folder, split):
                 used = length
-                if left is not None:
+                if remaining_quotas is not None:
                     pool = pool_of(subset, self.config.weights)
-                    used = min(length, left.get(pool, 0)) if pool is not None else 0
+                    used = min(length, remaining_quotas.get(pool, 0)) if pool is not None else 0
                     if pool is not None:
-                        left[pool] -= used
-                if left is not None and not used:
+                        remaining_quotas[pool] -= used
+                if remaining_quotas is not None and not used:
                     dropped["beyond its share of the mixture"] += 1
                 else:
                     yield TokenSpan(name, subset, folder / f"{split}.bin", start, used, dtype.itemsize)

@@ -11,7 +11,7 @@ class PrepareProgress:
 
     def __init__(self, size: int) -> None:
         self._size, self._documents, self._rejected, self._tokens = size, 0, 0, 0
-        # Tokenising is taken to be as much again until it is known how much text there is.
+        # Tokenising counts as much as reading until the amount of text is known.
         self._bar = Progress(total=2 * size or None, desc="reading", unit="B", unit_scale=True)
 
     def __enter__(self) -> "PrepareProgress":

@@ -1,4 +1,4 @@
-"""Sufficiency: whether every split holds enough long documents, told before they are tokenised.
+"""Sufficiency: whether every split holds enough long documents, estimated before they are tokenised.
 
 The estimate refuses only what cannot pass; the stores are counted exactly when they are written.
 """
@@ -119,14 +119,14 @@ def check_estimate(documents: LongestDocuments, shares: Shares, need: Need, *, s
         is_given: whether the salt is the configuration's own.
     """
     if need.across and len(documents) < documents.total:
-        return  # What the shorter documents make together is not known.
+        return  # How long the shorter documents are together is not known.
     search, test = need.held(documents, shares, salt, surely=False)
     if min(search, test) >= need.documents:
         if not need.is_trainable(documents, shares, salt, surely=False):
             raise ValueError(_untrainable(need, documents=documents.total))
         return
 
-    def would_do(other: Need, *, salt_is_given: bool = is_given) -> bool:
+    def would_suffice(other: Need, *, salt_is_given: bool = is_given) -> bool:
         if salt_is_given:
             return other.is_met(documents, shares, salt, surely=True)
         return any(True for _ in other.salts(documents, shares, surely=True))
@@ -137,13 +137,13 @@ def check_estimate(documents: LongestDocuments, shares: Shares, need: Need, *, s
         # Rows of training are no longer than the target, which goes down with it.
         return replace(need, tokens=tokens, train_tokens=min(need.train_tokens, tokens))
 
-    allowed = next((tokens for tokens in lengths if would_do(shorter(tokens))), None)
+    allowed = next((tokens for tokens in lengths if would_suffice(shorter(tokens))), None)
     advice = []
-    if is_given and would_do(need, salt_is_given=False):
+    if is_given and would_suffice(need, salt_is_given=False):
         advice.append("leave out corpus.salt, and one is chosen under which they suffice")
     elif need.count(documents.low, documents.subsets) > 2 * need.documents:
         advice.append("raise corpus.search_share and corpus.test_share")
-    if not need.across and would_do(replace(need, across=True)):
+    if not need.across and would_suffice(replace(need, across=True)):
         advice.append("join short documents with corpus.across_documents=true")
     raise ValueError(
         shortage(
@@ -204,7 +204,7 @@ def shortage(
     Args:
         held: numbers of long documents in the search and test splits.
         documents: number of documents of the whole corpus.
-        allowed: the largest power of two that would do as corpus.long_tokens.
+        allowed: the largest power of two that would be possible as corpus.long_tokens.
         advice: what could be done beside adding documents and reading less far.
         about: put before numbers that are estimated.
     """
@@ -219,7 +219,7 @@ def shortage(
     elif documents < least:
         remedy = [f"all splits together need {least} documents at least: add some", "lower corpus.min_long_documents"]
     else:
-        remedy = [f"they do for no length from {_SHORTEST} tokens on: add longer documents"]
+        remedy = [f"they suffice for no length from {_SHORTEST} tokens on: add longer documents"]
     return (
         f"the documents are too few or too short: the search and test splits each need {need.documents} of at least "
         f"{need.tokens} tokens (corpus.min_long_documents, corpus.long_tokens), and hold {about}{search} and {test}; "

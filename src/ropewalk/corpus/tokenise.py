@@ -209,7 +209,7 @@ def windowed(
         ValueError: two windows do not agree anywhere in their overlap.
     """
     text, ended = "", False
-    before: tuple[Ids, NDArray[np.int64]] | None = None
+    previous: tuple[Ids, NDArray[np.int64]] | None = None
     while not ended or text:
         while not ended and len(text) <= window:
             piece = next(pieces, None)
@@ -220,8 +220,8 @@ def windowed(
         encoding = tokenizer.encode(head, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.uint32)
         starts = np.asarray([start for start, _ in encoding.offsets], np.int64)
-        if before is not None:
-            old_ids, old_starts = before
+        if previous is not None:
+            old_ids, old_starts = previous
             old, new = _join(old_ids, old_starts, ids, starts, overlap)
             yield old_ids[:old]
             ids, starts = ids[new:], starts[new:]
@@ -232,7 +232,7 @@ def windowed(
         step = len(head) - overlap
         keep = int(np.searchsorted(starts, step))
         yield ids[:keep]
-        before = ids[keep:], starts[keep:] - step
+        previous = ids[keep:], starts[keep:] - step
         text = text[step:]
 
 
