@@ -15,7 +15,7 @@ from omegaconf import MISSING
 
 T = TypeVar("T")
 Names = Callable[[], Sequence[str]]
-"""Names that are asked for when a configuration is checked, so that names registered later count too."""
+"""A function that gives the names when a configuration is checked, so that names registered later count too."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Rule:
 
 
 def refuse(message: str, *values: Any) -> NoReturn:
-    """Raise ValueError with ``message``, and behind it the value that stands at the key, where it is given."""
+    """Raise ValueError with ``message``, followed by the value at the key, if it is passed."""
     raise ValueError(f"configuration: {message}" + "".join(f", found {value}" for value in values))
 
 

@@ -1,7 +1,7 @@
 """The names that keys of the configuration may hold, from the registries.
 
-These stand in packages that read the configuration, and are given by address, as entry points are, to be imported when
-a name is asked for; none of them imports torch.
+The registries are in packages that import the configuration. So they are given by address, as entry points are, and
+imported when a name is needed; none of them imports torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 
 
 def _names_at(address: str) -> Callable[[], tuple[str, ...]]:
-    """Asks for the names in the registry at ``address``, or for those that the function there returns."""
+    """A function that gives the names in the registry at ``address``, or those that the function there returns."""
 
     def names() -> tuple[str, ...]:
         registry = resolve_name(address)
