@@ -1,4 +1,4 @@
-"""The question that a run asks and what its figures answer, in words and in a few numbers."""
+"""The question of a run and the answer that its figures give, in words and in a few numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _LENGTHS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One number set large, and what it is."""
+    """A number in large type, and its label."""
 
     value: str
     label: str

@@ -60,10 +60,12 @@ def figures_at(perplexity: ResultTable, passkey: ResultTable, *, length: int) ->
 def _cost(metrics: Mapping[str, Any]) -> dict[str, float]:
     tokens, hours = 0, 0.0
     for stage in _COSTLY:
-        of_stage = metrics.get(stage, {})
-        searches = [value for value in of_stage.values() if isinstance(value, Mapping) and "forward_tokens" in value]
+        stage_metrics = metrics.get(stage, {})
+        searches = [
+            value for value in stage_metrics.values() if isinstance(value, Mapping) and "forward_tokens" in value
+        ]
         # The stage that trains a control beside our model keeps the metrics of both.
-        training = of_stage.get(stage, of_stage)
+        training = stage_metrics.get(stage, stage_metrics)
         tokens += sum(search["forward_tokens"] for search in searches) + training.get("tokens", 0)
         hours += sum(search["seconds"] for search in searches) / 3600 + training.get("hours", 0.0)
     return {"tokens": tokens, "hours": hours}

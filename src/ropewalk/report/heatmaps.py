@@ -39,7 +39,7 @@ def query_scales(scales: Sequence[Sequence[float]], *, width: float = WHOLE) -> 
     table = np.asarray(scales)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    # Thousands of cells would be as many shapes of the page.
+    # Unless rasterized, each cell would be a shape of its own in the page.
     places = (np.arange(table.shape[1]), np.arange(table.shape[0]))
     mesh = axes.pcolormesh(*places, table, shading="nearest", cmap="cividis", rasterized=table.size > 2_000)
     axes.set_xlabel("scale of the layer, head by head")

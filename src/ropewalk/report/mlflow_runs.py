@@ -30,9 +30,9 @@ def log_comparison(
     """A child run per model and method, so that several picked in the UI share a chart for each of their metrics.
 
     A metric's step is the input length in tokens. ``perplexity`` is on all test documents, ``perplexity_long`` on the
-    longest ones, which do not compare; both are the method's best case. Method, model and lengths are parameters, the
-    test documents an MLflow dataset and the weights a logged model, the same one in every run that reads them. The run
-    of the extended model under our factors has the lengths of the verdict.
+    longest ones, so the two do not compare; both are the method's best case. Method, model and lengths are parameters,
+    the test documents an MLflow dataset and the weights a logged model, the same one in every run that reads them. The
+    run of the extended model under our factors has the lengths of the verdict.
 
     Args:
         name: name of the base model.
@@ -83,16 +83,17 @@ def _by_length(perplexity: ResultTable, passkey: ResultTable) -> dict[str, Serie
 
 
 def log_search(name: str, rows: Sequence[Row], table: Path, *, best: int = 10) -> None:
-    """A search in the active run: best loss by tokens paid and by generation, a table of all, the best as child runs.
+    """Log a search to the active run: best loss by tokens and by generation, a table of all trials, child runs of the
+    best.
 
-    With pictures of its convergence and of the best factors of each length. The step of ``best_loss_by_tokens`` is
-    the count of forward tokens in thousands, that of a child run's ``rescale_factor`` the pair.
+    Pictures show its convergence and the best factors of each length. The step of ``best_loss_by_tokens`` is the number
+    of forward tokens in thousands, the step of a child run's ``rescale_factor`` is the pair.
     """
-    for length, of_length in groups(rows, lambda row: row["length"]).items():
-        for metric, points in _search_series(of_length).items():
+    for length, length_rows in groups(rows, lambda row: row["length"]).items():
+        for metric, points in _search_series(length_rows).items():
             tracking.log_series(f"{metric}_{length}", points)
-        measured = [row for row in of_length if row["phase"] != "gradient" and row["loss"] is not None]
-        # A trial of a point that was known before is that point once more.
+        measured = [row for row in length_rows if row["phase"] != "gradient" and row["loss"] is not None]
+        # A trial may repeat a point that was read before it.
         points_seen = {tuple(row[key] for key in row if key.startswith(_POINT)): row for row in reversed(measured)}
         for rank, row in enumerate(sorted(points_seen.values(), key=lambda row: row["loss"])[:best], start=1):
             tags = {key: str(row[key]) for key in ("length", "phase", "trial", "generation")}

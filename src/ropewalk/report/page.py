@@ -27,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "lightning", "optuna", "hydra-core", "dvc"
 
 @dataclass(frozen=True)
 class Origin:
-    """What repeating a run takes beside its configuration."""
+    """What is needed to repeat a run, beside its configuration."""
 
     commit: str = "unknown"
     overrides: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ def write_report(results: Path, *, config: Mapping[str, Any], out: Path, origin:
         config: the whole configuration as plain values; what it lacks is left out of the text.
 
     Raises:
-        ValueError: a file is not what its stage writes; names it.
+        ValueError: a file is not what its stage writes; the message names it.
     """
     files = Results(results, out.parent / "plots")
     base = files.json("base.json", "base") or {}

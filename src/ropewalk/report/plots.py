@@ -1,6 +1,6 @@
-"""Figures of a run from the rows of its CSV files, readable at 900 pixels and without telling colours apart.
+"""Figures of a run from the rows of its CSV files, readable at 900 pixels and without distinguishing colours.
 
-No pyplot: nothing global.
+pyplot is not used, since its state is global.
 """
 
 import math
@@ -46,8 +46,8 @@ def perplexity(table: ResultTable, *, original_length: int, width: float = WHOLE
     figure, grid = panels_of(max(len(panels), 1), columns=2 if len(panels) > 1 else 1, height=4.4, width=width)
     handles: dict[str, Any] = {}
     for model, axes in zip(panels, grid, strict=False):
-        of_model = table.where(model=model)
-        lines = {name: of_model.where(method=name) for name in of_model.values("method") if name != "gradient"}
+        model_rows = table.where(model=model)
+        lines = {name: model_rows.where(method=name) for name in model_rows.values("method") if name != "gradient"}
         if model == "finetuned" and len(control := table.where(model="control")):
             lines["control"] = control
         for name in in_order(lines):
@@ -97,7 +97,7 @@ def _perplexity_axes(axes: Axes, rows: Sequence[Row], original_length: int) -> N
 
 
 def _annotate(axes: Axes, text: str, place: tuple[float, float], *, va: str) -> None:
-    """Write small beside ``place``: x in data, y as a share of the axes."""
+    """Write small text beside ``place``: x in data coordinates, y as a fraction of the axes."""
     axes.annotate(
         text, place, xycoords=("data", "axes fraction"), xytext=(4, -4 if va == "top" else 4),
         textcoords="offset points", fontsize=8.5, color="#5c5c5c", va=va,
@@ -150,8 +150,8 @@ def searched_factors(rows: Sequence[Row]) -> Figure:
     """The best factors for each length among ``rows`` of a search."""
     whole = [row for row in rows if row["phase"] != "gradient" and is_number(row["loss"])]
     shown = []
-    for length, of_length in groups(whole, lambda row: row["length"]).items():
-        best = min(of_length, key=lambda row: float(row["loss"]))
+    for length, length_rows in groups(whole, lambda row: row["length"]).items():
+        best = min(length_rows, key=lambda row: float(row["loss"]))
         values = [value for name, value in best.items() if name.startswith("lambda_")]
         name = f"ours, {length:,} tokens"
         shown += [{"factors_of": name, "pair": pair, "lambda": value} for pair, value in enumerate(values)]
@@ -175,15 +175,15 @@ def _frequency_axis(axes: Axes, frequencies: Sequence[float]) -> None:
 def search(runs: Mapping[str, Sequence[Row]], *, width: float = WHOLE) -> Figure:
     """exp(loss) on search documents over tokens paid: a panel per length of each search (title -> rows).
 
-    It is a perplexity only where the fitness is that of all tokens alike. Steps of a gradient read rows of their own
-    each, whose losses do not compare, so that they have no line.
+    It is a perplexity only where all tokens count alike in the fitness. Every gradient step reads other rows, so the
+    losses of steps do not compare, and no line joins them.
     """
     panels = [
-        (f"{title}, {length:,} tokens", of_length)
+        (f"{title}, {length:,} tokens", length_rows)
         for title, rows in runs.items()
-        for length, of_length in groups(rows, lambda row: int(row["length"])).items()
+        for length, length_rows in groups(rows, lambda row: int(row["length"])).items()
     ]
-    # A narrow one has its legend in lines.
+    # The legend of a narrow figure takes several lines.
     height = 3.6 if width > THIRD else 4.2
     figure, grid = panels_of(len(panels), columns=min(len(panels), 3), height=height, width=width)
     handles: dict[str, Any] = {}
@@ -211,9 +211,9 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
     shown: list[float] = []
     phases = groups(rows, lambda row: row["phase"])
     for phase, (label, colour, marker, dots) in _PHASES.items():
-        of_phase = sorted(phases.get(phase, []), key=lambda row: float(row["tokens"]))
+        phase_rows = sorted(phases.get(phase, []), key=lambda row: float(row["tokens"]))
         # A trial that was stopped early has no loss of its own.
-        whole = [row for row in of_phase if row["loss"] not in (None, "")]
+        whole = [row for row in phase_rows if row["loss"] not in (None, "")]
         if not whole:
             continue
         paid, scores = [float(row["tokens"]) for row in whole], [_exp(row["loss"]) for row in whole]
@@ -223,17 +223,17 @@ def _search_panel(axes: Axes, rows: Sequence[Row]) -> dict[str, Any]:
         if phase in ("published", "learned"):
             shown.append(min(scores))
         elif phase == "gradient" and "evolution" not in phases:
-            # Steps of a row or two differ by their text alone; where there is a line they must not press it flat.
+            # Losses of steps on a row or two differ mainly by their text, so the axis leaves out the outliers.
             shown += [float(np.quantile(scores, share)) for share in (0.05, 0.95)]
         elif phase == "evolution":
-            with_best = [row for row in of_phase if row["best"] not in (None, "")]
+            with_best = [row for row in phase_rows if row["best"] not in (None, "")]
             tokens, line = [float(row["tokens"]) for row in with_best], [_exp(row["best"]) for row in with_best]
             (handles[label],) = axes.plot(tokens, line, color=colour, linewidth=2.2, drawstyle="steps-post", zorder=3)
             ends = {row["generation"]: (paid, best) for row, paid, best in zip(with_best, tokens, line, strict=True)}
             last_tokens, last_best = zip(*ends.values(), strict=True)
             axes.scatter(last_tokens, last_best, s=22, marker="|", color=INK, zorder=5)
             shown += [*line, float(np.quantile(scores, 0.75))]
-    # The worst trials would press everything else into a line.
+    # The axis leaves out the worst trials, which would flatten everything else.
     log_y(axes, [min(shown) / 1.03, max(shown) * 1.06])
     axes.set_ylim(min(shown) / 1.03, max(shown) * 1.06)
     axes.xaxis.set_major_formatter(FuncFormatter(token_count))
@@ -246,7 +246,7 @@ def _exp(nats: Any) -> float:
 
 
 def no_training() -> Figure:
-    """What stands in place of the losses where no weight was trained."""
+    """A placeholder for the losses where no weight was trained."""
     figure = Figure(figsize=(WHOLE, 1.2), facecolor=PAPER)
     figure.text(0.5, 0.5, "Nothing was trained: the weights are those of the base model.", ha="center", color=INK)
     return figure

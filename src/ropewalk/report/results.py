@@ -1,4 +1,4 @@
-"""The files of one run as the report reads them; those that are not there are noted with the stage that makes them."""
+"""The files of one run as the report reads them; missing ones are noted with the stage that makes them."""
 
 from collections.abc import Mapping
 from pathlib import Path

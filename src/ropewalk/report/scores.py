@@ -58,8 +58,8 @@ def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
     figure, grid = panels_of(len(tasks), columns=min(len(tasks), 2), height=3.8, width=width)
     handles: dict[str, Line2D] = {}
     compared = False
-    for (task, of_task), axes in zip(tasks.items(), grid, strict=True):
-        for way, read in groups(of_task, lambda row: str(row["way"])).items():
+    for (task, task_rows), axes in zip(tasks.items(), grid, strict=True):
+        for way, read in groups(task_rows, lambda row: str(row["way"])).items():
             label, colour, line, marker = WAYS[way]
             ordered = sorted(read, key=lambda row: int(row["length"]))
             lengths = [int(row["length"]) for row in ordered]
@@ -74,7 +74,7 @@ def retrieval(rows: Sequence[Row], *, width: float = HALF) -> Figure:
                 axes.plot(lengths, shares, ":", color=colour, marker=marker, markerfacecolor=PAPER, linewidth=1.2)
                 axes.axhline(100 * float(likely[0]["chance"]), color=FAINT, linewidth=0.8)
                 compared = True
-        length_axis(axes, sorted({int(row["length"]) for row in of_task}))
+        length_axis(axes, sorted({int(row["length"]) for row in task_rows}))
         axes.set_xlabel("length of the document, tokens (log scale)")
         axes.set_ylim(-4, 104)
         axes.set_ylabel("right answers, %")
@@ -92,8 +92,8 @@ def benchmark_table(rows: Sequence[Row]) -> Table:
     """Scores of general benchmarks, one column per model and factors: the original window, then the extended one."""
     columns = list(dict.fromkeys((str(row["model"]), str(row["factors"])) for row in rows))
     body = []
-    for (task, metric), of_task in groups(rows, lambda row: (str(row["task"]), str(row["metric"]))).items():
-        scores = {(str(row["model"]), str(row["factors"])): _score(row) for row in of_task}
+    for (task, metric), task_rows in groups(rows, lambda row: (str(row["task"]), str(row["metric"]))).items():
+        scores = {(str(row["model"]), str(row["factors"])): _score(row) for row in task_rows}
         body.append((Cell(f"{task}, {metric}"), *(scores.get(column, Cell("–")) for column in columns)))
     header = ("task", *(f"{MODEL_NAMES.get(model, model)}, {factors}" for model, factors in columns))
     notes = dict.fromkeys(f"{row['task']}: {row['protocol']}." for row in rows)
@@ -124,7 +124,7 @@ def _needle_cell(table: ResultTable) -> Cell:
 
 
 def paired_table(comparisons: ResultTable) -> Table:
-    """Ours over each other method's best case on the same documents: the ratio of perplexities and how sure it is."""
+    """Ours over each other method's best case on the same documents: the ratio of perplexities and its uncertainty."""
     rows = []
     for model, against in (names for names, _ in comparisons.groups("model", "against")):
         by_length = {n: comparisons.paired_ratio(model=model, against=against, length=n) for n in comparisons.lengths()}

@@ -40,7 +40,7 @@ class Section:
 
 
 Panels = Sequence[tuple[str, Figure]]
-"""What each panel shows, for those who do not see it, and the panel."""
+"""(alternative text, figure) of each panel."""
 
 
 def _picture(files: Results, name: str, whole: Figure | None, panels: Panels, *, caption: str, size: str) -> Picture:
@@ -51,7 +51,7 @@ def _picture(files: Results, name: str, whole: Figure | None, panels: Panels, *,
 
 
 def sections(files: Results, config: Mapping[str, Any], base: Mapping[str, Any]) -> list[Section]:
-    """Every section for which there are results, and those without whose stages are part of every run."""
+    """Every section for which there are results, and those without results whose stages are part of every run."""
     perplexity = tables.with_trained_baselines(ResultTable.from_rows(files.rows("plots/perplexity.csv", "evaluate")))
     original = int(base.get("original_length") or setting(config, "model.original_length") or 1)
     makers: Sequence[Callable[[], Section | None]] = (
@@ -171,10 +171,10 @@ def _search(files: Results, config: Mapping[str, Any], perplexity: ResultTable) 
             continue
         runs[title] = rows
         measured = files.json(f"metrics/{stage}.json", stage) or {}
-        for length, of_length in style.groups(rows, lambda row: int(row["length"])).items():
-            sentences.append(f"{title}. {search_sentence(length, of_length, measured.get(f'at_{length}', {}))}")
+        for length, length_rows in style.groups(rows, lambda row: int(row["length"])).items():
+            sentences.append(f"{title}. {search_sentence(length, length_rows, measured.get(f'at_{length}', {}))}")
             alt = f"{title} at {length:,} tokens: best perplexity over tokens paid"
-            panels.append((alt, plots.search({title: of_length}, width=THIRD)))
+            panels.append((alt, plots.search({title: length_rows}, width=THIRD)))
     if gain := evolution_sentence(perplexity):
         sentences.append(gain)
     if not runs:
@@ -244,8 +244,8 @@ def _retrieval(files: Results) -> Section | None:
     )
     alt = "Right answers by length of the document, for each way of reading it"
     panels = [
-        (f"{alt}, {family_name(task)}", scores.retrieval(of_task, width=HALF))
-        for task, of_task in style.groups(rows, lambda row: str(row["task"])).items()
+        (f"{alt}, {family_name(task)}", scores.retrieval(task_rows, width=HALF))
+        for task, task_rows in style.groups(rows, lambda row: str(row["task"])).items()
     ]
     # No PNG, since DVC wants a declared one of every run.
     picture = _picture(files, "retrieval", None, panels, caption=f"{alt}.", size="half")

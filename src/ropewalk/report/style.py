@@ -95,7 +95,7 @@ def token_count(value: float, _: object = None) -> str:
 
 
 def log_y(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers, few decades included, since matplotlib labels powers of ten only."""
+    """A logarithmic axis with plain numbers, also over few decades, where matplotlib would label powers of ten only."""
     axes.set_yscale("log")
     low, high = min(values), max(values)
     fine = high / low < 4

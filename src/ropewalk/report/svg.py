@@ -19,7 +19,7 @@ DARK = {
     # ours by length: what is darkest on white is lightest on black
     "#f5a26b": "#8f5228", "#e07b33": "#bd6a30", "#a34700": "#ffa766", "#6b2e00": "#ffd2ab",
 }  # fmt: skip
-"""Each colour of a figure that is another on a dark page; the rest are the same on both."""
+"""Colours of figures with their counterparts on a dark page; all others are the same on both."""
 
 _FONT = "system-ui, sans-serif"
 
@@ -32,7 +32,7 @@ def colour_rules(*, dark: bool) -> str:
 def inline(figure: Figure, *, name: str, alt: str) -> str:
     """``figure`` as an <svg> element for an HTML page, the same text for the same figure.
 
-    ``name`` is put before every id, so that two figures on a page share none; ``alt`` is for those who do not see it.
+    ``name`` is put before every id, so that two figures on a page share none; ``alt`` is the alternative text.
     """
     FigureCanvasSVG(figure)
     buffer = BytesIO()

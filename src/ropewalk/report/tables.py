@@ -13,7 +13,7 @@ _TRAININGS = {"first": "Fine-tuning, first part", "second": "Fine-tuning, second
 _PER_TRAINED_TOKEN = 3
 """Forward tokens that a trained token costs: a forward pass, and a backward pass that costs two."""
 _FORMS = {"published": "published sentences", "varied": "test documents"}
-"""Forms of the passkey task, and how its table calls them."""
+"""Forms of the passkey task, and their names in its table."""
 _SPLITS = {"train": "training", "search": "search", "test": "test"}
 
 
@@ -70,10 +70,10 @@ def perplexity_tables(perplexity: ResultTable) -> list[Table]:
         "control": "Control",
     }
     return [
-        _perplexity_table(f"{name}, {documents} documents", of_model.where(document_set=documents))
+        _perplexity_table(f"{name}, {documents} documents", model_rows.where(document_set=documents))
         for model, name in names.items()
-        for of_model in (perplexity.where(model=model),)
-        for documents in sorted(of_model.values("document_set"))
+        for model_rows in (perplexity.where(model=model),)
+        for documents in sorted(model_rows.values("document_set"))
     ]
 
 
@@ -118,7 +118,7 @@ def _perplexity_table(caption: str, table: ResultTable) -> Table:
 
     def count_cells(column: str) -> dict[int, Cell]:
         counts = {length: sorted(rows.values(column)) for length, rows in table.by_length().items()}
-        return {length: Cell("–".join(f"{count:,}" for count in different)) for length, different in counts.items()}
+        return {length: Cell("–".join(f"{count:,}" for count in distinct)) for length, distinct in counts.items()}
 
     rows = [
         (style(method)[0], {length: cell(length, row) for length, row in table.best_by_length(method=method).items()})
@@ -166,8 +166,8 @@ def _passkey_cells(table: ResultTable, score: str = "accuracy") -> dict[int, Cel
     cells = {}
     for length, at_length in table.by_length().items():
         interval = at_length.interval(score, scale=100)
-        sure = "" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f} % "
-        cells[length] = Cell(f"{at_length.accuracy(score, scale=100):.0f} %", f"{sure}of {at_length.trials()}")
+        interval_text = "" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f} % "
+        cells[length] = Cell(f"{at_length.accuracy(score, scale=100):.0f} %", f"{interval_text}of {at_length.trials()}")
     return cells
 
 
