@@ -68,7 +68,7 @@ def app(
         except (HydraException, OmegaConfBaseException, OSError, MemoryError):
             raise
         except Exception as error:
-            # Hydra meets some wrong overrides with whatever its code runs into.
+            # Some wrong overrides make Hydra's code fail with an arbitrary exception.
             if is_composed or not culprit(given):
                 raise
             raise ValueError(explain(error, given)) from error

@@ -19,7 +19,7 @@ _RESULTS = "results/"
 
 @dataclass(frozen=True)
 class Link:
-    """What dvc.yaml says of a stage; paths are below the folder of results."""
+    """A stage as dvc.yaml declares it; paths are below the folder of results."""
 
     name: str
     sections: tuple[str, ...]
@@ -52,7 +52,7 @@ def working_links(config: Config) -> list[Link]:
 
 
 def is_done(link: Link, config: Config) -> bool:
-    """Whether the stage's results are there whole, made under this configuration from the inputs that are there."""
+    """Whether the stage's results are complete, and made under this configuration from the present inputs."""
     folder = Path(config.output)
     if not all((folder / name).exists() for name in (*link.inputs, *link.outputs)):
         return False
@@ -64,7 +64,7 @@ def run_chain(config: Config, work: Callable[[str, Stage], None]) -> None:
     """Run every stage that is not done, with its results below ``config.output``, and say which one is at work.
 
     Args:
-        work: does the work of a stage, which is given with its name.
+        work: does the work of a stage, given its name and the stage.
 
     Raises:
         ValueError, OSError, MemoryError: a stage's own errors. What was done before stays done.
@@ -97,7 +97,7 @@ class Job:
 
 
 def jobs_text(jobs: Sequence[Job]) -> str:
-    """A table of what the jobs came to, one a line: the overrides that tell it from the others, figures, and folder."""
+    """A table of jobs, one per line: the overrides in which it differs from the others, its figures, and its folder."""
     shared = frozenset.intersection(*(job.overrides for job in jobs))
     figures = [read_json(job.folder / "metrics" / "report.json") for job in jobs]
     names = list(dict.fromkeys(name for values in figures for name in values))

@@ -46,7 +46,7 @@ def schema() -> DictConfig:
 
 
 def with_demo(overrides: Sequence[str]) -> list[str]:
-    """``overrides`` as Hydra takes them: behind ``experiment=demo``, where they name no model and no experiment."""
+    """``overrides`` as Hydra takes them, preceded by ``experiment=demo`` where they name no model and no experiment."""
     keys = {override.partition("=")[0].lstrip("+~") for override in overrides}
     named = keys & {"experiment", "model.path"} or "model=hf" in overrides
     return [*([] if named else ["experiment=demo"]), *overrides]
@@ -85,7 +85,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def _conf() -> initialize_config_dir:
-    """The block in which Hydra reads conf/."""
+    """A context in which Hydra reads conf/."""
     register()
     return initialize_config_dir(str(ROOT / "conf"), version_base="1.3")
 
@@ -139,7 +139,7 @@ def _built(kind: Any, value: Any) -> Any:
 
 
 def _check_shape(kind: Any, value: Any, key: str) -> None:
-    """Raise ValueError where a key is unknown or left out, or where a section, list, mapping or scalar is none."""
+    """Raise ValueError where a key is unknown or left out, or a value is not of the kind that the schema has there."""
     if value == "???":
         require(key in RULES, f"{key} must be given")
         return
@@ -269,7 +269,7 @@ def culprit(overrides: Sequence[str]) -> str | None:
             return override
         applied.append(values[0])
     suspects = [text for text in overrides if re.match(r"\+*hydra[./]", text)]
-    # A choice of a group was found while composing, so that a key is the likelier reason.
+    # Choices of groups are found while composing, so a key is the likelier reason.
     return " ".join([text for text in suspects if "hydra." in text] or suspects) or None
 
 

@@ -18,7 +18,7 @@ from typing import Any
 def writing(path: str | Path) -> Iterator[Path]:
     """A temporary path for a file or folder, which replaces ``path`` if the block succeeds.
 
-    What killed processes left of earlier attempts is removed.
+    Files that killed processes left behind are removed.
 
     Raises:
         OSError: the disk is full; names the folder and says what to do.
@@ -86,7 +86,7 @@ def _is_running(process: str) -> bool:
 
 
 def _is_disk_full(error: Exception, folder: Path) -> bool:
-    """Whether the disk of ``folder`` is full; asked of the disk too, as torch, safetensors and numpy hide errno."""
+    """Whether the disk of ``folder`` is full; also by its free space, as torch, safetensors and numpy hide errno."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
         return True
     return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < 2**12

@@ -68,8 +68,8 @@ def check_space(config: Config) -> None:
 def open_study(stage: Stage) -> optuna.Study:
     """The study of this space, configuration and inputs in the output folder, made where there is none."""
     settings = stage.config.hparams_search
-    of_trials = [settings.space, settings.documents, stage.values("finetune", "model"), stage.config.seed]
-    name = hashlib.sha256(json.dumps([*of_trials, stage.inputs_hash], sort_keys=True).encode()).hexdigest()[:16]
+    study_settings = [settings.space, settings.documents, stage.values("finetune", "model"), stage.config.seed]
+    name = hashlib.sha256(json.dumps([*study_settings, stage.inputs_hash], sort_keys=True).encode()).hexdigest()[:16]
     stage.output.mkdir(parents=True, exist_ok=True)
     return optuna.create_study(
         storage=f"sqlite:///{(stage.output / 'study.db').resolve()}", study_name=name, load_if_exists=True
@@ -84,7 +84,7 @@ def search_hparams(stage: Stage) -> FrozenTrial:
     """
     check_space(stage.config)
     study = open_study(stage)
-    # In a folder without others, which Hydra would take for groups of choices.
+    # In a folder without subfolders, which Hydra would take for config groups.
     write_text(stage.output / "trials" / "resolved.yaml", resolved_yaml(stage.config))
     while (number := len(study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL)))) < _trials(stage):
         # A new sampler for each trial, so that a study that was interrupted continues as if it had not been.

@@ -59,7 +59,7 @@ def free_port(first: int = PORT, *, tries: int = 20) -> int:
 
 
 def open_browser(address: str) -> bool:
-    """Whether a browser was told to open the address, which needs a screen; one in the terminal would take it over."""
+    """Whether a browser was told to open the address. Without a screen none is, as it would take over the terminal."""
     has_screen = sys.platform in ("darwin", "win32") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     )

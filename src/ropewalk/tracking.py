@@ -102,7 +102,7 @@ def stage_run(
 ) -> Iterator[None]:
     """One MLflow run around a stage; a stage that resumes after a kill or an error resumes in its old run.
 
-    Inside another one's block, the run is a child of that one.
+    Inside the block of another run, the run is a child of that run.
 
     Args:
         tags: tags of the run beside its commit and stage.
@@ -113,26 +113,26 @@ def stage_run(
         metrics: JSON file with the metrics that the stage writes, if any.
     """
     experiment = open_experiment(config)
-    remembered = state / "mlflow_run_id"
-    run_id = remembered.read_text() if remembered.is_file() else None
+    run_id_file = state / "mlflow_run_id"
+    run_id = run_id_file.read_text() if run_id_file.is_file() else None
     if run_id and not _is_active(run_id):
         run_id = None
     all_tags = fit_tags({"commit": commit_of(), "stage": name, **tags})
     if followed:
         all_tags |= fit_tags({"followed": ", ".join(followed)})
-    within = mlflow.active_run()  # that of stages which run one after another in this process
-    if parent := within.info.run_id if within else os.environ.get(PARENT):
+    outer_run = mlflow.active_run()  # that of stages which run one after another in this process
+    if parent := outer_run.info.run_id if outer_run else os.environ.get(PARENT):
         all_tags["mlflow.parentRunId"] = parent
     with mlflow.start_run(
         run_id=run_id,
         experiment_id=None if run_id else experiment,
         run_name=name,
         tags=all_tags,
-        nested=within is not None,
+        nested=outer_run is not None,
         # Sampled every ten seconds, so that a stage of a second logs none.
         log_system_metrics=True,
     ) as run:
-        write_text(remembered, run.info.run_id)
+        write_text(run_id_file, run.info.run_id)
         # A run that was killed may lack some; MLflow refuses another value for one that is there.
         log_params({key: value for key, value in flat(params).items() if fit(key) not in run.data.params})
         if followed:
@@ -282,7 +282,7 @@ def lightning_logger() -> "MLFlowLogger":
 
 
 def begin_run(experiment: str, name: str, tags: Mapping[str, str]) -> str:
-    """Begin a run that no block is around, in the experiment with this id; returns the run's id."""
+    """Begin a run outside of any block, in the experiment with this id; returns the run's id."""
     return str(mlflow.MlflowClient().create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
 
 

@@ -31,7 +31,7 @@ _EMPTY: dict[str, tuple[str, ...]] = {
 
 
 def is_left_out(stage: str, way: str) -> bool:
-    """Whether the stage has nothing to do; none has in the configuration of an app that leaves the way open."""
+    """Whether the stage has nothing to do; where an app's configuration leaves the way open, no stage is left out."""
     return stage in LEFT_OUT.get(way, ())
 
 
@@ -74,13 +74,13 @@ def _unrecovered(first: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """
     provenance, shorter = first.pop("provenance", None), first.pop("shorter", [])
     if "start" in base:
-        of_base = LengthSwitch.from_dict(base["start"])
+        base_switch = LengthSwitch.from_dict(base["start"])
     else:
         window, ones = base["original_length"], (1.0,) * len(first["factors"])
-        of_base = LengthSwitch(((window, RopeScaling(ones, window, window, method="none")),))
+        base_switch = LengthSwitch(((window, RopeScaling(ones, window, window, method="none")),))
     scales = {"query_scales": first["query_scales"]} if first.get("query_scales") else {}
-    of_window = [{**entry, "scaling": entry["scaling"] | scales} for entry in of_base.to_dict()["switch"]]
+    window_entries = [{**entry, "scaling": entry["scaling"] | scales} for entry in base_switch.to_dict()["switch"]]
     searched = [{"up_to_length": scaling["target_length"], "scaling": scaling} for scaling in (*shorter, first)]
-    beyond = LengthSwitch.from_dict({"switch": [of_window[-1], *searched]}).with_doublings.to_dict()["switch"]
+    beyond = LengthSwitch.from_dict({"switch": [window_entries[-1], *searched]}).with_doublings.to_dict()["switch"]
     beyond[-1]["provenance"] = provenance
-    return {"switch": [*of_window[:-1], *beyond]}
+    return {"switch": [*window_entries[:-1], *beyond]}

@@ -1,4 +1,4 @@
-"""Worker processes on one machine: each makes the same call, and they meet in files or in a study's storage."""
+"""Worker processes on one machine, which all make the same call and share results in files or a study's storage."""
 
 import os
 import signal
@@ -22,13 +22,13 @@ def device_of(worker: int) -> torch.device:
 
 
 def run_workers(count: int, work: Callable[[], Result], others: Callable[[int], object]) -> Result:
-    """What ``work`` returns, which worker 0 does here, while the other ones of ``count`` do theirs in processes.
+    """Call ``work`` as worker 0, while the other ``count`` - 1 workers run in processes, and return its result.
 
-    One that fails or is killed is reported in one line and leaves its part to the others, also worker 0 where memory
-    does not suffice for it. None outlives this process.
+    A worker that fails or is killed is reported in one line, and the others take over its part. The same is true of
+    worker 0 if it runs out of memory. No worker outlives this process.
 
     Args:
-        others: does the part of the worker of the given number; can be pickled.
+        others: does the part of the worker whose number it is given; must be picklable.
 
     Raises:
         MemoryError: memory does not suffice for any worker.
@@ -74,7 +74,7 @@ def _running(count: int, work: Callable[[int], object]) -> Iterator[list[Any]]:
 
 
 def _any_finished(processes: list[Any]) -> bool:
-    """Wait for the processes; whether one of them did its work to the end."""
+    """Wait for the processes, and return whether one of them did its work to the end."""
     for process in processes:
         process.join()
     return any(process.exitcode == 0 for process in processes)
@@ -86,11 +86,11 @@ def _ignoring_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _work(work: Callable[[int], object], number: int, count: int, parent: int) -> None:
