@@ -45,9 +45,9 @@ def adapters(model: PreTrainedModel, config: LoraConfig) -> Iterator[None]:
         raise ValueError(f"finetune.lora.targets: {reason(error)}") from None
     also_trained = [part for part in model.modules() if config.norms and type(part).__name__.endswith("Norm")]
     if config.embeddings:
-        beside.append(model.get_input_embeddings())
+        also_trained.append(model.get_input_embeddings())
     hooks = []
-    for module in beside:
+    for module in also_trained:
         dtype = next(module.parameters()).dtype
         module.requires_grad_(True).to(torch.promote_types(dtype, torch.float32))
         hooks.append((module, dtype, module.register_forward_hook(_in(dtype))))
