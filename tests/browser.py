@@ -60,8 +60,8 @@ def until(holds: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> 
     deadline = time.monotonic() + seconds
     while True:
         try:
-            if found := holds():
-                return found
+            if result := holds():
+                return result
         except WebDriverException:
             if time.monotonic() > deadline:
                 raise

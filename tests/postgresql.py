@@ -13,9 +13,9 @@ from pathlib import Path
 
 def programs() -> Path | None:
     """The folder of initdb and pg_ctl, which Debian does not put on PATH."""
-    found = shutil.which("pg_ctl")
+    program = shutil.which("pg_ctl")
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    return Path(found).resolve().parent if found else (debian[-1].parent if debian else None)
+    return Path(program).resolve().parent if program else (debian[-1].parent if debian else None)
 
 
 class Cluster:
@@ -38,8 +38,8 @@ class Cluster:
         as_owner = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         # Into a file: the server keeps what it inherits, and a pipe would never end.
         with (self._folder / "log").open("ab") as log:
-            found = subprocess.run([*as_owner, *command], stdout=log, stderr=log, cwd="/", timeout=120, check=False)
-        assert found.returncode == 0, (self._folder / "log").read_text()
+            completed = subprocess.run([*as_owner, *command], stdout=log, stderr=log, cwd="/", timeout=120, check=False)
+        assert completed.returncode == 0, (self._folder / "log").read_text()
 
     def start(self) -> None:
         options = f"-p {self._port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"

@@ -361,12 +361,12 @@ def test_a_mistake_ends_a_process_with_code_1_and_one_line(scratch: Path, script
     write_overrides(scratch, "search.trails=3")
     command = [sys.executable, str(ROOT / "pipelines" / f"{script}.py")]
     command += ["search.trails=3"] if script == "base" else []
-    found = subprocess.run(
+    completed = subprocess.run(
         command, cwd=scratch, env=environment(ROOT), capture_output=True, text=True, timeout=120, check=False
     )
-    assert found.returncode == 1
-    assert found.stdout == ""
-    one_line(found.stderr, f"{script}: configuration: unknown key search.trails; allowed are name, sampler")
+    assert completed.returncode == 1
+    assert completed.stdout == ""
+    one_line(completed.stderr, f"{script}: configuration: unknown key search.trails; allowed are name, sampler")
 
 
 @pytest.mark.parametrize(
@@ -471,9 +471,9 @@ def test_the_default_first_search_has_100_trials_in_5_generations_at_least(defau
 def test_a_resolved_configuration_reads_back_as_the_same(scratch: Path) -> None:
     write_overrides(scratch, "experiment=smoke", "seed=7")
     run_script("compose")
-    found = OmegaConf.load(scratch / "resolved.yaml")
+    loaded = OmegaConf.load(scratch / "resolved.yaml")
     names = [item.name for item in fields(Config)]
-    again = checked(OmegaConf.create({name: found[name] for name in names}))
+    again = checked(OmegaConf.create({name: loaded[name] for name in names}))
     expected = composed("experiment=smoke", "seed=7")
     expected.output, expected.corpus.fingerprint = "results", again.corpus.fingerprint
     assert section(again, *names) == section(expected, *names)

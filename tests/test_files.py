@@ -132,9 +132,9 @@ def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
         {"model": 'say "x"', "length": -1, "perplexity": math.inf, "more": 1e-12},
     ]
     write_table(tmp_path / "table.csv", rows)
-    found = read_table(tmp_path / "table.csv")
-    assert found == [{**rows[0], "more": ""}, {**rows[1], "variant": ""}]
-    assert [type(value) for value in found[0].values()] == [str, int, float, str, str]
+    rows_read = read_table(tmp_path / "table.csv")
+    assert rows_read == [{**rows[0], "more": ""}, {**rows[1], "variant": ""}]
+    assert [type(value) for value in rows_read[0].values()] == [str, int, float, str, str]
 
 
 cells = st.one_of(
@@ -149,8 +149,8 @@ cells = st.one_of(
 def test_any_table_comes_back(rows: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_table(Path(folder) / "table.csv", rows)
-        found = read_table(Path(folder) / "table.csv")
-    assert found == rows
+        rows_read = read_table(Path(folder) / "table.csv")
+    assert rows_read == rows
 
 
 def test_json_comes_back_and_half_of_one_is_named(tmp_path: Path) -> None:

@@ -62,12 +62,12 @@ def test_wrong_and_failing_cases_are_told_after_all_have_run(
 ) -> None:
     from ropewalk.models import prefill
 
-    own = prefill._joined_attention
+    original = prefill._joined_attention
 
     def shifted(query: Any, key: Any, value: Any, **options: Any) -> Any:
         # The trial with 13 tokens passes.
         keys = key if key.shape[2] < 20 else key.roll(1, dims=2)
-        return own(query, keys, value, **options)
+        return original(query, keys, value, **options)
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no kernel image is available for execution on the device\nmore")

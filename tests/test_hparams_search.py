@@ -45,14 +45,14 @@ def config(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Config:
 
 
 def test_a_space_names_keys_of_the_configuration_and_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = config(monkeypatch, "hparams_search=finetune", "output=out")
-    check_space(found)
-    found.hparams_search.space = {"finetune.first.rate": "choice(1)"}
+    composed = config(monkeypatch, "hparams_search=finetune", "output=out")
+    check_space(composed)
+    composed.hparams_search.space = {"finetune.first.rate": "choice(1)"}
     with pytest.raises(ValueError, match=r"hparams_search\.space: finetune\.first\.rate is not a key"):
-        check_space(found)
-    found.hparams_search.space = {}
+        check_space(composed)
+    composed.hparams_search.space = {}
     with pytest.raises(ValueError, match=r"hparams_search\.space is empty; give hparams_search=finetune"):
-        check_space(found)
+        check_space(composed)
     with pytest.raises(ValueError, match="must be an interval, a choice or a range, found 3"):
         suggest(FixedTrial({}), {"finetune.first.batch_size": "3"})  # type: ignore[arg-type]
 

@@ -88,5 +88,5 @@ def test_wheel_and_sdist_build_and_install_into_an_empty_environment(tmp_path: P
     home = python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))", interpreter=interpreter, cwd=tmp_path)
     # A path alone: this environment's own links, to the sources, are not followed.
     (Path(home.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    found = python("-c", IN_A_NEW_ENVIRONMENT, PROJECT["version"], interpreter=interpreter, cwd=tmp_path)
-    assert found.split() == ["64"]
+    output = python("-c", IN_A_NEW_ENVIRONMENT, PROJECT["version"], interpreter=interpreter, cwd=tmp_path)
+    assert output.split() == ["64"]

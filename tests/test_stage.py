@@ -50,9 +50,9 @@ def run_stage(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def message(raised: pytest.ExceptionInfo[SystemExit]) -> str:
-    found = str(raised.value.code)
-    assert len(found.splitlines()) == 1
-    return found
+    text = str(raised.value.code)
+    assert len(text.splitlines()) == 1
+    return text
 
 
 def test_state_lies_below_the_work_folder_under_the_name_of_the_stage(stage: Stage, tmp_path: Path) -> None:

@@ -101,9 +101,9 @@ def test_an_experiment_is_of_the_kind_that_trains_models_also_where_it_was_made_
         config = TrackingConfig(experiment=f"{stage.config.tracking.experiment} {name}")
         if tags is not None:
             client.create_experiment(config.experiment, tags=tags)
-        found = client.get_experiment(tracking.open_experiment(config))
+        experiment = client.get_experiment(tracking.open_experiment(config))
         kind = "finetuning" if tags else "custom_model_development"
-        assert found.tags["mlflow.experimentKind"] == kind, name
+        assert experiment.tags["mlflow.experimentKind"] == kind, name
 
 
 def test_a_run_says_which_of_its_parameters_followed_and_why(stage: Stage, store: Path) -> None:

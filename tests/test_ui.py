@@ -43,10 +43,10 @@ class Swept:
 def script(folder: Path, name: str, *arguments: str) -> None:
     """Run a stage alone, as the README says, with the store in ``folder``."""
     command = (sys.executable, str(ROOT / "pipelines" / f"{name}.py"), *arguments, *OVERRIDES)
-    found = subprocess.run(
+    completed = subprocess.run(
         command, cwd=folder, env=environment(ROOT), capture_output=True, text=True, timeout=900, check=False
     )
-    assert found.returncode == 0, found.stderr
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
         client = MlflowClient(store)
         experiment = client.get_experiment_by_name("ropewalk")
         assert experiment is not None
-        found = client.search_runs([experiment.experiment_id], "params.method != ''", max_results=1000)
-        yield Swept(folder, address, experiment.experiment_id, {str(one.info.run_name): one for one in found})
+        children = client.search_runs([experiment.experiment_id], "params.method != ''", max_results=1000)
+        yield Swept(folder, address, experiment.experiment_id, {str(child.info.run_name): child for child in children})
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
@@ -95,8 +95,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with chromium(tmp_path_factory.mktemp("profile"), width=1700, height=1000) as found:
-        yield found
+    with chromium(tmp_path_factory.mktemp("profile"), width=1700, height=1000) as driver:
+        yield driver
 
 
 def test_each_job_of_the_sweep_reads_its_method_on_every_model(swept: Swept) -> None:
@@ -128,8 +128,8 @@ def test_a_run_of_a_model_and_a_method_has_its_lengths_as_steps_and_its_data_and
     (data,) = run.inputs.dataset_inputs
     assert data.dataset.name == "random test"
     # A search of runs leaves their models out.
-    whole = {name: client.get_run(one.info.run_id) for name, one in swept.runs.items()}
-    weights = {name: one.inputs.model_inputs[0].model_id for name, one in whole.items()}
+    whole = {name: client.get_run(child.info.run_id) for name, child in swept.runs.items()}
+    weights = {name: child.inputs.model_inputs[0].model_id for name, child in whole.items()}
     assert weights["finetuned yarn"] == weights["finetuned pi"] != weights["base yarn"]
 
 
@@ -162,8 +162,8 @@ def compare_runs(browser: Any, address: str, experiment: str, names: list[str], 
     browser.get(f"{address}/#/metric?{chart}&plot_metric_keys={keys}&x_axis=step")
 
     def lines() -> list[Any]:
-        found = browser.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace path.js-line")
-        return found if len(found) >= len(names) else []
+        paths = browser.find_elements(By.CSS_SELECTOR, ".scatterlayer .trace path.js-line")
+        return paths if len(paths) >= len(names) else []
 
     assert all(line.get_attribute("d") for line in until(lines, "the lines of the chart"))
     until(lambda: all(f"{name} (perplexity)" in text_of(browser) for name in names), "their names in the legend")

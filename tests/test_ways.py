@@ -48,10 +48,10 @@ def test_without_a_recovery_the_model_keeps_its_scaling_in_its_window(results: P
 
 
 def test_without_a_recovery_a_checkpoint_keeps_the_scalings_that_it_came_with(results: Path) -> None:
-    own = RopeScaling((1.0,) * 7 + (1.5,), 64, 96, attention_factor=1.05)
-    start = LengthSwitch(((64, PLAIN), (96, own)))
+    checkpoint_scaling = RopeScaling((1.0,) * 7 + (1.5,), 64, 96, attention_factor=1.05)
+    start = LengthSwitch(((64, PLAIN), (96, checkpoint_scaling)))
     tiny_base(original_length=64, rotary_dim=16, start_switch=start).write(results / "base.json")
-    assert list(switch_of(results)) == [(64, PLAIN), (96, own), (128, SHORTER), (256, FIRST)]
+    assert list(switch_of(results)) == [(64, PLAIN), (96, checkpoint_scaling), (128, SHORTER), (256, FIRST)]
 
 
 def test_without_a_recovery_the_query_scales_of_the_longest_hold_in_the_window_too(results: Path) -> None:

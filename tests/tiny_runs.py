@@ -90,12 +90,12 @@ def search(
 
     class Logged(Fitness):
         def evaluate(self, candidate: RopeScaling, **more: Any) -> Evaluation:
-            found = super().evaluate(candidate, **more)
+            evaluation = super().evaluate(candidate, **more)
             time.sleep(pause)
             while waits_for and not waits_for.is_file():
                 time.sleep(0.02)
             paid("read")
-            return found
+            return evaluation
 
     segments = Segments(store, length=space.target_length, batch_size=1, steps=config.gradient_steps, seed=5)
 
@@ -188,9 +188,9 @@ def train_until(folder: Path, last_step: int) -> None:
 def tunes(rows: int, length: int, *, seed: int) -> torch.Tensor:
     """(rows, length) tokens after BOS, each row 20 random tokens over and over: the first 20 are beyond foretelling."""
     generator = torch.Generator().manual_seed(seed)
-    found = torch.randint(3, VOCABULARY, (rows, 20), generator=generator).repeat(1, length // 20 + 1)[:, :length]
-    found[:, 0] = BOS
-    return found
+    copies = torch.randint(3, VOCABULARY, (rows, 20), generator=generator).repeat(1, length // 20 + 1)[:, :length]
+    copies[:, 0] = BOS
+    return copies
 
 
 def trained_llama(steps: int = 120) -> Any:

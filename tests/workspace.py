@@ -57,8 +57,8 @@ def commit(folder: Path) -> str:
         ("commit", "--quiet", "--allow-empty", "--message", "test"),
     ):
         subprocess.run(("git", *command), cwd=folder, check=True)
-    found = subprocess.run(("git", "rev-parse", "HEAD"), cwd=folder, check=True, capture_output=True, text=True)
-    return found.stdout.strip()
+    completed = subprocess.run(("git", "rev-parse", "HEAD"), cwd=folder, check=True, capture_output=True, text=True)
+    return completed.stdout.strip()
 
 
 def run(project: Path, *command: str, timeout: float = 1200) -> subprocess.CompletedProcess[str]:

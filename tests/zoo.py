@@ -379,11 +379,11 @@ def examine(model_type: str, folder: Path) -> dict[str, Outcome]:
     specimen = Specimen(model_type, folder)
     save(tiny_model(model_type), model_type, specimen.checkpoint)
     byte_tokenizer().save_pretrained(specimen.checkpoint)
-    told = capability(str(specimen.checkpoint))
-    if told.extended:
-        return {"capability": Outcome(REFUSED, told.extended)}
-    against = {"training": told.trained, "GGUF": told.written_as_gguf}
-    against |= dict.fromkeys(("export", "load_extended"), told.exported)
+    result = capability(str(specimen.checkpoint))
+    if result.extended:
+        return {"capability": Outcome(REFUSED, result.extended)}
+    against = {"training": result.trained, "GGUF": result.written_as_gguf}
+    against |= dict.fromkeys(("export", "load_extended"), result.exported)
     outcomes = {}
     for name, check in CHECKS.items():
         reason = against.get(name)

@@ -31,23 +31,23 @@ def test_true_lengths_lie_within_the_estimate(tmp_path: Path, shared: Path, toke
     sizes = (900, 20_000, 60_000, 90_000, 120_000, 300_000)
     texts = [path.read_text(encoding="utf-8-sig")[:size] for path, size in zip(paths, sizes, strict=True)]
     parts = read(tmp_path, texts)
-    found = longest_documents(parts, encoder(tokenizer), long_tokens=10_000)
+    estimate = longest_documents(parts, encoder(tokenizer), long_tokens=10_000)
     true = [len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
-    assert found.places.tolist() == list(range(6))
-    assert found.groups.tolist() == [f"{number:04}.txt" for number in range(6)]
+    assert estimate.places.tolist() == list(range(6))
+    assert estimate.groups.tolist() == [f"{number:04}.txt" for number in range(6)]
     # Short ones are read whole.
-    assert found.low[:2].tolist() == found.high[:2].tolist() == true[:2]
-    assert all(low <= length <= high for low, length, high in zip(found.low, true, found.high, strict=True))
-    assert (found.high[2:] < 1.2 * found.low[2:]).all()
-    assert found.longest == pytest.approx(max(true), rel=0.05)
+    assert estimate.low[:2].tolist() == estimate.high[:2].tolist() == true[:2]
+    assert all(low <= length <= high for low, length, high in zip(estimate.low, true, estimate.high, strict=True))
+    assert (estimate.high[2:] < 1.2 * estimate.low[2:]).all()
+    assert estimate.longest == pytest.approx(max(true), rel=0.05)
 
 
 def test_documents_that_are_not_sampled_are_like_those_that_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts = [f"number {number} is a number; " * (20 + number) for number in range(100)]
-    found = longest_documents(read(tmp_path, texts), encoder(tokenizer), long_tokens=1)
+    estimate = longest_documents(read(tmp_path, texts), encoder(tokenizer), long_tokens=1)
     true = [len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
-    assert (found.low < found.high).sum() == 36
-    assert all(low <= length <= high for low, length, high in zip(found.low, true, found.high, strict=True))
+    assert (estimate.low < estimate.high).sum() == 36
+    assert all(low <= length <= high for low, length, high in zip(estimate.low, true, estimate.high, strict=True))
 
 
 def test_memory_is_bounded_by_looking_at_the_longest_only(
@@ -56,13 +56,13 @@ def test_memory_is_bounded_by_looking_at_the_longest_only(
     sizes = np.random.default_rng(0).permutation(40)
     parts = read(tmp_path, ["word " * (5 + size) for size in sizes])
     monkeypatch.setattr("ropewalk.corpus.lengths.MOST_DOCUMENTS", 10)
-    found = longest_documents(parts, encoder(tokenizer), long_tokens=1)
-    assert found.places.tolist() == np.flatnonzero(sizes >= 30).tolist()
-    assert found.total == 40
+    estimate = longest_documents(parts, encoder(tokenizer), long_tokens=1)
+    assert estimate.places.tolist() == np.flatnonzero(sizes >= 30).tolist()
+    assert estimate.total == 40
 
 
 def test_documents_of_the_same_text_share_a_number(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    found = longest_documents(read(tmp_path, ["one", "two", "one", "three"]), encoder(tokenizer), long_tokens=1)
-    assert len(set(found.texts.tolist())) == 3
-    assert found.texts[0] == found.texts[2]
+    estimate = longest_documents(read(tmp_path, ["one", "two", "one", "three"]), encoder(tokenizer), long_tokens=1)
+    assert len(set(estimate.texts.tolist())) == 3
+    assert estimate.texts[0] == estimate.texts[2]
     assert len(longest_documents([], encoder(tokenizer), long_tokens=1)) == 0

@@ -472,8 +472,8 @@ def test_two_at_once_on_one_folder_are_told_apart(tmp_path: Path) -> None:
     assert other.stdout is not None
     assert other.stdout.readline() == "in\n"
     try:
-        told = pytest.raises(ValueError, match=r"another prepare is at work in .*results; wait until it has ended")
-        with told, locked(tmp_path / "results", "prepare"):
+        refused = pytest.raises(ValueError, match=r"another prepare is at work in .*results; wait until it has ended")
+        with refused, locked(tmp_path / "results", "prepare"):
             pass
     finally:
         other.kill()
@@ -527,11 +527,11 @@ def test_texts_are_found_in_subfolders_and_alone(tmp_path: Path) -> None:
 
     assert names(folder) == ["1.txt", "sub/1.txt", "sub/2.TXT"]
     assert names(folder / "1.txt") == ["1.txt"]
-    for path, told in (
+    for path, message in (
         (tmp_path / "gone", "is not there; give a folder of .txt files"),
         (folder / ".hidden" / "none", "is not there"),
     ):
-        with pytest.raises(FileNotFoundError, match=told):
+        with pytest.raises(FileNotFoundError, match=message):
             names(path)
     (tmp_path / "md").mkdir()
     with pytest.raises(FileNotFoundError, match=r"without \.txt files; it is empty"):

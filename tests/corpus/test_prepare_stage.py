@@ -55,17 +55,17 @@ def test_two_at_once_are_told_apart_and_a_killed_one_ends_with_the_same_bytes(
     while not any(path.stat().st_size for path in scratch.glob(f"results-work/**/{part}")) and first.poll() is None:
         time.sleep(0.05)
     second = stage(published.listing(), scratch, "results")
-    _, told = second.communicate(timeout=300)
+    _, stderr = second.communicate(timeout=300)
     assert second.returncode == 1
-    assert told.splitlines()[-1].startswith("prepare: another prepare is at work in results; wait until it has ended")
+    assert stderr.splitlines()[-1].startswith("prepare: another prepare is at work in results; wait until it has ended")
     assert first.poll() is None
     first.kill()
     first.communicate()
     published.asked.clear()
     for output in ("results", "undisturbed"):
         whole = stage(published.listing(), scratch, output)
-        _, told = whole.communicate(timeout=300)
-        assert whole.returncode == 0, told
+        _, stderr = whole.communicate(timeout=300)
+        assert whole.returncode == 0, stderr
     # What had come was not fetched again.
     assert [wanted for path, wanted in published.asked if path == ARXIV] == [
         f"bytes={len(published.files[ARXIV]) // 2}-",

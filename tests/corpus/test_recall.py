@@ -176,7 +176,7 @@ def test_no_thing_is_called_pass_key() -> None:
 
 def test_rows_depend_on_the_generator_only(tokenizer: Any) -> None:
     code = np.asarray(tokenizer(CODE * 40, add_special_tokens=False)["input_ids"])
-    one, again, other = (
+    first, again, other = (
         recall_row(np.random.default_rng(seed), code=code, length=500, tokenizer=tokenizer) for seed in (3, 3, 4)
     )
-    assert one == again != other
+    assert first == again != other

@@ -49,7 +49,7 @@ def held(lengths: list[int], salt: str, *, tokens: int) -> list[int]:
         split_of(f"{number}.txt", search_share=0.15, test_share=0.15, salt=salt) for number in range(len(lengths))
     ]
     return [
-        sum(own == split and length >= tokens for own, length in zip(splits, lengths, strict=True))
+        sum(part == split and length >= tokens for part, length in zip(splits, lengths, strict=True))
         for split in ("search", "test")
     ]
 
@@ -129,11 +129,11 @@ def message(lengths: list[int], need: Need, *, salt: str | None = None) -> str:
 
 def test_the_longest_length_that_documents_allow_will_do() -> None:
     lengths = [3000] * 40 + [300] * 200
-    told = message(lengths, Need(4, 8192, across=False))
-    assert "each need 4 of at least 8192 tokens (corpus.min_long_documents, corpus.long_tokens)" in told
-    assert "the corpus has 240, the longest of about 3000 tokens" in told
-    assert "they allow 2048 tokens: lower extension.target until corpus.long_tokens" in told
-    assert told.endswith("or join short documents with corpus.across_documents=true")
+    text = message(lengths, Need(4, 8192, across=False))
+    assert "each need 4 of at least 8192 tokens (corpus.min_long_documents, corpus.long_tokens)" in text
+    assert "the corpus has 240, the longest of about 3000 tokens" in text
+    assert "they allow 2048 tokens: lower extension.target until corpus.long_tokens" in text
+    assert text.endswith("or join short documents with corpus.across_documents=true")
     need = Need(4, 2048, across=False)
     check_estimate(documents(lengths), SHARES, need, salt=choose_salt(documents(lengths), SHARES, need), is_given=False)
 
@@ -144,8 +144,8 @@ def test_advice_is_given_only_where_it_helps() -> None:
     bad = next(str(number) for number in range(99) if min(held(lengths, str(number), tokens=1000)) < 4)
     assert "leave out corpus.salt, and one is chosen under which they suffice" in message(lengths, need, salt=bad)
     assert "raise corpus.search_share and corpus.test_share" in message([2000] * 9, need)
-    one = message([99_999], need)
-    assert "the corpus has 1, the longest of about 99999 tokens; all splits together need 8 documents" in one
+    single = message([99_999], need)
+    assert "the corpus has 1, the longest of about 99999 tokens; all splits together need 8 documents" in single
     tiny = message([50] * 30, need)
     assert tiny.endswith("they suffice for no length from 256 tokens on: add longer documents")
     assert "corpus.across_documents=true" in message([50] * 3000, need)

@@ -47,8 +47,8 @@ def test_composed_is_the_first_scaling_with_the_method_on_top(method: str, lengt
     for variant in composed:
         goal = variant.scaling.target_length
         multiple = {"multiple": 2.0} if variant.label.startswith("2s") else {}
-        own = methods.METHODS[method](rotary_dim=16, base=10_000.0, original_length=256, target_length=goal, **multiple)
-        expected = FIRST.then(own)
+        top = methods.METHODS[method](rotary_dim=16, base=10_000.0, original_length=256, target_length=goal, **multiple)
+        expected = FIRST.then(top)
         assert variant.scaling.factors == pytest.approx(expected.factors)
         assert variant.scaling.original_length == 64
     goals = {length, 1024} if length > 256 else {256, 1024}

@@ -46,7 +46,7 @@ def test_a_killed_evaluation_resumes_and_a_new_method_alone_is_measured(
     tmp_path: Path, passes: list[tuple[float, list[int], int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, cache = tiny_llama(), Cache(tmp_path, {"m": "weights"})
-    undisturbed = [one.losses for one in measure({"m": model}, tasks(1, 2, 3))]
+    undisturbed = [result.losses for result in measure({"m": model}, tasks(1, 2, 3))]
     passes.clear()
 
     def until_killed() -> None:
@@ -62,9 +62,9 @@ def test_a_killed_evaluation_resumes_and_a_new_method_alone_is_measured(
         measure({"m": model}, tasks(1, 2, 3), cache=cache)
 
     fork_until_killed(until_killed)
-    found = measure({"m": model}, tasks(1, 2, 3), cache=cache)
+    resumed = measure({"m": model}, tasks(1, 2, 3), cache=cache)
     assert passes == [(3.0, [64, 100], 3)]
-    assert [one.losses for one in found] == undisturbed
+    assert [result.losses for result in resumed] == undisturbed
     measure({"m": model}, tasks(4, 2, 1, 3), cache=cache)
     assert passes[1:] == [(4.0, [64, 100], 3)]
 
@@ -94,11 +94,11 @@ def test_long_documents_are_kept_one_by_one(tmp_path: Path, passes: list[tuple[f
     model, cache = tiny_llama(), Cache(tmp_path, {"m": "weights"})
     two = DocumentSet("all", DOCUMENTS.rows[:2])
     measure({"m": model}, tasks(1, documents=two), cache=cache, chunk=40)
-    found = measure({"m": model}, tasks(1), cache=cache, chunk=40)
+    results = measure({"m": model}, tasks(1), cache=cache, chunk=40)
     assert passes == [(1.0, [64, 100], 1)] * 3
     whole = measure({"m": model}, tasks(1))
-    for part, one in zip(found, whole, strict=True):
-        assert relative_error(part.losses.means, one.losses.means) < tiny_rounding(100)
+    for part, whole_result in zip(results, whole, strict=True):
+        assert relative_error(part.losses.means, whole_result.losses.means) < tiny_rounding(100)
 
 
 def test_processes_share_the_work_and_leave_what_another_is_at(
@@ -107,7 +107,7 @@ def test_processes_share_the_work_and_leave_what_another_is_at(
     cache = Cache(tmp_path / "cache", {"m": "weights"}, turns=tmp_path / "turns")
     undisturbed = [result.losses for result in measure({"m": tiny_llama()}, tasks(1, 2, 3))]
     passes.clear()
-    begun, rest_done = multiprocessing.Event(), multiprocessing.Event()
+    has_started, rest_done = multiprocessing.Event(), multiprocessing.Event()
 
     def first() -> None:
         """At the first task until all others are done."""
@@ -115,7 +115,7 @@ def test_processes_share_the_work_and_leave_what_another_is_at(
         counted = compare.document_losses
 
         def late(*arguments: Any, **more: Any) -> Any:
-            begun.set()
+            has_started.set()
             assert rest_done.wait(60)
             return counted(*arguments, **more)
 
@@ -125,7 +125,7 @@ def test_processes_share_the_work_and_leave_what_another_is_at(
 
     process = multiprocessing.get_context("fork").Process(target=first)
     process.start()
-    assert begun.wait(60)
+    assert has_started.wait(60)
     put = Cache.put
 
     def counted(*what: Any) -> None:
@@ -175,9 +175,9 @@ def test_weights_scalings_and_tokenizers_have_hashes_of_their_own(tmp_path: Path
     assert weights_hash(tmp_path / "two", dtype="float32") != same
     assert weights_hash(tmp_path / "one", dtype="bfloat16") != same
     assert model_cache(None, {}, dtype="float32").folder is None
-    one, two = SCALINGS[1], SCALINGS[2]
-    assert scaling_key(one) == scaling_key(replace(one, target_length=128, method="pi")) != scaling_key(two)
-    assert scaling_key(((64, one), (128, two))) != scaling_key(((32, one), (128, two)))
+    first, second = SCALINGS[1], SCALINGS[2]
+    assert scaling_key(first) == scaling_key(replace(first, target_length=128, method="pi")) != scaling_key(second)
+    assert scaling_key(((64, first), (128, second))) != scaling_key(((32, first), (128, second)))
     longer = byte_tokenizer()
     longer.add_tokens(["12"])
     assert tokenizer_hash(byte_tokenizer()) != tokenizer_hash(longer)

@@ -150,8 +150,8 @@ def test_the_pipeline_reads_every_method_at_every_length_on_comparable_documents
         sets = {task.documents.name for task in at}
         assert sets == ({"all", "long"} if length == 256 else {"long" if length > 256 else "all"})
     assert {task.length for task in tasks if task.model == "base"} == {64, 256}
-    own = {r.length: r.scaling for r in tasks if (r.model, r.method) == ("finetuned", "ours")}
-    assert own == {64: SHORT, 256: FIRST, 600: SECOND}
+    our_scalings = {r.length: r.scaling for r in tasks if (r.model, r.method) == ("finetuned", "ours")}
+    assert our_scalings == {64: SHORT, 256: FIRST, 600: SECOND}
     base_ours = [(r.length, r.variant, r.scaling) for r in tasks if (r.model, r.method) == ("base", "ours")]
     in_window = replace(EXTENSION.plain, target_length=256)
     assert base_ours == [
@@ -218,19 +218,19 @@ def test_the_pipeline_is_read_from_the_files_of_the_searches(tmp_path: Path) -> 
 
 
 def test_on_a_checkpoint_with_a_scaling_of_its_own_every_baseline_is_also_put_on_top_of_it(store: TokenStore) -> None:
-    own = RopeScaling((1.0, 1.0, 1.1, 1.3, 1.6, 2.0, 2.0, 2.0), 64, 128, attention_factor=1.05)
+    start = RopeScaling((1.0, 1.0, 1.1, 1.3, 1.6, 2.0, 2.0, 2.0), 64, 128, attention_factor=1.05)
     config = replace(CONFIG, lengths=[128, 256, 600], base_lengths=[128, 256])
-    extension = replace(EXTENSION, start_scaling=own, config=config)
+    extension = replace(EXTENSION, start_scaling=start, config=config)
     assert extension.window == 128
     base = [task for task in tasks_of(extension, store) if task.model == "base"]
-    assert [r.scaling for r in base if (r.method, r.length) == ("none", 128)] == [own]
+    assert [r.scaling for r in base if (r.method, r.length) == ("none", 128)] == [start]
     assert {r.variant for r in base if (r.method, r.length) == ("none", 256)} == {
         "plain, replaced",
         "the checkpoint's factors",
     }
     composed = [r.scaling for r in base if (r.method, r.length) == ("pi", 256) and r.variant.endswith("composed")]
-    assert [scaling.factors for scaling in composed] == [tuple(2 * factor for factor in own.factors)]
-    assert [(r.length, r.scaling) for r in tasks_of(extension, store) if r.model == "control"] == [(128, own)]
+    assert [scaling.factors for scaling in composed] == [tuple(2 * factor for factor in start.factors)]
+    assert [(r.length, r.scaling) for r in tasks_of(extension, store) if r.model == "control"] == [(128, start)]
 
 
 def test_trained_baselines_are_read_as_they_were_trained_and_beyond_with_s_of_the_length(
@@ -239,15 +239,15 @@ def test_trained_baselines_are_read_as_they_were_trained_and_beyond_with_s_of_th
     sets = EXTENSION.document_sets(store)
     assert not [r for r in with_gradient(EXTENSION, sets, tmp_path, models) if r.model.startswith("baseline")]
     trained = models | {"baseline_yarn": models["base"]}
-    own = [r for r in with_gradient(EXTENSION, sets, tmp_path, trained) if r.model.startswith("baseline")]
-    assert [(r.model, r.method, r.length, r.variant) for r in own] == [
+    baseline_tasks = [r for r in with_gradient(EXTENSION, sets, tmp_path, trained) if r.model.startswith("baseline")]
+    assert [(r.model, r.method, r.length, r.variant) for r in baseline_tasks] == [
         ("baseline_yarn", "yarn", 64, "as trained"),
         ("baseline_yarn", "yarn", 256, "as trained"),
         ("baseline_yarn", "yarn", 600, "as trained"),
         ("baseline_yarn", "yarn", 600, "s=9.375"),
     ]
-    assert {r.scaling.target_length for r in own} == {256, 600}
-    assert [r.documents.name for r in own] == ["all", "all", "long", "long"]
+    assert {r.scaling.target_length for r in baseline_tasks} == {256, 600}
+    assert [r.documents.name for r in baseline_tasks] == ["all", "all", "long", "long"]
 
 
 def test_factor_rows_are_ours_by_length_and_the_published_ones() -> None:
@@ -267,10 +267,10 @@ def test_passkeys_are_tried_on_both_models_as_often_as_asked(tmp_path: Path) -> 
     extension = replace(EXTENSION, first=replace(FIRST, target_length=400))
     draws = passkey_draws(extension.config, target=400, seed=0)
     rows = extension.recall(draws, {"base": model, "finetuned": model}, drawn(tmp_path), desc="passkeys")
-    found = {(row["model"], row["method"], row["length"]): 0 for row in rows}
+    counts = {(row["model"], row["method"], row["length"]): 0 for row in rows}
     for row in rows:
-        found[row["model"], row["method"], row["length"]] += row["trials"]
-    assert found == {
+        counts[row["model"], row["method"], row["length"]] += row["trials"]
+    assert counts == {
         ("finetuned", "ours", 300): 4,
         ("base", "none", 300): 4,
         ("base", "ours", 300): 4,
@@ -305,8 +305,8 @@ def test_metrics_are_the_best_cases_and_accuracies() -> None:
         for form, correct in (("published", 9), ("varied", 6))
         for number in range(2)
     ]
-    found = metrics(*map(ResultTable.from_rows, (rows, passkeys, [])))
-    assert found == {
+    values = metrics(*map(ResultTable.from_rows, (rows, passkeys, [])))
+    assert values == {
         "perplexity": {"base": {"pi": {"64_all": 5.0, "64_long": 3.0}}},
         "passkey": {
             "finetuned": {
@@ -314,7 +314,7 @@ def test_metrics_are_the_best_cases_and_accuracies() -> None:
             }
         },
     }
-    assert math.isfinite(json.loads(json.dumps(found))["perplexity"]["base"]["pi"]["64_all"])
+    assert math.isfinite(json.loads(json.dumps(values))["perplexity"]["base"]["pi"]["64_all"])
 
 
 def test_models_are_loaded_from_their_checkpoints(tmp_path: Path) -> None:
@@ -357,8 +357,8 @@ def test_needles_are_the_same_for_every_method_and_measured_once(tmp_path: Path)
     kept = [read_json(path)["about"]["prompts"] for path in (tmp_path / "figures").rglob("*.json")]
     assert kept == [prompts.of(Draw("single", 500, 2, 2, 0)).hash] * 4
     assert extension.recall(draws, dict.fromkeys(models), prompts, desc="passkeys", cache=cache) == rows
-    found = metrics(*map(ResultTable.from_rows, ([], [], rows)))["needles"]["single"]
-    assert set(found["base"]["none"]) == {"500_accuracy", "500_likelihood_accuracy"}
+    values = metrics(*map(ResultTable.from_rows, ([], [], rows)))["needles"]["single"]
+    assert set(values["base"]["none"]) == {"500_accuracy", "500_likelihood_accuracy"}
 
 
 def test_the_summary_marks_a_figure_of_no_number() -> None:
@@ -374,11 +374,11 @@ def test_factors_from_files_are_read_beside_the_methods(tmp_path: Path, store: T
     (tmp_path / "mine.json").write_text(FIRST.to_json())
     files = [str(tmp_path / name) for name in ("table.csv", "mine.json")]
     extension = replace(EXTENSION, config=replace(CONFIG, factors=files))
-    own = [task for task in tasks_of(extension, store) if task.method in ("table", "mine")]
-    assert [(one.model, one.method, one.length) for one in own] == [
+    file_tasks = [task for task in tasks_of(extension, store) if task.method in ("table", "mine")]
+    assert [(task.model, task.method, task.length) for task in file_tasks] == [
         ("base", name, length) for length in (64, 256) for name in ("table", "mine")
     ]
-    assert {one.scaling.factors for one in own} == {FIRST.factors}
+    assert {task.scaling.factors for task in file_tasks} == {FIRST.factors}
     (tmp_path / "yarn.json").write_text(FIRST.to_json())
     for wrong in ([*files, files[1]], [str(tmp_path / "yarn.json")]):
         with pytest.raises(ValueError, match=r"evaluate\.factors must be files of different names"):

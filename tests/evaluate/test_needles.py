@@ -235,11 +235,11 @@ def test_a_model_that_knows_the_answer_scores_and_one_that_emits_nan_is_marked()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    found = recall_rows(model.eval(), TOKENIZER, SWITCH, asked, chunk=200)
-    assert [row["depth"] for row in found] == [0.0, 0.5, 1.0]
+    scored = recall_rows(model.eval(), TOKENIZER, SWITCH, asked, chunk=200)
+    assert [row["depth"] for row in scored] == [0.0, 0.5, 1.0]
     # The digits run on, so the text is not the number alone; the likelihood tells.
-    assert [row["likelihood_accuracy"] for row in found[:2]] == [1.0, 1.0]
-    assert {row["chance"] for row in found} == {1 / 8}
+    assert [row["likelihood_accuracy"] for row in scored[:2]] == [1.0, 1.0]
+    assert {row["chance"] for row in scored} == {1 / 8}
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
     broken = recall_rows(model, TOKENIZER, SWITCH, asked, chunk=200)

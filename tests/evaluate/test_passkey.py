@@ -145,7 +145,7 @@ def test_the_other_keys_differ_from_the_right_one_in_one_digit_or_word(store: To
     for prompt in varied(store).prompts:
         key, *others = (TOKENIZER.decode(ids).strip() for ids in (*prompt.right, *prompt.wrong))
         assert len({key, *others}) == 8
-        pieces = [re.findall(r"\d|[a-z]+", one) for one in (key, *others)]
+        pieces = [re.findall(r"\d|[a-z]+", text) for text in (key, *others)]
         assert {sum(a != b for a, b in zip(pieces[0], other, strict=True)) for other in pieces[1:]} == {1}
 
 
@@ -159,7 +159,7 @@ def test_the_verdict_is_that_of_greedy_decoding() -> None:
     made = passkey_prompts(TOKENIZER, **sizes).prompts
     rows, count = torch.tensor([whole(prompt) for prompt in made]), len(made[0].right[0])
     model = copying_llama(rows[::2], count)
-    found = accuracy_of(model, **sizes)
+    verdicts = accuracy_of(model, **sizes)
     prompts = rows[:, :-count]
     extend(model, SWITCH.scalings[0])
     decoded = model.generate(
@@ -167,12 +167,12 @@ def test_the_verdict_is_that_of_greedy_decoding() -> None:
     )
     right = (decoded[:, -count:] == rows[:, -count:]).all(1)
     assert 0 < right.sum() < 12
-    assert [row["correct"] for row in found] == right.view(3, 4).sum(1).tolist()
-    assert [(row["length"], row["form"], row["depth"], row["cluster"], row["trials"]) for row in found] == [
+    assert [row["correct"] for row in verdicts] == right.view(3, 4).sum(1).tolist()
+    assert [(row["length"], row["form"], row["depth"], row["cluster"], row["trials"]) for row in verdicts] == [
         (300, "published", depth, band, 4) for band, depth in enumerate((0.1667, 0.5, 0.8333))
     ]
     extend(model, SWITCH.scalings[0])
-    for row, four in zip(found, (made[start : start + 4] for start in range(0, 12, 4)), strict=True):
+    for row, four in zip(verdicts, (made[start : start + 4] for start in range(0, 12, 4)), strict=True):
         likely = 0
         for prompt in four:
             ids = torch.tensor([[*prompt.ids, *answer] for answer in (*prompt.right, *prompt.wrong)])
@@ -180,7 +180,7 @@ def test_the_verdict_is_that_of_greedy_decoding() -> None:
                 chosen = model(ids).logits[:, -count - 1 : -1].log_softmax(-1).gather(-1, ids[:, -count:, None])
             likely += int(chosen.sum((1, 2)).argmax() == 0)
         assert row["likely"] == likely
-    assert ResultTable.from_rows(found).accuracy() == pytest.approx(right.float().mean().item())
+    assert ResultTable.from_rows(verdicts).accuracy() == pytest.approx(right.float().mean().item())
 
 
 @pytest.mark.parametrize(("length", "factor"), [(300, 1), (400, 1), (401, 2), (900, 4)])
@@ -197,9 +197,9 @@ def test_long_prompts_are_read_in_chunks_to_the_same_verdict() -> None:
     keys = ("10006", "99998")
     rows = torch.tensor([whole(passkey_prompt(TOKENIZER, keys=[key], length=300, depth=0.5)) for key in keys])
     learned = copying_llama(rows[:1], 6)
-    for one in (model, learned):
+    for reader in (model, learned):
         at_once, parts = (
-            accuracy_of(one, chunk=chunk, length=300, depths=2, trials=4, seed=2) for chunk in (16_384, 70)
+            accuracy_of(reader, chunk=chunk, length=300, depths=2, trials=4, seed=2) for chunk in (16_384, 70)
         )
         assert at_once == parts
 
@@ -232,13 +232,13 @@ def test_a_key_counts_by_its_text_and_not_by_its_tokens(written: str, correct: i
     answer = [token for piece in written.split("|") for token in tokenizer(piece)["input_ids"]]
     switch = LengthSwitch(((400, RopeScaling((1.0,) * 8, 64, 400)),))
     model = writes(extend(tiny_llama(vocab_size=len(tokenizer)), switch.longest), list(prompt.ids), answer)
-    (found,) = passkey_accuracy(model, tokenizer, switch, prompts)
-    assert (found["correct"], found["nan"]) == (correct, 0)
+    (row,) = passkey_accuracy(model, tokenizer, switch, prompts)
+    assert (row["correct"], row["nan"]) == (correct, 0)
 
 
 def test_a_model_that_emits_nan_is_marked() -> None:
     model = tiny_llama(vocab_size=258)
     with torch.no_grad():
         model.lm_head.weight[0] = float("nan")
-    (found,) = accuracy_of(model, length=300, depths=1, trials=3, seed=0)
-    assert (found["trials"], found["correct"], found["nan"]) == (3, 0, 3)
+    (row,) = accuracy_of(model, length=300, depths=1, trials=3, seed=0)
+    assert (row["trials"], row["correct"], row["nan"]) == (3, 0, 3)

@@ -45,34 +45,34 @@ def same_loss(perplexity: float, expected: float, *, length: int) -> bool:
 
 
 def test_perplexity_is_exp_of_transformers_own_loss(trained: Any, store: TokenStore) -> None:
-    own = documents(store)
-    found = perplexities(trained, PLAIN, own, [256])
-    assert own.documents == 8
-    assert same_loss(found[256], transformers_perplexity(trained, own.rows), length=256)
+    document_set = documents(store)
+    by_length = perplexities(trained, PLAIN, document_set, [256])
+    assert document_set.documents == 8
+    assert same_loss(by_length[256], transformers_perplexity(trained, document_set.rows), length=256)
 
 
 def test_all_lengths_of_one_pass_equal_separate_passes(trained: Any, store: TokenStore) -> None:
-    own = documents(store)
-    together = perplexities(trained, PLAIN, own, LENGTHS)
+    document_set = documents(store)
+    together = perplexities(trained, PLAIN, document_set, LENGTHS)
     for length in LENGTHS:
-        assert same_loss(together[length], perplexities(trained, PLAIN, own, [length])[length], length=256)
-        assert same_loss(together[length], transformers_perplexity(trained, own.rows[:, :length]), length=256)
+        assert same_loss(together[length], perplexities(trained, PLAIN, document_set, [length])[length], length=256)
+        assert same_loss(together[length], transformers_perplexity(trained, document_set.rows[:, :length]), length=256)
     assert together[256] > 2 * together[WINDOW]
 
 
 def test_many_documents_are_read_in_several_passes_to_the_same_figure(trained: Any, store: TokenStore) -> None:
-    own = documents(store)
-    whole = perplexities(trained, PLAIN, own, [256])
-    parts = perplexities(trained, PLAIN, own, [256], chunk=256 * 3)
+    document_set = documents(store)
+    whole = perplexities(trained, PLAIN, document_set, [256])
+    parts = perplexities(trained, PLAIN, document_set, [256], chunk=256 * 3)
     assert parts.keys() == whole.keys()
     assert same_loss(parts[256], whole[256], length=256)
 
 
 def test_long_documents_are_read_in_chunks_to_the_same_figures(trained: Any, store: TokenStore) -> None:
-    own = documents(store, length=600)
+    document_set = documents(store, length=600)
     scaling = RopeScaling((1.0, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 4.3), WINDOW, 600, n_hat=8, attention_factor=1.1)
-    whole = document_losses(trained, scaling, own, [100, 600])
-    parts = document_losses(trained, scaling, own, [100, 600], chunk=70)
+    whole = document_losses(trained, scaling, document_set, [100, 600])
+    parts = document_losses(trained, scaling, document_set, [100, 600], chunk=70)
     for length in (100, 600):
         assert same_loss(parts[length].perplexity, whole[length].perplexity, length=600)
         assert relative_error(parts[length].means, whole[length].means) < tiny_rounding(600)
@@ -80,17 +80,17 @@ def test_long_documents_are_read_in_chunks_to_the_same_figures(trained: Any, sto
 
 
 def test_loss_by_position_is_that_of_the_positions(trained: Any, store: TokenStore) -> None:
-    own = documents(store)
+    document_set = documents(store)
     edges = position_edges(256)
     assert edges == [0, 16, 24, 32, 48, 64, 96, 128, 192, 255]
-    found = document_losses(trained, PLAIN, own, [256])[256]
+    binned = document_losses(trained, PLAIN, document_set, [256])[256]
     with torch.no_grad():
-        logits = trained(own.rows).logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), own.rows[:, 1:], reduction="none")
-    expected = torch.zeros(own.documents, len(edges) - 1)
+        logits = trained(document_set.rows).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), document_set.rows[:, 1:], reduction="none")
+    expected = torch.zeros(document_set.documents, len(edges) - 1)
     for place, (low, high) in enumerate(itertools.pairwise(edges)):
         expected[:, place] = losses[:, low:high].mean(1)
-    assert relative_error(found.bins, expected) < tiny_rounding(256)
+    assert relative_error(binned.bins, expected) < tiny_rounding(256)
 
 
 @pytest.mark.parametrize(("tokens", "length", "stride"), [(256, 64, 16), (256, 64, 64), (250, 64, 48), (64, 64, 32)])
@@ -109,9 +109,9 @@ def test_windows_count_every_token_once_that_has_one_before_it(tokens: int, leng
 @pytest.mark.parametrize("stride", [24, WINDOW])
 def test_sliding_perplexity_is_that_of_transformers_guide(trained: Any, store: TokenStore, stride: int) -> None:
     """The loop of "Perplexity of fixed-length models", with transformers' own loss of each window."""
-    own, length = documents(store), WINDOW
+    document_set, length = documents(store), WINDOW
     expected = []
-    for row in own.rows:
+    for row in document_set.rows:
         total, count, previous = 0.0, 0, 0
         for begin in range(0, len(row), stride):
             end = min(begin + length, len(row))
@@ -124,12 +124,12 @@ def test_sliding_perplexity_is_that_of_transformers_guide(trained: Any, store: T
             if end == len(row):
                 break
         expected.append(total / count)
-    found = sliding_losses(trained, PLAIN, own, length, stride=stride)
-    assert relative_error(found.means, expected) < tiny_rounding(length)
-    chunked = sliding_losses(trained, PLAIN, own, length, stride=stride, chunk=40)
+    losses = sliding_losses(trained, PLAIN, document_set, length, stride=stride)
+    assert relative_error(losses.means, expected) < tiny_rounding(length)
+    chunked = sliding_losses(trained, PLAIN, document_set, length, stride=stride, chunk=40)
     assert relative_error(chunked.means, expected) < tiny_rounding(length)
     with pytest.raises(ValueError, match="stride must lie between 1 and the window of 64 tokens, found 65"):
-        sliding_losses(trained, PLAIN, own, length, stride=65)
+        sliding_losses(trained, PLAIN, document_set, length, stride=65)
 
 
 def test_perplexity_is_transformers_own_under_its_own_longrope(trained: Any, store: TokenStore) -> None:
@@ -146,11 +146,11 @@ def test_perplexity_is_transformers_own_under_its_own_longrope(trained: Any, sto
         },
     )
     reference.load_state_dict(trained.state_dict())
-    own = documents(store)
-    expected = transformers_perplexity(reference, own.rows)
+    document_set = documents(store)
+    expected = transformers_perplexity(reference, document_set.rows)
     scaling = RopeScaling(factors, WINDOW, 256, attention_factor=1.15)
-    assert same_loss(perplexities(trained, scaling, own, [256])[256], expected, length=256)
-    assert same_loss(perplexities(trained, scaling, own, [256], chunk=50)[256], expected, length=256)
+    assert same_loss(perplexities(trained, scaling, document_set, [256])[256], expected, length=256)
+    assert same_loss(perplexities(trained, scaling, document_set, [256], chunk=50)[256], expected, length=256)
 
 
 @pytest.mark.parametrize("length", [100, 256])
@@ -166,10 +166,10 @@ def test_every_variant_is_transformers_own_model_with_that_scaling(
         "factor=4": {"rope_type": "dynamic", "factor": 4.0},
         "factor=1.5625": {"rope_type": "dynamic", "factor": 100 / WINDOW},
     }
-    own = documents(store, length=length)
-    found = variants(method, rotary_shape(trained), length=length, target=256)
-    assert len(found) >= {"none": 1, "ntk": 2, "dynamic_ntk": 2}.get(method, 1)
-    for variant in found:
+    document_set = documents(store, length=length)
+    candidates = variants(method, rotary_shape(trained), length=length, target=256)
+    assert len(candidates) >= {"none": 1, "ntk": 2, "dynamic_ntk": 2}.get(method, 1)
+    for variant in candidates:
         if variant.label in by_label:
             parameters = {**rope, **by_label[variant.label]}
         elif method == "ntk":
@@ -189,24 +189,26 @@ def test_every_variant_is_transformers_own_model_with_that_scaling(
                 parameters["short_factor"] = parameters["long_factor"] = list(variant.scaling.factors)
         reference = tiny_llama(rope_parameters=parameters)
         reference.load_state_dict(trained.state_dict())
-        expected = transformers_perplexity(reference, own.rows)
-        measured = perplexities(trained, variant.scaling, own, [length])[length]
+        expected = transformers_perplexity(reference, document_set.rows)
+        measured = perplexities(trained, variant.scaling, document_set, [length])[length]
         assert same_loss(measured, expected, length=length), variant.label
 
 
 def test_a_model_that_emits_nan_has_infinite_perplexity_from_there_on_alone(trained: Any, store: TokenStore) -> None:
     """The weights of a token that a document holds late are no numbers: shorter lengths have their figures."""
-    own = documents(store)
+    document_set = documents(store)
     model = tiny_llama()
     model.load_state_dict(trained.state_dict())
-    broken = own.rows.clone()
+    broken = document_set.rows.clone()
     broken[1, 200] = 2  # which no document holds
     with torch.no_grad():
         model.get_input_embeddings().weight[2] = math.nan
-    found = document_losses(model, PLAIN, DocumentSet("all", broken), [WINDOW, 256])
-    assert same_loss(found[WINDOW].perplexity, perplexities(trained, PLAIN, own, [WINDOW])[WINDOW], length=256)
-    assert (found[WINDOW].nan_documents, found[256].nan_documents) == (0, 1)
-    assert found[256].perplexity == math.inf
+    by_length = document_losses(model, PLAIN, DocumentSet("all", broken), [WINDOW, 256])
+    assert same_loss(
+        by_length[WINDOW].perplexity, perplexities(trained, PLAIN, document_set, [WINDOW])[WINDOW], length=256
+    )
+    assert (by_length[WINDOW].nan_documents, by_length[256].nan_documents) == (0, 1)
+    assert by_length[256].perplexity == math.inf
 
 
 def test_a_document_set_holds_the_first_that_are_long_enough(store: TokenStore) -> None:

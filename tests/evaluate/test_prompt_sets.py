@@ -62,9 +62,9 @@ def test_prompts_are_read_from_the_folder_as_they_were_drawn(
 
     monkeypatch.setattr(Draw, "prompts", refuse)
     opened = PromptSets.open(tmp_path / "prompts", TOKENIZER, store)
-    found = [opened.of(draw) for draw in DRAWS]
-    assert found == drawn
-    assert [made.hash for made in found] == [made.hash for made in drawn]
+    read_sets = [opened.of(draw) for draw in DRAWS]
+    assert read_sets == drawn
+    assert [made.hash for made in read_sets] == [made.hash for made in drawn]
 
 
 def test_the_hash_is_of_everything_in_the_prompts(store: TokenStore) -> None:

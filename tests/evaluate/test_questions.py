@@ -31,15 +31,15 @@ def test_every_format_is_read(tmp_path: Path) -> None:
 
 
 def test_hellaswag_is_read_from_its_makers_json_and_compressed_text_too(tmp_path: Path) -> None:
-    own = small_benchmarks(tmp_path) / "hellaswag"
-    text = own / "hellaswag_val_full.txt"
+    folder = small_benchmarks(tmp_path) / "hellaswag"
+    text = folder / "hellaswag_val_full.txt"
     plain = local_tasks("hellaswag", tmp_path)
-    (own / "hellaswag_val_full.txt.bz2").write_bytes(bz2.compress(text.read_bytes()))
+    (folder / "hellaswag_val_full.txt.bz2").write_bytes(bz2.compress(text.read_bytes()))
     text.unlink()
     assert local_tasks("hellaswag", tmp_path) == plain
     rows = [{"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "label": 1, "endings": list("defg")}]
-    write(own / "hellaswag_val.jsonl", rows)
-    write(own / "hellaswag_train.jsonl", rows)
+    write(folder / "hellaswag_val.jsonl", rows)
+    write(folder / "hellaswag_train.jsonl", rows)
     assert local_tasks("hellaswag", tmp_path)["hellaswag"] == {"validation": rows, "train": rows}
 
 

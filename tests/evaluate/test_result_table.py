@@ -87,6 +87,6 @@ def test_a_paired_ratio_is_of_one_length_and_left_out_where_nothing_was_compared
         [{**row, "length": 64, "perplexity_ratio": ""}, {**row, "length": 128, "perplexity_ratio": 0.9}]
     )
     assert table.paired_ratio(model="base", against="pi", length=64) is None
-    found = table.paired_ratio(model="base", against="pi", length=128)
-    assert found is not None
-    assert found["perplexity_ratio"] == 0.9
+    ratio = table.paired_ratio(model="base", against="pi", length=128)
+    assert ratio is not None
+    assert ratio["perplexity_ratio"] == 0.9

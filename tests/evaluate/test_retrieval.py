@@ -40,9 +40,9 @@ def asked(store: TokenStore, family: str, *, length: int = LENGTH, trials: int =
 @pytest.mark.parametrize("family", ["passkey", "multi_key", "multi_key_text"])
 def test_bm25_finds_the_needle_among_others_within_the_room(store: TokenStore, family: str) -> None:
     for prompt in asked(store, family).prompts:
-        found = retrieve(TOKENIZER, prompt, room=400, chunk_tokens=192)
-        assert 192 <= len(found) <= 400
-        assert f"is{'' if family == 'passkey' else ':'} {prompt.answers[0]}." in TOKENIZER.decode(found)
+        ids = retrieve(TOKENIZER, prompt, room=400, chunk_tokens=192)
+        assert 192 <= len(ids) <= 400
+        assert f"is{'' if family == 'passkey' else ':'} {prompt.answers[0]}." in TOKENIZER.decode(ids)
         whole = retrieve(TOKENIZER, prompt, room=len(prompt.document), chunk_tokens=192)
         assert whole == list(prompt.document), "all chunks together, in the document's order"
 
@@ -82,10 +82,10 @@ def test_both_ways_are_measured_on_the_same_prompts_of_every_task(store: TokenSt
 
 def after_learning(prompts: Prompts) -> Any:
     """A model that learned the answers of all prompts but the last by heart, with what ends them."""
-    own = prompts.prompts[:-1]
-    rows = torch.tensor([[*prompt.ids, *prompt.right[0], 257] for prompt in own])
+    prompts_in_text = prompts.prompts[:-1]
+    rows = torch.tensor([[*prompt.ids, *prompt.right[0], 257] for prompt in prompts_in_text])
     model = tiny_llama(vocab_size=258, initializer_range=0.05)
-    return learned(model, rows, len(own[0].right[0]) + 1, steps=40)
+    return learned(model, rows, len(prompts_in_text[0].right[0]) + 1, steps=40)
 
 
 @pytest.mark.parametrize("family", ["passkey", "single"])
@@ -94,12 +94,12 @@ def test_the_whole_documents_scores_are_those_of_the_tasks_own_tables(store: Tok
     model = after_learning(task)
     row, _ = run([task], model)
     if family == "passkey":
-        found = passkey_accuracy(model, TOKENIZER, SWITCH, task)
-        accuracy, likely = (sum(row[key] for row in found) / 6 for key in ("correct", "likely"))
+        rows = passkey_accuracy(model, TOKENIZER, SWITCH, task)
+        accuracy, likely = (sum(row[key] for row in rows) / 6 for key in ("correct", "likely"))
     else:
-        found = recall_rows(model, TOKENIZER, SWITCH, task, chunk=200)
-        accuracy = sum(one["accuracy"] * one["trials"] for one in found) / 6
-        likely = sum(one["likelihood_accuracy"] * one["trials"] for one in found) / 6
+        rows = recall_rows(model, TOKENIZER, SWITCH, task, chunk=200)
+        accuracy = sum(row["accuracy"] * row["trials"] for row in rows) / 6
+        likely = sum(row["likelihood_accuracy"] * row["trials"] for row in rows) / 6
     assert row["likelihood_accuracy"] == pytest.approx(likely)
     assert row["accuracy"] == pytest.approx(accuracy)
     assert 0 < accuracy < 1

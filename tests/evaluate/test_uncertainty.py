@@ -57,16 +57,16 @@ def test_p_values_agree_with_students_test_on_normal_differences() -> None:
     rng = np.random.default_rng(1)
     for shift in (0.0, 0.05, 0.3):
         first, second = rng.normal(3, 1, 30), rng.normal(0, 0.2, 30)
-        found = paired((first + second + shift).tolist(), first.tolist())
-        assert found is not None
-        assert found.difference == pytest.approx((second + shift).mean())
-        assert found.p_value == pytest.approx(stats.ttest_1samp(second + shift, 0).pvalue, abs=0.02)
+        comparison = paired((first + second + shift).tolist(), first.tolist())
+        assert comparison is not None
+        assert comparison.difference == pytest.approx((second + shift).mean())
+        assert comparison.p_value == pytest.approx(stats.ttest_1samp(second + shift, 0).pvalue, abs=0.02)
 
 
 def test_few_documents_are_tested_exactly() -> None:
-    found = paired([1.0, 2.0, 3.0, 4.0, 5.0], [0.9, 1.7, 2.9, 3.6, 4.3])
-    assert found is not None
-    assert found.p_value == pytest.approx(2 / 2**5)
+    comparison = paired([1.0, 2.0, 3.0, 4.0, 5.0], [0.9, 1.7, 2.9, 3.6, 4.3])
+    assert comparison is not None
+    assert comparison.p_value == pytest.approx(2 / 2**5)
     same = paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     assert same is not None
     assert (same.difference, same.p_value) == (0.0, 1.0)

@@ -63,9 +63,9 @@ def tiny(name: str, **changes: Any) -> Any:
 
 def switch_over(model: Any) -> LengthSwitch:
     """The model's own scaling, stretched beyond twice its window, with n_hat up to there."""
-    own = model_scaling(model)
+    scaling = model_scaling(model)
     second = methods.yarn(**vars(rotary_shape(model)), target_length=4 * WINDOW)
-    long = RopeScaling(own.factors, WINDOW, WINDOW, attention_factor=own.attention_factor).then(second)
+    long = RopeScaling(scaling.factors, WINDOW, WINDOW, attention_factor=scaling.attention_factor).then(second)
     short = RopeScaling(long.factors, WINDOW, 2 * WINDOW, n_hat=4, attention_factor=long.attention_factor)
     return LengthSwitch(((2 * WINDOW, short), (4 * WINDOW, long)))
 
@@ -96,9 +96,9 @@ def test_a_deepseek_checkpoint_keeps_its_softmax_scale(tokenizer: Any, tmp_path:
     name = "softmax scale from the section"
     tiny(name, max_position_embeddings=40 * WINDOW).save_pretrained(tmp_path / "base")
     model = load_model(str(tmp_path / "base"))
-    own = model_scaling(model)
-    assert (own.target_length, own.attention_factor) == (40 * WINDOW, 1.0)
-    export_checkpoint(model, tokenizer, LengthSwitch(((40 * WINDOW, own),)), tmp_path / "model", card="")
+    scaling = model_scaling(model)
+    assert (scaling.target_length, scaling.attention_factor) == (40 * WINDOW, 1.0)
+    export_checkpoint(model, tokenizer, LengthSwitch(((40 * WINDOW, scaling),)), tmp_path / "model", card="")
     plain, exported = (AutoModelForCausalLM.from_pretrained(tmp_path / folder).eval() for folder in ("base", "model"))
     # 24 ** -0.5 times the square of 0.1 ln 40 + 1.
     assert exported.model.layers[0].self_attn.scaling == pytest.approx(0.3825, abs=1e-4)

@@ -35,14 +35,14 @@ def test_costs_are_perplexities_of_the_same_documents_in_every_way(llama: Any) -
     with torch.no_grad():
         tasks = cost_tasks("finetuned", switch, lengths, (short, long), target=lengths[1])
         rows = [result.row for result in measure({"finetuned": llama}, tasks)]
-    found = costs(rows)
-    assert list(found) == list(lengths)
-    assert all(set(by_way) == {"with ropewalk", "without n_hat", "same", "recovered"} for by_way in found.values())
-    assert found[WINDOW]["same"] != found[WINDOW]["recovered"]
+    by_length = costs(rows)
+    assert list(by_length) == list(lengths)
+    assert all(set(by_way) == {"with ropewalk", "without n_hat", "same", "recovered"} for by_way in by_length.values())
+    assert by_length[WINDOW]["same"] != by_length[WINDOW]["recovered"]
     # Beyond every boundary only n_hat is lost.
-    assert found[8 * WINDOW]["same"] == found[8 * WINDOW]["recovered"] == found[8 * WINDOW]["without n_hat"]
-    assert found[8 * WINDOW]["same"] != found[8 * WINDOW]["with ropewalk"]
+    assert by_length[8 * WINDOW]["same"] == by_length[8 * WINDOW]["recovered"] == by_length[8 * WINDOW]["without n_hat"]
+    assert by_length[8 * WINDOW]["same"] != by_length[8 * WINDOW]["with ropewalk"]
     metrics = cost_metrics(rows)
     assert metrics["percent_lost_same"][str(WINDOW)] == pytest.approx(
-        100 * (found[WINDOW]["same"] / found[WINDOW]["with ropewalk"] - 1)
+        100 * (by_length[WINDOW]["same"] / by_length[WINDOW]["with ropewalk"] - 1)
     )

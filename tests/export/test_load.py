@@ -157,8 +157,8 @@ def test_a_prompt_of_one_token_is_a_prefill_and_its_steps_are_not(llama: Any, ex
 def test_beams_across_a_boundary_are_those_without_a_cache(exported_llama: Path) -> None:
     loaded = ropewalk.load_extended(exported_llama).eval()
     batch = padded([token_rows(length, rows=1) for length in (BOUNDARY - 3, BOUNDARY // 2)])
-    found = loaded.generate(**batch, num_beams=3, **GREEDY)
-    assert found.tolist() == loaded.generate(**batch, num_beams=3, use_cache=False, **GREEDY).tolist()
+    generated = loaded.generate(**batch, num_beams=3, **GREEDY)
+    assert generated.tolist() == loaded.generate(**batch, num_beams=3, use_cache=False, **GREEDY).tolist()
 
 
 def test_a_prompt_in_chunks_that_outgrows_its_scaling_is_refused(exported_llama: Path) -> None:

@@ -26,7 +26,7 @@ def test_results_come_back_from_an_s3_remote(s3_store: str, tmp_path: Path) -> N
     (project / "results" / "model.safetensors").write_bytes(weights)
 
     def run(*command: str) -> None:
-        found = subprocess.run(
+        completed = subprocess.run(
             command,
             cwd=project,
             env={**os.environ, "DVC_NO_ANALYTICS": "1"},
@@ -34,7 +34,7 @@ def test_results_come_back_from_an_s3_remote(s3_store: str, tmp_path: Path) -> N
             text=True,
             check=False,
         )
-        assert found.returncode == 0, found.stdout + found.stderr
+        assert completed.returncode == 0, completed.stdout + completed.stderr
 
     dvc = (sys.executable, "-m", "dvc")
     run(*dvc, "init", "--quiet")

@@ -43,9 +43,9 @@ def test_tiles_give_the_same_gradients(kind: str, monkeypatch: pytest.MonkeyPatc
     feed_forward = next(module for module in token_wise_modules(model) if list(module.children()))
     product = next(part for part in feed_forward.modules() if isinstance(part, nn.Linear))
     product.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    found = gradients(model, "offload")
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
+    tiled = gradients(model, "offload")
+    assert tiled.keys() == expected.keys()
+    for name, gradient in tiled.items():
         assert relative_error(gradient, expected[name]) < tiny_rounding(LENGTH), name
     # A tile is of both rows.
     assert set(lengths) == {TILE // 2, LENGTH % (TILE // 2)}

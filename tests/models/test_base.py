@@ -44,8 +44,8 @@ def refusal(kind: type[Exception], load: Callable[[str], Any], folder: Path, *pa
 def test_a_checkpoint_is_loaded_as_it_was_saved(checkpoint: Path) -> None:
     model = load_model(str(checkpoint))
     assert not model.training
-    for parameter, own in zip(model.parameters(), tiny_llama().parameters(), strict=True):
-        assert torch.equal(parameter.cpu(), own)
+    for parameter, expected in zip(model.parameters(), tiny_llama().parameters(), strict=True):
+        assert torch.equal(parameter.cpu(), expected)
     assert {p.dtype for p in load_model(str(checkpoint), dtype="bfloat16").parameters()} == {torch.bfloat16}
     assert load_tokenizer(str(checkpoint))("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
 
@@ -61,10 +61,10 @@ def test_loading_and_saving_print_nothing(checkpoint: Path, capfd: pytest.Captur
 def test_every_kind_of_rope_model_is_loaded(tmp_path: Path, kind: str) -> None:
     ROPE_MODELS[kind]().save_pretrained(tmp_path)
     model = load_model(str(tmp_path))
-    found = describe(model, name="own", path=str(tmp_path), original_length=None)
-    assert (found.original_length, found.vocab_size) == (WINDOW, 96)
-    assert found.parameters == ROPE_MODELS[kind]().num_parameters()
-    assert len(found.weights_sha256) == 64
+    base = describe(model, name="own", path=str(tmp_path), original_length=None)
+    assert (base.original_length, base.vocab_size) == (WINDOW, 96)
+    assert base.parameters == ROPE_MODELS[kind]().num_parameters()
+    assert len(base.weights_sha256) == 64
     assert describe(model, name="own", path=str(tmp_path), original_length=32).original_length == 32
 
 
@@ -197,8 +197,8 @@ def test_the_window_is_that_before_any_scaling(tmp_path: Path) -> None:
 def test_babyllama_is_loaded(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "babyllama"
     shutil.copytree(shared / "data" / "models" / "babyllama-105-hf", folder)
-    found = describe(load_model(str(folder)), name="babyllama", path=str(folder), original_length=None)
-    assert (found.original_length, found.rotary_dim, found.rope_theta) == (256, 16, 10_000.0)
+    base = describe(load_model(str(folder)), name="babyllama", path=str(folder), original_length=None)
+    assert (base.original_length, base.rotary_dim, base.rope_theta) == (256, 16, 10_000.0)
     assert plain_window(str(folder)) == 256
 
 

@@ -30,10 +30,10 @@ def told(folder: Path, config: dict[str, Any], **options: Any) -> Capability:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_published_checkpoint_can_be_extended_trained_and_exported(tmp_path: Path, name: str) -> None:
-    found = told(tmp_path, CHECKPOINTS[name].config)
-    assert (found.extended, found.trained, found.exported) == (None, None, None)
+    result = told(tmp_path, CHECKPOINTS[name].config)
+    assert (result.extended, result.trained, result.exported) == (None, None, None)
     is_of_llama_cpp = CHECKPOINTS[name].config["model_type"] in ("llama", "mistral", "phi3")
-    assert (found.written_as_gguf is None) == is_of_llama_cpp
+    assert (result.written_as_gguf is None) == is_of_llama_cpp
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_a_published_checkpoint_can_be_extended_trained_and_exported(tmp_path: P
 def test_what_cannot_be_extended_is_told_with_a_fact_about_the_model(
     tmp_path: Path, kind: str, changes: dict[str, Any], reason: str
 ) -> None:
-    found = told(tmp_path, {"model_type": kind, "num_hidden_layers": 2, **SIZES, **changes})
-    assert found.extended is not None
-    assert found.extended.startswith(reason) or reason in found.extended
-    assert {why for _, why in found} == {found.extended}
-    assert "\n" not in found.extended
+    result = told(tmp_path, {"model_type": kind, "num_hidden_layers": 2, **SIZES, **changes})
+    assert result.extended is not None
+    assert result.extended.startswith(reason) or reason in result.extended
+    assert {why for _, why in result} == {result.extended}
+    assert "\n" not in result.extended
 
 
 @pytest.mark.parametrize(
@@ -99,19 +99,21 @@ def test_layers_that_read_the_whole_input_by_rotation_can_be_extended(
 @pytest.mark.parametrize("kind", ["qwen2_vl", "mistral3", "llava"])
 def test_a_model_that_also_sees_is_refused_with_what_to_do(tmp_path: Path, kind: str) -> None:
     (tmp_path / "config.json").write_text(CONFIG_MAPPING[kind]().to_json_string(use_diff=False))
-    found = capability(str(tmp_path)).extended
-    assert found is not None
-    assert found.endswith(
+    reason = capability(str(tmp_path)).extended
+    assert reason is not None
+    assert reason.endswith(
         "; save its language model as a checkpoint of its own, with the text_config as config.json, and extend that"
     )
 
 
 def test_quantised_weights_are_neither_trained_nor_exported(tmp_path: Path) -> None:
     config = {**CHECKPOINTS["Qwen3-8B"].config, "quantization_config": {"quant_method": "fp8"}}
-    found = told(tmp_path, config)
-    assert found.extended is None
-    assert found.trained == found.exported == found.written_as_gguf
-    assert found.trained == "its weights are quantised (fp8); give a checkpoint of the weights that they were made from"
+    result = told(tmp_path, config)
+    assert result.extended is None
+    assert result.trained == result.exported == result.written_as_gguf
+    assert (
+        result.trained == "its weights are quantised (fp8); give a checkpoint of the weights that they were made from"
+    )
 
 
 def test_a_sliding_window_that_is_kept_is_not_written_as_gguf(tmp_path: Path) -> None:

@@ -37,20 +37,20 @@ def write_file(path: Path, step: int, *, keep: int = 2) -> None:
     WholeCheckpointIO(keep).save_checkpoint(checkpoint(step), path)
 
 
-def equal(found: Any, expected: Any) -> bool:
+def equal(actual: Any, expected: Any) -> bool:
     if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(equal(found[key], value) for key, value in expected.items())
+        return actual.keys() == expected.keys() and all(equal(actual[key], value) for key, value in expected.items())
     if isinstance(expected, list | tuple):
-        return len(found) == len(expected) and all(map(equal, found, expected))
-    return torch.equal(found, expected) if isinstance(expected, torch.Tensor) else bool(found == expected)
+        return len(actual) == len(expected) and all(map(equal, actual, expected))
+    return torch.equal(actual, expected) if isinstance(expected, torch.Tensor) else bool(actual == expected)
 
 
 @pytest.mark.parametrize("write", [write_file, write_folder])
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path, write: Callable[..., None]) -> None:
     write(tmp_path / "last.ckpt", 3)
-    found = WholeCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
-    found.pop("index_sha256", None)
-    assert equal(found, checkpoint(3))
+    loaded = WholeCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    loaded.pop("index_sha256", None)
+    assert equal(loaded, checkpoint(3))
     assert steps_done(newest_checkpoint(tmp_path / "last.ckpt")) == 3
 
 
@@ -99,9 +99,9 @@ def test_a_damaged_folder_is_said_so_and_the_one_before_found(
         write_folder(last, step)
     damage(last / part)
     assert newest_checkpoint(last) == tmp_path / "last.ckpt.1"
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"{last} is damaged (")
-    assert told.endswith(") and now damaged-last.ckpt; resuming from the one before")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{last} is damaged (")
+    assert line.endswith(") and now damaged-last.ckpt; resuming from the one before")
     assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt.1", "damaged-last.ckpt"}
     # The next damaged one takes its place.
     shutil.copytree(tmp_path / "damaged-last.ckpt", last)

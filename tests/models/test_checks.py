@@ -36,8 +36,8 @@ def test_right_losses_and_scalings_pass_and_leave_everything_as_it_was(architect
     with torch.no_grad():
         before = model(token_rows(20)).logits
     checks.check_losses(model, "somewhere")
-    own = model_scaling(model)
-    checks.check_published_scaling(model, LengthSwitch(((WINDOW, own), (8 * WINDOW, own))), "somewhere")
+    scaling = model_scaling(model)
+    checks.check_published_scaling(model, LengthSwitch(((WINDOW, scaling), (8 * WINDOW, scaling))), "somewhere")
     assert torch.equal(torch.get_rng_state(), state)
     assert find_rotary(model)[1] is rotary
     with torch.no_grad():

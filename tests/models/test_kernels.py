@@ -244,17 +244,17 @@ def test_the_message_says_what_to_set(changes: dict[str, Any], remedy: str, capl
 
 def attended(run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> set[tuple[torch.dtype, ...]]:
     """dtypes of the queries, keys and values that attention is given."""
-    found: set[tuple[torch.dtype, ...]] = set()
+    dtypes: set[tuple[torch.dtype, ...]] = set()
     for name in ("sdpa", "ropewalk_prefill"):
-        own = AttentionInterface._global_mapping[name]
+        original = AttentionInterface._global_mapping[name]
 
-        def function(module: Any, *args: Any, own: Any = own, **kwargs: Any) -> Any:
-            found.add(tuple(part.dtype for part in args[:3]))
-            return own(module, *args, **kwargs)
+        def function(module: Any, *args: Any, original: Any = original, **kwargs: Any) -> Any:
+            dtypes.add(tuple(part.dtype for part in args[:3]))
+            return original(module, *args, **kwargs)
 
         monkeypatch.setitem(AttentionInterface._global_mapping, name, function)
     run()
-    return found
+    return dtypes
 
 
 @pytest.mark.parametrize("make", ROPE_MODELS.values(), ids=ROPE_MODELS.keys())

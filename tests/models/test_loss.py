@@ -81,11 +81,11 @@ def test_the_chunked_loss_has_the_gradient_of_the_plain_one() -> None:
     model = tiny_llama(vocab_size=500)
     rows = token_rows(700, rows=2)
     mean_loss(model, rows).backward()
-    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     model(rows, labels=rows).loss.backward()
     # A backward pass is as long as two forward passes, and adds the gradients of all tokens. A gradient whose summands
     # cancel is as exact as a thousandth of all gradients together.
     floor = 1e-3 * math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in model.parameters()))
     for name, parameter in model.named_parameters():
-        assert relative_error(found[name], parameter.grad, floor=floor) < 3 * tiny_rounding(2 * 700), name
+        assert relative_error(gradients[name], parameter.grad, floor=floor) < 3 * tiny_rounding(2 * 700), name

@@ -47,14 +47,14 @@ def test_a_checkpoints_scaling_is_what_transformers_makes_of_it(tmp_path: Path, 
     section = {"rope_scaling": {"type": kind, **values}} if old else {
         "rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **values}
     }  # fmt: skip
-    found = published_scaling(written(tmp_path, **section))
+    published = published_scaling(written(tmp_path, **section))
     config = LlamaConfig(**{**SIZES, "rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **values}})
-    for up_to, scaling in found.switch:
+    for up_to, scaling in published.switch:
         expected, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, device="cpu", seq_len=up_to)
         plain = torch.tensor(methods.inverse_frequencies(16, 10_000.0))
         torch.testing.assert_close(plain / torch.tensor(scaling.factors), expected, rtol=1e-5, atol=0)
         assert scaling.attention_factor == pytest.approx(attention_factor)
-    assert len(found.switch) == (2 if kind == "longrope" else 1)
+    assert len(published.switch) == (2 if kind == "longrope" else 1)
 
 
 def test_phi_3s_own_spelling_is_longrope(tmp_path: Path) -> None:
@@ -62,25 +62,25 @@ def test_phi_3s_own_spelling_is_longrope(tmp_path: Path) -> None:
         tmp_path, max_position_embeddings=1024, original_max_position_embeddings=32,
         rope_scaling={"type": "su", "short_factor": SHORT, "long_factor": LONG},
     )  # fmt: skip
-    found = published_scaling(tmp_path)
-    assert found.switch.lengths == (32, 1024)
-    assert found.switch.scalings[0].factors == tuple(SHORT)
-    assert found.scaling.factors == tuple(LONG)
+    published = published_scaling(tmp_path)
+    assert published.switch.lengths == (32, 1024)
+    assert published.switch.scalings[0].factors == tuple(SHORT)
+    assert published.scaling.factors == tuple(LONG)
     # sqrt(1 + ln 32 / ln 32), for both.
-    assert [scaling.attention_factor for scaling in found.switch.scalings] == pytest.approx([2**0.5] * 2)
+    assert [scaling.attention_factor for scaling in published.switch.scalings] == pytest.approx([2**0.5] * 2)
 
 
 def test_a_checkpoint_is_extended_further_from_its_scaling(tmp_path: Path) -> None:
     model = tiny_llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0})
     model.save_pretrained(tmp_path)
-    found = published_scaling(tmp_path, original_length=WINDOW)
+    published = published_scaling(tmp_path, original_length=WINDOW)
     ids = token_rows(2 * WINDOW)
     with torch.no_grad():
         before = model(ids).logits
         # As it was, and then by YaRN from its window of 128 to 512.
-        assert relative_error(extend(model, found.scaling)(ids).logits, before) < tiny_rounding(2 * WINDOW)
+        assert relative_error(extend(model, published.scaling)(ids).logits, before) < tiny_rounding(2 * WINDOW)
     more = methods.yarn(rotary_dim=16, base=10_000.0, original_length=2 * WINDOW, target_length=8 * WINDOW)
-    both = found.scaling.then(more)
+    both = published.scaling.then(more)
     assert both.factors == pytest.approx([2.0 * factor for factor in more.factors])
     assert (both.original_length, both.target_length, rotary_shape(model).rotary_dim) == (WINDOW, 8 * WINDOW, 16)
     with torch.no_grad():
@@ -89,9 +89,9 @@ def test_a_checkpoint_is_extended_further_from_its_scaling(tmp_path: Path) -> No
 
 def test_a_published_table_is_a_scaling_of_its_lengths(shared: Path) -> None:
     file = shared / "data" / "factors" / "256k_la2_128k.csv"
-    found = published_table(file, base=10_000.0, original_length=4096, target_length=262_144)
-    assert found.scaling == RopeScaling.from_csv(file, original_length=4096, target_length=262_144)
-    assert found.shape.rotary_dim == 128
+    published = published_table(file, base=10_000.0, original_length=4096, target_length=262_144)
+    assert published.scaling == RopeScaling.from_csv(file, original_length=4096, target_length=262_144)
+    assert published.shape.rotary_dim == 128
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path: Path, config: dict[st
 def test_a_window_that_config_json_leaves_to_its_class_is_told(tmp_path: Path) -> None:
     sizes = {key: value for key, value in SIZES.items() if key != "max_position_embeddings"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
-    found = published_scaling(tmp_path)
-    assert found.shape.original_length == 2048
-    assert found.reading == (
+    published = published_scaling(tmp_path)
+    assert published.shape.original_length == 2048
+    assert published.reading == (
         "config.json states no max_position_embeddings, so the default of LlamaConfig, 2048 tokens, is taken; where "
         "the window is another, give model.original_length"
     )

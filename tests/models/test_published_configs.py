@@ -21,12 +21,12 @@ def read(folder: Path, config: dict[str, Any], **options: Any) -> PublishedScali
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_published_checkpoint_is_read_as_its_card_says(tmp_path: Path, name: str) -> None:
     expected = CHECKPOINTS[name]
-    found = read(tmp_path, expected.config)
-    shape = (found.shape.rotary_dim, found.shape.base, found.shape.original_length)
+    published = read(tmp_path, expected.config)
+    shape = (published.shape.rotary_dim, published.shape.base, published.shape.original_length)
     assert shape == (expected.rotary_dim, expected.base, expected.original_length)
-    start = found.start.longest if found.start else None
-    assert (start.target_length if start else found.shape.original_length) == expected.window
-    assert found.scaling.method == expected.method
+    start = published.start.longest if published.start else None
+    assert (start.target_length if start else published.shape.original_length) == expected.window
+    assert published.scaling.method == expected.method
     if start is None:
         assert (expected.method, expected.last_factor, expected.attention_factor) == ("none", 1.0, 1.0)
     else:
@@ -45,9 +45,9 @@ def test_a_published_checkpoint_is_read_as_its_card_says(tmp_path: Path, name: s
 )
 def test_a_window_that_can_be_read_in_two_ways_is_told(tmp_path: Path, name: str, reading: str) -> None:
     config = CHECKPOINTS[name].config
-    found = read(tmp_path, config).reading
-    assert found is not None
-    assert re.search(reading, found), found
+    line = read(tmp_path, config).reading
+    assert line is not None
+    assert re.search(reading, line), line
     assert read(tmp_path, config, original_length=8192).reading is None
     assert read(tmp_path, config, original_length=8192).shape.original_length == 8192
 
@@ -79,8 +79,8 @@ def test_keys_that_are_left_out_have_the_defaults_of_their_class(
     tmp_path: Path, kind: str, changes: dict[str, Any], rotary_dim: int, base: float
 ) -> None:
     sizes = {"hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 2, "max_position_embeddings": 2048}
-    found = read(tmp_path, {"model_type": kind, **sizes, **changes})
-    assert (found.shape.rotary_dim, found.shape.base) == (rotary_dim, base)
+    published = read(tmp_path, {"model_type": kind, **sizes, **changes})
+    assert (published.shape.rotary_dim, published.shape.base) == (rotary_dim, base)
 
 
 def test_only_the_full_attention_layers_of_gemma_3_are_scaled(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_only_the_full_attention_layers_of_gemma_3_are_scaled(tmp_path: Path) ->
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     }  # fmt: skip
     for config in (text, {"model_type": "gemma3", "text_config": text}):
-        found = read(tmp_path, config)
-        assert found.start is not None
-        assert found.shape.base == 1e6
-        assert (found.shape.original_length, found.start.lengths) == (64, (512,))
-        assert found.scaling.factors == (8.0,) * 8
+        published = read(tmp_path, config)
+        assert published.start is not None
+        assert published.shape.base == 1e6
+        assert (published.shape.original_length, published.start.lengths) == (64, (512,))
+        assert published.scaling.factors == (8.0,) * 8

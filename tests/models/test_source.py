@@ -116,10 +116,10 @@ def test_the_config_of_a_folder_stands_for_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pretrained_model_knows_the_capital_of_france() -> None:
-    found = gguf_file()
-    if isinstance(found, str):
-        pytest.skip(found)
-    model, tokenizer = load_model(str(found)), load_tokenizer(str(found))
+    file = gguf_file()
+    if isinstance(file, str):
+        pytest.skip(file)
+    model, tokenizer = load_model(str(file)), load_tokenizer(str(file))
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids.to(model.device)
     with torch.no_grad():
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"

@@ -50,16 +50,16 @@ def described(path: str, **options: Any) -> BaseModel:
 def test_the_scaling_of_a_checkpoint_is_where_the_pipeline_starts(tmp_path: Path, kind: str) -> None:
     path = saved(kind, tmp_path)
     base, model, ids = described(path), load_model(path), token_rows(2 * WINDOW)
-    own = base.start_scaling
-    assert own is not None
-    assert (own.original_length, base.window) == (WINDOW, 4 * WINDOW)
+    start_scaling = base.start_scaling
+    assert start_scaling is not None
+    assert (start_scaling.original_length, base.window) == (WINDOW, 4 * WINDOW)
     assert base.original_length == WINDOW
     assert window_before(path, start="checkpoint", original_length=None) == 4 * WINDOW
     assert base.start_switch is not None
     assert len(base.start_switch) == (2 if kind == "longrope" else 1)
     with torch.no_grad():
         before = model(ids).logits
-        assert relative_error(extend(model, own)(ids).logits, before) < tiny_rounding(2 * WINDOW)
+        assert relative_error(extend(model, start_scaling)(ids).logits, before) < tiny_rounding(2 * WINDOW)
 
 
 def test_it_starts_from_plain_rope_where_asked_and_where_a_checkpoint_has_no_scaling(tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_llama_3s_window_is_what_its_config_says_whatever_its_ratio(tmp_path: Pa
 
 
 def test_what_is_found_multiplies_the_checkpoints_factors(tmp_path: Path) -> None:
-    own = described(saved("longrope", tmp_path)).start_scaling
-    assert own is not None
-    both = own.then(RopeScaling((1.0, 1.0, 2.0, 2.0), 4 * WINDOW, 8 * WINDOW, attention_factor=1.3))
+    start_scaling = described(saved("longrope", tmp_path)).start_scaling
+    assert start_scaling is not None
+    both = start_scaling.then(RopeScaling((1.0, 1.0, 2.0, 2.0), 4 * WINDOW, 8 * WINDOW, attention_factor=1.3))
     assert both.factors == (1.0, 1.5, 6.0, 10.0)
     assert (both.original_length, both.target_length, both.attention_factor) == (WINDOW, 8 * WINDOW, 1.3)
 

@@ -96,19 +96,19 @@ def test_the_tokenizer_has_at_most_1024_entries(tokenizer: Any) -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.text(st.characters(codec="utf-8"), max_size=80))
 def test_any_text_comes_back_from_the_tokenizer(text: str) -> None:
-    own = made_tokenizer()
-    ids = own(text, add_special_tokens=False)["input_ids"]
-    assert own.decode(ids, skip_special_tokens=False) == text or "<s>" in text or "</s>" in text
-    assert max(ids, default=0) < len(own)
+    tokenizer = made_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text or "<s>" in text or "</s>" in text
+    assert max(ids, default=0) < len(tokenizer)
 
 
 def test_the_walker_has_at_most_3_million_parameters_and_16_rotary_pairs(tokenizer: Any, tmp_path: Path) -> None:
     model = new_walker(tokenizer, seed=0)
     model.save_pretrained(tmp_path)
-    found = describe(model, name="walker", path=str(tmp_path), original_length=None)
-    assert found.parameters <= 3_000_000
-    assert found.rotary_dim // 2 >= 16
-    assert found.original_length == WINDOW == 256
+    base = describe(model, name="walker", path=str(tmp_path), original_length=None)
+    assert base.parameters <= 3_000_000
+    assert base.rotary_dim // 2 >= 16
+    assert base.original_length == WINDOW == 256
     again, other = new_walker(tokenizer, seed=0), new_walker(tokenizer, seed=1)
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
     assert not torch.equal(model.lm_head.weight, other.lm_head.weight)

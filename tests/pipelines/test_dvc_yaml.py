@@ -63,7 +63,7 @@ def test_what_a_stage_needs_is_there_before_it() -> None:
 
 def module_path(name: str) -> Path | None:
     path = ROOT / "src" / Path(*name.split("."))
-    return next((found for found in (path.with_suffix(".py"), path / "__init__.py") if found.is_file()), None)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
 @cache
@@ -105,10 +105,10 @@ def packages(start: Path) -> set[str]:
         # `import ropewalk` loads nothing but what is asked of it.
         todo += [above] if above else []
         todo += imported(path) - for_mlflow if name != "ropewalk" else []
-    found = {
+    names = {
         name.split(".")[1] for name in seen if "." in name and (ROOT / "src/ropewalk" / name.split(".")[1]).is_dir()
     }
-    return found if start.stem == "compose" else found - {"config", "defaults"}
+    return names if start.stem == "compose" else names - {"config", "defaults"}
 
 
 @pytest.mark.parametrize("stage", ORDER)
@@ -128,16 +128,16 @@ class Call:
 
 @pytest.fixture(scope="module")
 def calls() -> dict[str, Call]:
-    found: dict[str, Call] = {}
+    by_stage: dict[str, Call] = {}
 
     def record(name: str, work: Any, *, sections: tuple[str, ...], inputs: tuple[str, ...] = (), **_: Any) -> None:
-        found[name] = Call(name, tuple(sections), tuple(inputs))
+        by_stage[name] = Call(name, tuple(sections), tuple(inputs))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ropewalk.stage.run", record)
         for stage in OWN:
             run_script(stage)
-    return found
+    return by_stage
 
 
 @pytest.mark.parametrize("stage", OWN)
@@ -182,7 +182,7 @@ def below(path: str, folder: str) -> bool:
 def outputs(stage: str) -> set[str]:
     """Paths below ``stage.output`` that a script spells, a name made at run time as *."""
     known: dict[str, str] = {}
-    found: set[str] = set()
+    paths: set[str] = set()
 
     def path_of(node: ast.expr) -> str | None:
         if ast.unparse(node) == "stage.output":
@@ -199,19 +199,19 @@ def outputs(stage: str) -> set[str]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and (path := path_of(node.value)):
             known[node.targets[0].id] = path
         if isinstance(node, ast.expr) and (path := path_of(node)):
-            found.add(path)
+            paths.add(path)
             return
         # `ropewalk.search.distributed.publish` writes a search's table, and factors files by their names.
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "publish":
-            found.add(f"results/plots/{stage}.csv")
+            paths.add(f"results/plots/{stage}.csv")
         if isinstance(node, ast.Dict):
             names = [key.value for key in node.keys if isinstance(key, ast.Constant)]
-            found.update(f"results/factors/{name}" for name in names if str(name).endswith(".json"))
+            paths.update(f"results/factors/{name}" for name in names if str(name).endswith(".json"))
         for child in ast.iter_child_nodes(node):
             visit(child)
 
     visit(script(stage))
-    return found - {"results"}
+    return paths - {"results"}
 
 
 @pytest.mark.parametrize("stage", OWN)

@@ -37,8 +37,8 @@ def finished(folder: Path, *arguments: str) -> str:
 
 
 def results(folder: Path, target: int = 256) -> Path:
-    (found,) = (folder / "outputs" / "extend").glob(f"{MODEL}-{target}-*")
-    return found
+    (run_folder,) = (folder / "outputs" / "extend").glob(f"{MODEL}-{target}-*")
+    return run_folder
 
 
 def stages(output: str) -> list[str]:
@@ -109,9 +109,9 @@ def test_an_extension_that_was_killed_amid_its_search_goes_on_there(scratch: Pat
     assert stages(output)[:4] == [
         "prepare, done before", "base, done before", "prompts, done before", "search_first",
     ]  # fmt: skip
-    begun = re.search(r"factors for 256 tokens, evolution:.*?(\d+)/40 \[", output)
-    assert begun is not None
-    assert int(begun[1]) >= 3
+    progress = re.search(r"factors for 256 tokens, evolution:.*?(\d+)/40 \[", output)
+    assert progress is not None
+    assert int(progress[1]) >= 3
     undisturbed = scratch / "undisturbed"
     undisturbed.mkdir()
     write_inputs(undisturbed)

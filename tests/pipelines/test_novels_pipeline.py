@@ -23,8 +23,8 @@ def test_the_pipeline_runs_with_a_local_checkpoint_on_novels(shared: Path, tmp_p
     shares = ["corpus.search_share=0.25", "corpus.test_share=0.25", "corpus.min_long_documents=2"]
     corpus = ["corpus=text", f"corpus.path={shared / 'data' / 'novels'}", *shares]
     write_overrides(project, "experiment=smoke", "model=hf", f"model.path={model}", "finetune.control=false", *corpus)
-    found = run(project, "dvc", "repro")
-    assert found.returncode == 0, found.stdout
+    completed = run(project, "dvc", "repro")
+    assert completed.returncode == 0, completed.stdout
     base = read_json(project / "results/base.json")
     assert (base["path"], base["original_length"], base["rotary_dim"]) == (str(model), 256, 16)
     card = json.loads((project / "results/tokens/card.json").read_text())

@@ -76,11 +76,11 @@ def test_the_pipeline_starts_from_the_checkpoints_own_scaling(project: Path) -> 
     results = project / "results"
     base = read_json(results / "base.json")
     assert (base["original_length"], base["window"]) == (256, 512)
-    own = methods.yarn(rotary_dim=32, base=10_000.0, original_length=256, target_length=512)
+    start = methods.yarn(rotary_dim=32, base=10_000.0, original_length=256, target_length=512)
     first = RopeScaling.from_json((results / "factors" / "first.json").read_text())
     assert (first.original_length, first.target_length) == (256, 1024)
-    assert all(found >= of_own - 1e-9 for found, of_own in zip(first.factors, own.factors, strict=True))
-    assert max(first.factors) <= max(own.factors) * 1.25 * 2
+    assert all(factor >= of_own - 1e-9 for factor, of_own in zip(first.factors, start.factors, strict=True))
+    assert max(first.factors) <= max(start.factors) * 1.25 * 2
     rows = read_table(results / "plots" / "perplexity.csv")
     at_window = [row for row in rows if (row["model"], row["length"]) == ("base", 512)]
     assert {row["method"] for row in at_window} >= {"none", "pi", "yarn"}
@@ -96,13 +96,13 @@ def test_without_training_the_checkpoints_own_scaling_stays_up_to_its_window(pro
     passkeys = ("evaluate.passkey_lengths=[512]", "evaluate.passkey_trials=2", "evaluate.passkey_depths=2")
     run_script("extend", "model.path=yarn", "corpus.path=texts", "extension.target=1024", *UNTRAINED, *passkeys)
     (results,) = (project / "outputs" / "extend").glob("yarn-1024-*")
-    own = methods.yarn(rotary_dim=32, base=10_000.0, original_length=256, target_length=512)
+    start = methods.yarn(rotary_dim=32, base=10_000.0, original_length=256, target_length=512)
     switch = FactorsByLength.read(results / "factors" / "recovered.json").switch
     assert switch.lengths == (512, 1024)
     short = switch.for_length(512)
     assert (short.original_length, short.target_length) == (256, 512)
-    assert short.factors == pytest.approx(own.factors, rel=1e-5)
-    assert short.attention_factor == pytest.approx(own.attention_factor, rel=1e-5)
+    assert short.factors == pytest.approx(start.factors, rel=1e-5)
+    assert short.attention_factor == pytest.approx(start.attention_factor, rel=1e-5)
     assert (switch.longest.original_length, switch.longest.target_length) == (256, 1024)
     perplexity = ResultTable.read(results / "plots" / "perplexity.csv").where(model="base", length=512)
     ours, plain = (perplexity.best_perplexity(method=method, length=512) for method in ("ours", "none"))

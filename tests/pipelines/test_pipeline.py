@@ -40,9 +40,9 @@ def declared(stage: str) -> list[str]:
 
 
 def repro(project: Path, *arguments: str) -> str:
-    found = run(project, "dvc", "repro", *arguments)
-    assert found.returncode == 0, found.stdout
-    return found.stdout
+    completed = run(project, "dvc", "repro", *arguments)
+    assert completed.returncode == 0, completed.stdout
+    return completed.stdout
 
 
 def ran(output: str) -> list[str]:
@@ -98,16 +98,16 @@ def test_every_file_is_a_declared_result(extension: Path) -> None:
 
 
 def test_every_stage_is_one_finished_run(extension: Path) -> None:
-    found = runs(extension)
-    stages = [one for one in found if "mlflow.parentRunId" not in one.data.tags]
-    assert sorted(one.info.run_name for one in stages) == sorted(set(STAGES) - {"compose"})
-    assert {one.info.status for one in found} == {"FINISHED"}
-    for one in stages:
-        assert one.data.tags["stage"] == one.info.run_name
-        assert re.fullmatch("[0-9a-f]{40}", one.data.tags["commit"])
-        assert re.fullmatch("[0-9a-f]{16}", one.data.tags["config_hash"])
-    searches = [one for one in found if one.data.tags.get("trial")]
-    assert {one.info.run_name.split()[0] for one in searches} == {"search_first", "search_second", "recover"}
+    all_runs = runs(extension)
+    stages = [entry for entry in all_runs if "mlflow.parentRunId" not in entry.data.tags]
+    assert sorted(entry.info.run_name for entry in stages) == sorted(set(STAGES) - {"compose"})
+    assert {entry.info.status for entry in all_runs} == {"FINISHED"}
+    for entry in stages:
+        assert entry.data.tags["stage"] == entry.info.run_name
+        assert re.fullmatch("[0-9a-f]{40}", entry.data.tags["commit"])
+        assert re.fullmatch("[0-9a-f]{16}", entry.data.tags["config_hash"])
+    searches = [entry for entry in all_runs if entry.data.tags.get("trial")]
+    assert {entry.info.run_name.split()[0] for entry in searches} == {"search_first", "search_second", "recover"}
 
 
 def test_a_second_repro_reruns_nothing_in_under_10_seconds(extension: Path) -> None:
@@ -119,16 +119,16 @@ def test_a_second_repro_reruns_nothing_in_under_10_seconds(extension: Path) -> N
 
 
 def test_a_sweep_on_the_results_leaves_them_as_they_are(extension: Path) -> None:
-    found = run(extension, "python", "pipelines/evaluate.py", "-m", "rope=pi,yarn,longrope", "evaluate=fast")
-    assert found.returncode == 0, found.stdout
+    completed = run(extension, "python", "pipelines/evaluate.py", "-m", "rope=pi,yarn,longrope", "evaluate=fast")
+    assert completed.returncode == 0, completed.stdout
     tables = sorted((extension / "multirun").rglob("perplexity.csv"))
     methods = [{row["method"] for row in csv.DictReader(table.open(newline=""))} for table in tables]
     assert methods == [{"none", "pi"}, {"none", "yarn"}, {"none", "ours", "gradient"}]
     assert run(extension, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
     assert not run(extension, "git", "status", "--porcelain").stdout
-    (parent,) = [one for one in runs(extension) if one.info.run_name == "evaluate sweep"]
-    children = [one for one in runs(extension) if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert [one.info.run_name for one in children] == ["evaluate"] * 3
+    (parent,) = [job for job in runs(extension) if job.info.run_name == "evaluate sweep"]
+    children = [job for job in runs(extension) if job.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert [job.info.run_name for job in children] == ["evaluate"] * 3
 
 
 def test_several_processes_evaluate_as_a_single_one_does(extension: Path) -> None:
@@ -241,9 +241,9 @@ def test_a_killed_training_starts_from_its_checkpoint_in_the_same_run(
     disturbed: tuple[Path, dict[str, str]],
 ) -> None:
     project, _ = disturbed
-    (found,) = [one for one in runs(project) if one.info.run_name == "finetune_second"]
-    assert found.info.status == "FINISHED"
-    history = MlflowClient(f"sqlite:///{project / 'mlflow.db'}").get_metric_history(found.info.run_id, "loss")
+    (training,) = [entry for entry in runs(project) if entry.info.run_name == "finetune_second"]
+    assert training.info.status == "FINISHED"
+    history = MlflowClient(f"sqlite:///{project / 'mlflow.db'}").get_metric_history(training.info.run_id, "loss")
     steps = [metric.step for metric in history]
     assert set(steps) == set(range(1, 9))
     # The steps before the checkpoint were paid once; at most those after it twice.
@@ -289,7 +289,7 @@ def test_results_are_those_of_an_undisturbed_run(
     project, _ = disturbed
     # Other settings were tried in the undisturbed clone since; its commit says what was there before.
     lock = yaml.safe_load(run(extension, "git", "show", "undisturbed:dvc.lock").stdout)["stages"]
-    own = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    stages = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
     timed = (
         "metrics/finetune",
         "plots/finetune",
@@ -298,9 +298,9 @@ def test_results_are_those_of_an_undisturbed_run(
         "plots/training.png",
     )
     for stage in STAGES:
-        for one, two in zip(lock[stage]["outs"], own[stage]["outs"], strict=True):
-            if one["md5"] != two["md5"] and not any(part in one["path"] for part in timed):
-                texts: list[Any] = [cached(place, out["md5"]) for place, out in ((extension, one), (project, two))]
-                if re.search(r"(search_\w+|recover|report)\.(csv|json)$", one["path"]):
+        for output, two in zip(lock[stage]["outs"], stages[stage]["outs"], strict=True):
+            if output["md5"] != two["md5"] and not any(part in output["path"] for part in timed):
+                texts: list[Any] = [cached(place, out["md5"]) for place, out in ((extension, output), (project, two))]
+                if re.search(r"(search_\w+|recover|report)\.(csv|json)$", output["path"]):
                     texts = [without_seconds(text) for text in texts]
-                assert texts[0] == texts[1], one["path"]
+                assert texts[0] == texts[1], output["path"]

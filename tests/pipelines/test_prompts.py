@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_stage_writes_the_same_bytes_each_time_and_counts_them(inputs: Path) -> None:
     before = contents(inputs / "prompts")
     about = read_json(inputs / "prompts" / INDEX)
-    assert [(one["family"], one["length"], one["prompts"]) for one in about["sets"]] == [
+    assert [(entry["family"], entry["length"], entry["prompts"]) for entry in about["sets"]] == [
         ("passkey", FIRST, 2), ("passkey_varied", FIRST, 2), ("single", FIRST, 2),
     ]  # fmt: skip
     assert read_json(inputs / "metrics" / "prompts.json")["prompts"] == 6
@@ -49,16 +49,16 @@ def test_evaluate_reads_the_prompts_and_draws_what_was_added(
     inputs: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, drawn = contents(inputs / "prompts"), list[Draw]()
-    own = Draw.prompts
+    original = Draw.prompts
 
     def noted(draw: Draw, *arguments: Any) -> Prompts:
         drawn.append(draw)
-        return own(draw, *arguments)
+        return original(draw, *arguments)
 
     monkeypatch.setattr(Draw, "prompts", noted)
     run_script("evaluate", *OVERRIDES, *TASKS, "output=out")
     assert drawn == []
-    hashes = {one["hash"] for one in read_json(inputs / "prompts" / INDEX)["sets"]}
+    hashes = {entry["hash"] for entry in read_json(inputs / "prompts" / INDEX)["sets"]}
     figures = [read_json(path)["about"] for path in (scratch / "work" / "measured").rglob("*.json")]
     assert {about["prompts"] for about in figures if "prompts" in about} == hashes
 

@@ -64,16 +64,16 @@ def listing(shared: Path, tmp_path: Path) -> Iterator[str]:
 def test_the_pipeline_runs_on_redpajama_as_an_experiment(listing: str, tmp_path: Path) -> None:
     project = copy_project(tmp_path / "project")
     overrides = ["experiment=smoke", "corpus=redpajama_v1", f"corpus.url={listing}", "corpus.long_tokens=4096"]
-    found = run(project, "dvc", "exp", "run", "--name", "redpajama", "-S", f"overrides.yaml:overrides={overrides}")
-    assert found.returncode == 0, found.stdout
-    assert re.findall(r"Running stage '(\w+)'", found.stdout) == list(STAGES)
+    completed = run(project, "dvc", "exp", "run", "--name", "redpajama", "-S", f"overrides.yaml:overrides={overrides}")
+    assert completed.returncode == 0, completed.stdout
+    assert re.findall(r"Running stage '(\w+)'", completed.stdout) == list(STAGES)
     shown = run(project, "dvc", "exp", "show", "--csv")
     assert shown.returncode == 0, shown.stdout
     (row,) = [row for row in csv.DictReader(shown.stdout.splitlines()) if row["Experiment"] == "redpajama"]
     assert row["overrides"] == str(overrides)
     headline = read_json(project / "results/metrics/report.json")
     assert {name: float(row[name]) for name in headline} == headline
-    assert "book.jsonl is no longer published (HTTP 404); passed over" in found.stdout
+    assert "book.jsonl is no longer published (HTTP 404); passed over" in completed.stdout
     card = json.loads((project / "results/tokens/card.json").read_text())
     assert card["corpus"] == "redpajama_v1"
     stores = {split: TokenStore(project / "results" / "tokens" / split) for split in ("train", "search", "test")}

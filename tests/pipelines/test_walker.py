@@ -97,13 +97,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(project: Path, 
     if full == "models":
         (project / "models").rename(project / "elsewhere")
     (project / full).symlink_to(small_disk)
-    found = run(project, *command(2))
-    assert found.returncode == 1, found.stdout
-    last = found.stdout.splitlines()[-1]
+    completed = run(project, *command(2))
+    assert completed.returncode == 1, completed.stdout
+    last = completed.stdout.splitlines()[-1]
     assert re.fullmatch(r"walker: no space left on the disk of \S+; free some and run the same command again", last), (
-        found.stdout
+        completed.stdout
     )
-    assert "Traceback" not in found.stdout
+    assert "Traceback" not in completed.stdout
     left = {path.name for path in small_disk.rglob("*")}
     assert "last.ckpt" not in left
     assert not any(name.startswith(".") for name in left)

@@ -53,9 +53,9 @@ def test_the_sizes_of_a_config_are_those_of_its_model(name: str) -> None:
 def test_a_backward_pass_costs_two_forward_passes_and_recomputing_one_more() -> None:
     shape = shape_of(ROPE_MODELS["llama"]().config, name="llama")
     once = forward_flops(shape, length=64)
-    found = flops_of(TRAIN, shape), flops_of(replace(TRAIN, recompute=True), shape)
-    assert [flops.linear / once.linear for flops in found] == [24, 32]
-    assert seconds(found[0], Rate(1e9, 1e9), devices=4) == pytest.approx(found[0].total / 4e9)
+    counted = flops_of(TRAIN, shape), flops_of(replace(TRAIN, recompute=True), shape)
+    assert [flops.linear / once.linear for flops in counted] == [24, 32]
+    assert seconds(counted[0], Rate(1e9, 1e9), devices=4) == pytest.approx(counted[0].total / 4e9)
 
 
 def test_sharding_splits_the_states_and_leaves_whole_layers() -> None:
@@ -81,10 +81,10 @@ def test_traced_bytes_are_those_of_a_real_pass(recompute: bool) -> None:
         kept[storage.data_ptr()] = storage
         return tensor
 
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    weight_storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         mean_loss(model, token_rows(2048, rows=1))
-    saved = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+    saved = sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in weight_storages)
     traced = traced_bytes(model.config, kind="train", tokens=2048, dtype="float32", mixed=False, recompute=recompute)
     assert saved <= traced
     if not recompute:
@@ -133,8 +133,8 @@ def test_states_of_8_bits_are_a_quarter_and_offloaded_inputs_are_one_layers() ->
 def test_memory_grows_with_layers_and_tokens_as_traced() -> None:
     config = ROPE_MODELS["llama"](num_hidden_layers=5).config
     options: dict[str, Any] = {"kind": "train", "tokens": 512, "dtype": "float32", "mixed": False, "recompute": False}
-    found = ActivationTable(config)(**options)
-    assert found == pytest.approx(traced_bytes(config, **options), rel=0.02)
+    size = ActivationTable(config)(**options)
+    assert size == pytest.approx(traced_bytes(config, **options), rel=0.02)
 
 
 def test_the_works_read_as_many_tokens_as_the_stages_do() -> None:

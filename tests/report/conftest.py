@@ -70,9 +70,9 @@ def perplexity_rows() -> Rows:
     }  # fmt: skip
     for method, values in tuned.items():
         variant = "s=8, composed" if method != "ours" else "for up to 16384"
-        found = dict(zip(LENGTHS, values, strict=True))
-        add("finetuned", method, variant, "all", {length: found[length] for length in BASE_LENGTHS})
-        add("finetuned", method, variant, "long", {length: found[length] for length in (8192, SECOND)})
+        by_length = dict(zip(LENGTHS, values, strict=True))
+        add("finetuned", method, variant, "all", {length: by_length[length] for length in BASE_LENGTHS})
+        add("finetuned", method, variant, "long", {length: by_length[length] for length in (8192, SECOND)})
     add("finetuned", "ours", "for up to 2048", "long", {FIRST: 4.31})
     add("control", "none", "plain", "all", {WINDOW: 4.6})
     return rows

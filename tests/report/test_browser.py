@@ -25,8 +25,8 @@ def page(whole_results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with chromium(tmp_path_factory.mktemp("profile")) as found:
-        yield found
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -90,6 +90,6 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(one: str, two: str) -> float:
-    light, dark = sorted((luminance(one), luminance(two)), reverse=True)
+def contrast(first: str, two: str) -> float:
+    light, dark = sorted((luminance(first), luminance(two)), reverse=True)
     return (light + 0.05) / (dark + 0.05)

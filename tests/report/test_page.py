@@ -168,14 +168,14 @@ def test_benchmarks_and_retrieval_are_shown_where_there_are_results(
     ratio = {"model": "base", "length": 2048, "against": "yarn", "perplexity_ratio": 0.9, "low": 0.85, "high": 0.95}
     write_table(results / "plots/paired.csv", [ratio | {"p_value": 0.01, "documents": 9}])
     write_report(results, config=CONFIG, out=tmp_path / "out" / "report.html")
-    found = Page((tmp_path / "out" / "report.html").read_text())
-    assert "multi key: fine-tuned, ours 50 % likelier than others 75 %, chance 10 %" in found.text
-    assert "base model, YaRN 0.900 0.850–0.950, p 0.01, 9" in found.text
-    assert "hellaswag, acc_norm 30.0 % of 50, 10 % cut 30.0 % of 50, 10 % cut" in found.text
-    assert "Passkey, 1,024 BM25 chunks, base model's window 75 % 65–85 % – 80 % 200 50 ms 20" in found.text
+    shown = Page((tmp_path / "out" / "report.html").read_text())
+    assert "multi key: fine-tuned, ours 50 % likelier than others 75 %, chance 10 %" in shown.text
+    assert "base model, YaRN 0.900 0.850–0.950, p 0.01, 9" in shown.text
+    assert "hellaswag, acc_norm 30.0 % of 50, 10 % cut 30.0 % of 50, 10 % cut" in shown.text
+    assert "Passkey, 1,024 BM25 chunks, base model's window 75 % 65–85 % – 80 % 200 50 ms 20" in shown.text
     chunks = "Multi key, 2,048 BM25 chunks, base model's window 75 % 65–85 % 90 % chance 12 % 80 % 200 50 ms 20"
-    assert chunks in found.text
-    drawn = [str(attributes["aria-label"]) for tag, attributes in found.tags if tag == "svg"]
+    assert chunks in shown.text
+    drawn = [str(attributes["aria-label"]) for tag, attributes in shown.tags if tag == "svg"]
     for task in ("passkey", "multi key"):
         assert f"Right answers by length of the document, for each way of reading it, {task}" in drawn
 

@@ -125,8 +125,8 @@ def test_passkey_panels_are_base_base_with_our_factors_and_fine_tuned_in_that_or
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["base model, plain RoPE", "base model, ours", "fine-tuned, ours"]
     assert len({tuple(axes.get_position().bounds[1::2]) for axes in figure.axes}) == 1, "side by side"
-    (one,) = heatmaps.passkey(ResultTable.from_rows(rows), only=("base", "ours"), width=style.THIRD).axes
-    assert [label.get_text() for label in one.get_yticklabels()] == [f"{5 + 10 * d} %" for d in range(10)]
+    (axes,) = heatmaps.passkey(ResultTable.from_rows(rows), only=("base", "ours"), width=style.THIRD).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"{5 + 10 * d} %" for d in range(10)]
 
 
 def test_a_method_has_one_colour_in_every_figure_and_no_two_share_one() -> None:

@@ -154,8 +154,8 @@ def test_rows_of_a_batch_have_the_scaling_of_their_length(name: str) -> None:
     both = _tables(switching(torch.zeros(2, 1), positions, **options))
     for row, scaling in enumerate((short, long)):
         alone = find_rotary(extend(tiny(name), scaling))[1]
-        for found, expected in zip(both, _tables(alone(torch.zeros(2, 1), positions, **options)), strict=True):
-            assert torch.equal(found[row], expected[row])
+        for actual, expected in zip(both, _tables(alone(torch.zeros(2, 1), positions, **options)), strict=True):
+            assert torch.equal(actual[row], expected[row])
 
 
 def _tables(computed: Any) -> tuple[torch.Tensor, ...]:
@@ -168,9 +168,9 @@ def test_only_the_table_of_full_attention_layers_is_scaled(name: str) -> None:
     rotary = find_rotary(extend(model, yarn(model)))[1]
     assert isinstance(rotary, RotaryEmbedding)
     x, positions = torch.zeros(1), torch.arange(TARGET)[None]
-    own = find_rotary(tiny(name))[1]
-    assert torch.equal(rotary(x, positions, "sliding_attention")[0], own(x, positions, "sliding_attention")[0])
-    assert not torch.equal(rotary(x, positions, "full_attention")[0], own(x, positions, "full_attention")[0])
+    plain_rotary = find_rotary(tiny(name))[1]
+    assert torch.equal(rotary(x, positions, "sliding_attention")[0], plain_rotary(x, positions, "sliding_attention")[0])
+    assert not torch.equal(rotary(x, positions, "full_attention")[0], plain_rotary(x, positions, "full_attention")[0])
     assert rotary_shape(model).base == model.config.rope_parameters["full_attention"]["rope_theta"]
 
 

@@ -61,11 +61,11 @@ def ours(name: str, size: Size, **more: Any) -> RopeScaling:
 def assert_same(scaling: RopeScaling, size: Size, expected: tuple[Any, float]) -> None:
     head_dim, partial, base, _, ratio = size
     plain = methods.inverse_frequencies(int(head_dim * partial), base)
-    found = torch.tensor([frequency / factor for frequency, factor in zip(plain, scaling.factors, strict=True)])
+    actual = torch.tensor([frequency / factor for frequency, factor in zip(plain, scaling.factors, strict=True)])
     # transformers rounds to float32 an exponent, which a power multiplies by ln(base), and the weights of a ramp, whose
     # error is that of a frequency s times as high; a few more roundings follow.
     rtol = (math.log(base) / 2 + 2 * ratio + 4) * torch.finfo(torch.float32).eps
-    torch.testing.assert_close(found, expected[0], rtol=rtol, atol=0)
+    torch.testing.assert_close(actual, expected[0], rtol=rtol, atol=0)
     assert scaling.attention_factor == pytest.approx(expected[1], abs=1e-6)
 
 

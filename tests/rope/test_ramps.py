@@ -51,9 +51,9 @@ def test_mrrope_pro_has_the_frequencies_of_its_authors_code(
 ) -> None:
     sizes, ratio = size
     scaling = ramps.mrrope_pro(**sizes, target_length=ratio * sizes["original_length"])
-    found = frequencies(scaling, sizes["base"])
+    actual = frequencies(scaling, sizes["base"])
     # The code computes in float32, and gives seven digits.
-    assert [found[pair] for pair in expected] == pytest.approx(list(expected.values()), rel=1e-6)
+    assert [actual[pair] for pair in expected] == pytest.approx(list(expected.values()), rel=1e-6)
     assert scaling.attention_factor == pytest.approx({8: 1.2079441541679836, 16: 1.2772588722239782}[ratio])
 
 

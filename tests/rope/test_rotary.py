@@ -53,8 +53,8 @@ def scaling_for(model: Any, name: str, **more: Any) -> RopeScaling:
 
 def logits(model: Any, length: int = TARGET) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(token_rows(length)).logits
-    return found
+        output: torch.Tensor = model(token_rows(length)).logits
+    return output
 
 
 @settings(deadline=None)
@@ -207,11 +207,11 @@ def test_angles_stay_float32_whatever_the_dtype(dtype: torch.dtype, cast_first: 
     model = extend(model.to(dtype), scaling) if cast_first else extend(model, scaling).to(dtype)
     rotary = find_rotary(model)[1]
     positions = torch.arange(60_000, 60_064)[None]
-    for found, expected in zip(
+    for actual, expected in zip(
         rotary(torch.zeros(1, dtype=dtype), positions), exact(torch.zeros(1), positions), strict=True
     ):
-        assert found.dtype == dtype
-        assert torch.equal(found, expected.to(dtype))
+        assert actual.dtype == dtype
+        assert torch.equal(actual, expected.to(dtype))
     assert rotary(torch.zeros(1), positions)[0].dtype == torch.float32
 
 

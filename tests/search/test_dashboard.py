@@ -31,17 +31,17 @@ def test_the_dashboard_shows_a_search(tmp_path: Path) -> None:
             return json.load(answer)
 
     try:
-        studies, begun = [], time.monotonic()
+        studies, start = [], time.monotonic()
         while not studies:
             assert server.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() - begun < 60
+            assert time.monotonic() - start < 60
             with suppress(OSError):
                 studies = asked("studies")["study_summaries"]
         numbers = {study["study_name"]: study["study_id"] for study in studies}
         assert set(numbers) == {"rescale-factors"}
-        found = asked(f"studies/{numbers['rescale-factors']}?after=0")
-        assert len(found["trials"]) == SEARCH.trials
-        values = [trial["values"][0] for trial in found["trials"] if trial["state"] == "Complete"]
+        study = asked(f"studies/{numbers['rescale-factors']}?after=0")
+        assert len(study["trials"]) == SEARCH.trials
+        values = [trial["values"][0] for trial in study["trials"] if trial["state"] == "Complete"]
         assert min(values) == result.loss
     finally:
         os.killpg(server.pid, 15)

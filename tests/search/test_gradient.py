@@ -49,8 +49,8 @@ def test_the_model_is_left_as_it_was(trained: Any) -> None:
     model = copy.deepcopy(trained)
     model.model.embed_tokens.weight.requires_grad_(False)
     learn(model, steps=3)
-    for (name, parameter), own in zip(model.named_parameters(), trained.parameters(), strict=True):
-        assert torch.equal(parameter, own)
+    for (name, parameter), expected in zip(model.named_parameters(), trained.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
         assert parameter.requires_grad == (name != "model.embed_tokens.weight")
         assert parameter.grad is None
     assert current_scaling(model) == NTK
@@ -138,8 +138,8 @@ def test_what_is_learned_is_put_on_top_of_the_first_scaling(trained: Any) -> Non
     start = space.published()[1]
     path = learn(trained, space=space, start=start, first=first, steps=1)
     assert current_scaling(trained) == first.then(start)
-    own = Fitness(trained, (Part(batch(0).rows[:, :-1]),), first)(start)
-    assert relative_error(path[0][0], own) < tiny_rounding(SPACE.target_length)
+    start_loss = Fitness(trained, (Part(batch(0).rows[:, :-1]),), first)(start)
+    assert relative_error(path[0][0], start_loss) < tiny_rounding(SPACE.target_length)
 
 
 def test_the_end_of_a_row_is_left_out_whatever_the_models_config_says() -> None:

@@ -32,7 +32,7 @@ def test_two_tasks_of_one_submitit_job_share_a_search(tmp_path: Path, address: s
     inputs = tmp_path / "inputs"
     token_store(inputs / "tokens" / "search", tokens=2100)
     tiny_base(original_length=256, rotary_dim=32).write(inputs / "base.json")
-    found = run(
+    completed = run(
         project,
         sys.executable,
         "pipelines/search_first.py",
@@ -46,7 +46,7 @@ def test_two_tasks_of_one_submitit_job_share_a_search(tmp_path: Path, address: s
         f"search.storage={address}",
         f"inputs={inputs}",
     )
-    assert found.returncode == 0, found.stdout
+    assert completed.returncode == 0, completed.stdout
     (factors,) = (project / "multirun").rglob("first.json")
     assert RopeScaling.from_json(factors.read_text()).target_length == 2048
     (summary,) = optuna.get_all_study_summaries(address)
@@ -59,6 +59,6 @@ def test_two_tasks_of_one_submitit_job_share_a_search(tmp_path: Path, address: s
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     # Each task is a run, or both are one; the search with its best ten trials is in one of them.
-    assert sum(one.info.run_name == "search_first" for one in runs) in (1, 2)
-    assert sum("best" in one.info.run_name for one in runs) == 10
+    assert sum(mlflow_run.info.run_name == "search_first" for mlflow_run in runs) in (1, 2)
+    assert sum("best" in mlflow_run.info.run_name for mlflow_run in runs) == 10
     assert len(list((project / "multirun").rglob("*_log.out"))) == 2

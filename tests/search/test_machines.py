@@ -48,9 +48,9 @@ def reads(folder: Path, kind: str = "read") -> int:
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     while not holds():
-        assert time.monotonic() - begun < 240
+        assert time.monotonic() - start < 240
         time.sleep(0.02)
 
 
@@ -74,8 +74,8 @@ def test_one_machine_dies_one_comes_late_and_all_say_the_same(tmp_path: Path, ad
     assert reads(tmp_path / "late") > 0
     rows = [row for row in result(tmp_path / "late")[2] if row["phase"] == "evolution"]
     assert [row["trial"] for row in rows] == list(range(12))
-    found = trials(address)
-    complete = [trial for trial in found if trial.state == optuna.trial.TrialState.COMPLETE]
+    done = trials(address)
+    complete = [trial for trial in done if trial.state == optuna.trial.TrialState.COMPLETE]
     assert len(complete) == 12
     # The dead machine's trial was done again, and nothing else was paid twice.
     paid = sum(reads(tmp_path / name) for name in ("dying", "steady", "late"))
@@ -169,9 +169,9 @@ def test_a_database_that_never_comes_back_gives_one_line_and_nothing_is_lost(
     def gives_up() -> None:
         with pytest.raises(
             ConnectionError, match=r"search\.storage has been away for 2 s .*run the same command"
-        ) as told:
+        ) as raised:
             search(folder, config=config, pause=0.2)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(raised.value)
         (folder / "told").touch()
 
     running = fork(gives_up)

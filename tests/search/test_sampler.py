@@ -93,10 +93,10 @@ def test_generations_are_counted_by_position() -> None:
 def test_parents_are_the_best_so_far_and_the_papers_those_of_earlier_generations() -> None:
     study, _ = evolve(SPACE, 30, far_from_rising)
     paper, _ = evolve(SPACE, 30, far_from_rising, kind=PaperSampler)
-    for found, among in ((study, study.trials), (paper, paper.trials[:24])):
-        assert isinstance(found.sampler, EvolutionSampler)
+    for searched, among in ((study, study.trials), (paper, paper.trials[:24])):
+        assert isinstance(searched.sampler, EvolutionSampler)
         best = sorted(among, key=lambda trial: (trial.value, trial.number))[:8]
-        assert found.sampler.select_parent(found, 2) == best
+        assert searched.sampler.select_parent(searched, 2) == best
 
 
 @pytest.mark.parametrize(("estimate", "parents"), [(None, 0), (0.0, 8), (100.0, 0)])
@@ -114,9 +114,9 @@ def test_a_trial_that_was_stopped_early_is_a_parent_by_its_estimate(estimate: fl
         else:
             study.tell(trial, far_from_rising(0, FactorEncoding(SPACE).point(trial.params)))
     assert isinstance(study.sampler, EvolutionSampler)
-    found = study.sampler.select_parent(study, 9)
-    assert sum(trial.state == TrialState.PRUNED for trial in found) == parents
-    assert len(found) == 8
+    selected = study.sampler.select_parent(study, 9)
+    assert sum(trial.state == TrialState.PRUNED for trial in selected) == parents
+    assert len(selected) == 8
     assert len({FactorEncoding(SPACE).point(trial.params) for trial in study.trials}) == 40
 
 
@@ -173,8 +173,8 @@ def test_crossover_takes_low_pairs_of_one_and_high_pairs_of_the_other_or_blends_
         """Whether some child is this, but for rounding to the step."""
         return bool((np.abs(children - np.exp(logs)).max(1) < SPACE.step).any())
 
-    def spliced(one: np.ndarray, other: np.ndarray, cut: int) -> np.ndarray:
-        return np.cumsum(np.concatenate([np.diff(one, prepend=0.0)[:cut], np.diff(other, prepend=0.0)[cut:]]))
+    def spliced(first: np.ndarray, other: np.ndarray, cut: int) -> np.ndarray:
+        return np.cumsum(np.concatenate([np.diff(first, prepend=0.0)[:cut], np.diff(other, prepend=0.0)[cut:]]))
 
     assert sum(made(spliced(a, b, cut)) or made(spliced(b, a, cut)) for cut in range(1, 8)) >= 3
     blends = [share for share in np.linspace(0.02, 0.98, 97) if made(share * a + (1 - share) * b)]

@@ -141,8 +141,8 @@ def test_what_is_done_in_turn_is_done_by_one_at_a_time_and_kept_when_that_one_is
 
 def test_a_worker_that_slept_for_long_finds_its_trial_done_and_resumes(tmp_path: Path) -> None:
     def sleeper() -> None:
-        found = worker(tmp_path, length=6, stop_at=3)
-        (tmp_path / "found").write_text(repr(found))
+        process = worker(tmp_path, length=6, stop_at=3)
+        (tmp_path / "found").write_text(repr(process))
 
     process = fork(sleeper)
     assert process.pid is not None
@@ -164,10 +164,10 @@ def test_a_worker_that_died_before_its_first_heartbeat_is_missed_too(tmp_path: P
     storage, study = open_at(tmp_path)
     study.ask()
     storage.engine.dispose()
-    begun = time.monotonic()
+    start = time.monotonic()
     with another_worker(tmp_path):
         assert worker(tmp_path, length=3) == [0.0, 1.0, 2.0]
-    assert time.monotonic() - begun > 3
+    assert time.monotonic() - start > 3
     assert reads(tmp_path) == [1, 2, 0]
 
 
@@ -186,9 +186,9 @@ def test_a_candidate_that_cannot_be_read_is_done_with_its_reason(tmp_path: Path)
         return 0.0
 
     storage, study = open_at(tmp_path)
-    found = run_schedule(study, storage, read, length=3)
-    assert [trial.state for trial in found] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
-    assert found[1].user_attrs[REASON] == "no loss"
+    done = run_schedule(study, storage, read, length=3)
+    assert [trial.state for trial in done] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert done[1].user_attrs[REASON] == "no loss"
     assert len(study.trials) == 3
     storage.engine.dispose()
 
@@ -209,20 +209,20 @@ def test_a_trial_that_is_interrupted_goes_back_to_the_queue(tmp_path: Path) -> N
 
 def test_ctrl_c_amid_the_storages_own_work_is_neither_lost_nor_masked(tmp_path: Path) -> None:
     """Once while a trial's result is written, and once after it, where Optuna would fail with another error."""
-    told: list[int] = []
+    numbers: list[int] = []
     storage, study = open_at(tmp_path)
     write = storage.set_trial_state_values
 
     def interrupted(trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         if not state.is_finished():
             return write(trial_id, state, values)
-        told.append(trial_id)
-        if len(told) == 2:
+        numbers.append(trial_id)
+        if len(numbers) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        found = write(trial_id, state, values)
-        if len(told) == 4:
+        result = write(trial_id, state, values)
+        if len(numbers) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return found
+        return result
 
     study._storage.set_trial_state_values = interrupted  # type: ignore[method-assign]
 
@@ -353,9 +353,9 @@ def test_the_end_is_the_same_whatever_others_did_beyond_it(tmp_path: Path) -> No
             study.tell(slow, 1.0)
 
     with another_worker(tmp_path):
-        found = run_schedule(study, storage, read, length=20, end=end_at_sum(4.0), on_done=finish, poll=0.01)  # type: ignore[arg-type]
+        done = run_schedule(study, storage, read, length=20, end=end_at_sum(4.0), on_done=finish, poll=0.01)  # type: ignore[arg-type]
     assert not asked
-    assert [trial.number for trial in found] == [0, 1, 2, 3]
+    assert [trial.number for trial in done] == [0, 1, 2, 3]
     assert list(done_by_position(study.trials)) == [0, 1, 2, 3, 4, 5]
     storage.engine.dispose()
 

@@ -29,8 +29,8 @@ from tolerances import relative_error
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchResult, list[str]]:
-    found: tuple[SearchResult, list[str]] = search(tmp_path_factory.mktemp("undisturbed"))
-    return found
+    result_and_order: tuple[SearchResult, list[str]] = search(tmp_path_factory.mktemp("undisturbed"))
+    return result_and_order
 
 
 def studied(folder: Path, state: TrialState = TrialState.COMPLETE) -> list[Any]:
@@ -142,11 +142,11 @@ def test_fitness_is_transformers_own_loss() -> None:
     model, rows = tiny_llama(), token_rows(4 * WINDOW, rows=3)
     point = SPACE.published()[2]
     fitness = Fitness(model, (Part(rows),), batch_tokens=4 * WINDOW)
-    found = fitness.evaluate(point)
-    assert found.forward_tokens == fitness.forward_tokens == rows.numel()
+    evaluation = fitness.evaluate(point)
+    assert evaluation.forward_tokens == fitness.forward_tokens == rows.numel()
     with torch.no_grad():
         expected = extend(tiny_llama(), point)(rows, labels=rows).loss.item()
-    assert relative_error(found.loss, expected) < tiny_rounding(4 * WINDOW)
+    assert relative_error(evaluation.loss, expected) < tiny_rounding(4 * WINDOW)
 
 
 SHORT = replace(SEARCH, gradient_steps=0, trials=13, initial_population=5, population_size=3, num_parents=3)
@@ -202,10 +202,10 @@ def test_patience_ends_a_search_that_gains_nothing_more(tmp_path: Path) -> None:
 def test_the_gradient_begins_from_the_best_start_or_without_starts_from_its_own(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[RopeScaling] = []
+    learned_from: list[RopeScaling] = []
 
     def learn(*arguments: Any, start: RopeScaling, **options: Any) -> Any:
-        begun.append(start)
+        learned_from.append(start)
         return learn_scaling(*arguments, start=start, **options)
 
     monkeypatch.setattr(study_module, "learn_scaling", learn)
@@ -215,7 +215,7 @@ def test_the_gradient_begins_from_the_best_start_or_without_starts_from_its_own(
         result, _ = search(tmp_path / str(len(starts)), model=trained, config=config, starts=starts)
         read = [row for row in result.rows if row["phase"] == "published"]
         losses = {point: row["loss"] for point, row in zip(starts or (SPACE.start(),), read, strict=False)}
-        assert begun[-1] == min(losses, key=losses.__getitem__)
+        assert learned_from[-1] == min(losses, key=losses.__getitem__)
         assert starts or losses[SPACE.start()] > min(row["loss"] for row in read)
 
 
@@ -227,8 +227,8 @@ def test_a_trial_that_emits_nan_fails_with_its_reason_and_is_never_best(tmp_path
         result, _ = search(tmp_path / folder, space=space, config=config, starts=(start,))
         bad = [row for row in result.rows if row["attention_factor"] > 1e20]
         assert bad
-        told = "the model emitted NaN or infinite losses"
-        assert {(row["state"], row["loss"], row["reason"]) for row in bad} == {("FAIL", None, told)}
+        reason = "the model emitted NaN or infinite losses"
+        assert {(row["state"], row["loss"], row["reason"]) for row in bad} == {("FAIL", None, reason)}
         assert math.isfinite(result.loss)
         assert result.best.attention_factor < 1e20
         assert len(trials(result)) == config.trials
@@ -269,8 +269,8 @@ def test_a_study_resumes_under_its_own_settings_alone(tmp_path: Path, changed: d
 def test_a_budget_that_does_not_cover_the_beginning_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     needed = (5 * 2 + 3 * 8 + 2) * SPACE.target_length
     (tmp_path / "reads").touch()
-    told = rf"search\.budget_tokens must cover .* 8 gradient steps\), {needed:,} tokens, found {needed - 1:,};"
-    with pytest.raises(ValueError, match=told):
+    message = rf"search\.budget_tokens must cover .* 8 gradient steps\), {needed:,} tokens, found {needed - 1:,};"
+    with pytest.raises(ValueError, match=message):
         search(tmp_path, config=replace(SEARCH, budget_tokens=needed - 1))
     assert not (tmp_path / "reads").read_text()
     result, _ = search(tmp_path, config=replace(SEARCH, budget_tokens=needed))
@@ -282,12 +282,12 @@ def test_a_mix_is_the_weighted_mean_of_transformers_own_losses() -> None:
     model, rows = tiny_llama(), token_rows(4 * WINDOW, rows=3)
     parts = (Part(rows, 0.5), Part(rows[:, :128], 0.3), Part(rows[:, :64], 0.2))
     point = SPACE.published()[1]
-    found = Fitness(model, parts).evaluate(point)
+    evaluation = Fitness(model, parts).evaluate(point)
     with torch.no_grad():
         losses = [extend(tiny_llama(), point)(part.rows, labels=part.rows).loss.item() for part in parts]
     expected = sum(part.weight * loss for part, loss in zip(parts, losses, strict=True))
-    assert relative_error(found.loss, expected) < tiny_rounding(4 * WINDOW)
-    assert found.forward_tokens == 3 * (256 + 128 + 64)
+    assert relative_error(evaluation.loss, expected) < tiny_rounding(4 * WINDOW)
+    assert evaluation.forward_tokens == 3 * (256 + 128 + 64)
     blocks = Fitness(model, parts, blocks=8).evaluate(point, hopeless=lambda blocks: False).blocks
     assert sum(blocks.values()) / len(blocks) == pytest.approx(expected, abs=1e-2)
 
@@ -297,11 +297,11 @@ def test_the_order_and_the_passes_of_a_race_do_not_change_the_loss() -> None:
     point = SPACE.published()[1]
     plain = Fitness(tiny_llama(), (Part(rows),)).evaluate(point)
     race = Fitness(tiny_llama(), (Part(rows),), blocks=8, shorter=(0.25,), seed=1)
-    found = race.evaluate(point, hopeless=lambda blocks: False)
-    assert relative_error(found.loss, plain.loss) < tiny_rounding(4 * WINDOW)
-    assert found.forward_tokens == 3 * (64 + 256)
-    assert sorted(found.blocks) == list(range(2 * 3 * 8))
-    whole = [found.blocks[number] for number in range(24, 48)]
+    evaluation = race.evaluate(point, hopeless=lambda blocks: False)
+    assert relative_error(evaluation.loss, plain.loss) < tiny_rounding(4 * WINDOW)
+    assert evaluation.forward_tokens == 3 * (64 + 256)
+    assert sorted(evaluation.blocks) == list(range(2 * 3 * 8))
+    whole = [evaluation.blocks[number] for number in range(24, 48)]
     assert sum(whole) / 24 == pytest.approx(plain.loss, abs=1e-2)
 
 

@@ -93,25 +93,25 @@ def test_the_second_search_also_begins_with_what_leads_from_plain_rope_to_the_fi
     search = targets(tmp_path, 16 * WINDOW, trials=0, attention_factor=[0.9, 1.6])
     ((_, result),) = search.second(FIRST).items()
     # 16 times the window is four times the first target, so that every factor is squared: FIRST once more on top of it.
-    begun = [row for row in result.rows if row["phase"] == "published"]
-    points = np.array([[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in begun])
+    published = [row for row in result.rows if row["phase"] == "published"]
+    points = np.array([[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in published])
     (index,) = np.flatnonzero(np.isclose(points, FIRST.factors, atol=1e-4).all(1))
-    assert begun[index]["attention_factor"] == pytest.approx(FIRST.attention_factor**2, abs=1e-4)
+    assert published[index]["attention_factor"] == pytest.approx(FIRST.attention_factor**2, abs=1e-4)
 
 
 def test_the_first_search_on_a_checkpoints_own_scaling_is_composed_with_it(tmp_path: Path) -> None:
-    own = FIRST
-    ((length, result),) = targets(tmp_path, 8 * WINDOW).first(own).items()
+    start = FIRST
+    ((length, result),) = targets(tmp_path, 8 * WINDOW).first(start).items()
     relative, loss = relative_of_best(result)
-    assert result.best == own.then(replace(relative, original_length=own.target_length, target_length=length))
+    assert result.best == start.then(replace(relative, original_length=start.target_length, target_length=length))
     assert result.loss == loss
     assert (result.best.original_length, result.best.target_length) == (WINDOW, 8 * WINDOW)
     # From its window, so at most twice as far, not eight times.
     assert max(relative.factors) <= 1.25 * 2
-    recovered = targets(tmp_path / "recover", WINDOW).recover(result.best, [own])[WINDOW]
-    begun = [row for row in recovered.rows if row["phase"] == "published"]
-    points = [[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in begun]
-    assert points[:2] == [[1.0] * 8, list(own.factors)]
+    recovered = targets(tmp_path / "recover", WINDOW).recover(result.best, [start])[WINDOW]
+    published = [row for row in recovered.rows if row["phase"] == "published"]
+    points = [[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in published]
+    assert points[:2] == [[1.0] * 8, list(start.factors)]
 
 
 def test_recovery_never_goes_above_the_extended_models_largest_factor(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_recovery_never_goes_above_the_extended_models_largest_factor(tmp_path: 
 
 def test_recovery_begins_with_plain_rope_and_the_extended_factors_each_read_once(tmp_path: Path) -> None:
     result = targets(tmp_path, WINDOW).recover(FIRST)[WINDOW]
-    begun = [row for row in result.rows if row["phase"] == "published"]
-    assert [[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in begun] == [[1.0] * 8, list(FIRST.factors)]
-    assert result.loss <= min(row["loss"] for row in begun)
+    published = [row for row in result.rows if row["phase"] == "published"]
+    assert [[row[f"lambda_{pair:02d}"] for pair in range(8)] for row in published] == [[1.0] * 8, list(FIRST.factors)]
+    assert result.loss <= min(row["loss"] for row in published)
 
 
 def test_trials_and_steps_can_be_given_for_each_length(tmp_path: Path) -> None:
@@ -150,11 +150,11 @@ def test_what_is_judged_by_answers_is_compared_by_perplexity(tmp_path: Path) -> 
     results = targets(tmp_path / "mix", 4 * WINDOW, fitness=mixed).first()
     result, metrics = results[4 * WINDOW], search_metrics(results)[f"at_{4 * WINDOW}"]
     rows = torch.from_numpy(token_store(tmp_path / "mix" / "store").first_tokens(4 * WINDOW, documents=2))
-    own = Fitness(tiny_llama(), (Part(rows),))
+    perplexity_fitness = Fitness(tiny_llama(), (Part(rows),))
     assert metrics["search_loss"] == result.loss
-    assert metrics["search_perplexity"] == math.exp(own(result.best)) != math.exp(result.loss)
+    assert metrics["search_perplexity"] == math.exp(perplexity_fitness(result.best)) != math.exp(result.loss)
     assert result.gradient is not None
-    assert metrics["gradient_search_perplexity"] == math.exp(own(result.gradient))
+    assert metrics["gradient_search_perplexity"] == math.exp(perplexity_fitness(result.gradient))
 
 
 def test_query_scales_are_learned_for_the_shortest_length_and_shared_by_all(tmp_path: Path) -> None:
@@ -221,21 +221,21 @@ def test_factors_from_files_are_read_first_and_begun_from(tmp_path: Path) -> Non
     published, other = tmp_path / "published.csv", tmp_path / "other.json"
     published.write_text("1,1,1.2,1.5,2,3,4,4.3\n1,1,1.2,1.5,2,3,4,4.5\n")
     other.write_text(replace(FIRST, target_length=2 * WINDOW, factors=(1.0,) * 7 + (2.0,)).to_json())
-    own = targets(tmp_path, 2 * WINDOW, 4 * WINDOW, starts=[str(published), str(other)])
+    searches = targets(tmp_path, 2 * WINDOW, 4 * WINDOW, starts=[str(published), str(other)])
     with pytest.warns(UserWarning, match="different factors per layer"):
-        results = own.first()
+        results = searches.first()
     for length, expected in ((2 * WINDOW, 2.0), (4 * WINDOW, 4.4)):
-        begun = [row for row in results[length].rows if row["phase"] == "published"]
-        assert begun[1]["lambda_07"] == pytest.approx(expected)
+        first_points = [row for row in results[length].rows if row["phase"] == "published"]
+        assert first_points[1]["lambda_07"] == pytest.approx(expected)
     published.write_text("1,1,1.2,1.5,2,3,4,4\n")
     with pytest.raises(ValueError, match="is of another starts"):
-        own.first()
+        searches.first()
     published.write_text("1,2,3\n")
     with pytest.raises(ValueError, match=r"published\.csv: found 3 rescale factors, .*the model has 16"):
-        own.first()
+        searches.first()
     published.unlink()
     with pytest.raises(FileNotFoundError, match=r"published\.csv is not there"):
-        own.first()
+        searches.first()
 
 
 def test_a_model_that_does_not_fit_into_memory_gives_one_line(tmp_path: Path) -> None:

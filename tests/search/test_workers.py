@@ -129,8 +129,8 @@ def test_out_of_memory_gives_one_line_and_the_other_worker_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(search(tmp_path, partial(fill_memory_if_first, tmp_path / "passes")), tmp_path)
-    told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
-    assert told == [
+    lines = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert lines == [
         "worker 0: out of memory; lower search.batch_tokens, found 16384 (a pass holds one document at least), or "
         "search.workers, found 2, or take model.dtype=bfloat16; the others continue"
     ]
@@ -142,9 +142,9 @@ def fill_memory(number: int) -> None:
 
 
 def test_out_of_memory_alone_gives_one_line_and_the_trial_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(MemoryError, match=r"^out of memory; lower search\.batch_tokens, found 16384") as told:
+    with pytest.raises(MemoryError, match=r"^out of memory; lower search\.batch_tokens, found 16384") as raised:
         search(tmp_path, fill_memory, workers=1).first()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
     states = [trial.state.name for trial in trials(tmp_path)]
     assert states == ["COMPLETE", "COMPLETE", "FAIL", "WAITING"]
     check(search(tmp_path, nothing, workers=1), tmp_path)
@@ -170,20 +170,20 @@ def interrupted(folder: Path) -> None:
 
 def living(group: int) -> list[int]:
     """Processes of a group that have not ended; one that has may wait for its parent to take note."""
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
             if int(of_group) == group and state != "Z":
-                found.append(int(path.parent.name))
-    return found
+                processes.append(int(path.parent.name))
+    return processes
 
 
 def test_ctrl_c_leaves_no_worker_and_the_same_call_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main = fork(lambda: interrupted(tmp_path))
-    begun = time.monotonic()
+    start = time.monotonic()
     while not (tmp_path / "passes").exists() or len(set((tmp_path / "passes").read_text().split())) < 2:
-        assert time.monotonic() - begun < 240
+        assert time.monotonic() - start < 240
         assert main.is_alive()
         time.sleep(0.05)
     assert main.pid is not None
