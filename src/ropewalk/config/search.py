@@ -80,7 +80,8 @@ class SearchConfig:
     gradient_batch_size: int = at_least(1, 2)
     """Number of segments in a gradient step."""
     gradient_learning_rate: float = positive(0.2)
-    """Learning rate for the increments of log lambda before softplus; log t is learned at a sixteenth of it."""
+    """Learning rate for the increments of log lambda before softplus; log t is learned at a sixteenth of it, and
+    logarithms of query scales at half of it."""
     double_length_every: int | None = at_least(1, None)
     """Every how many gradient steps of the first search one reads rows of twice the target: inputs beyond the target
     then lose less, and those at the target a little; null for none. Left out where no document is that long."""
