@@ -1,4 +1,4 @@
-"""Tell whether a library really applies the scaling of a checkpoint (doctor.model), or silently drops it.
+"""Tell whether a runtime really applies the scaling of a checkpoint (doctor.model), or silently drops it.
 
 It ends with code 0 where the scaling is applied, 1 where it is not, and 2 where the text does not tell.
 
@@ -23,7 +23,7 @@ def doctor(stage: Stage) -> int:
     save(diagnosis_figure(diagnoses), folder / "doctor.png")
     for name in ("doctor.csv", "doctor.png"):
         tracking.log_file(folder / name)
-    stage.write_metrics({diagnosis.library: diagnosis.metrics() for diagnosis in diagnoses})
+    stage.write_metrics({diagnosis.runtime: diagnosis.metrics() for diagnosis in diagnoses})
     print(f"table and plot: {folder}\n")
     print("\n\n".join(diagnosis.text() for diagnosis in diagnoses))
     return max(diagnosis.verdict.exit_code for diagnosis in diagnoses)

@@ -23,8 +23,8 @@ from workspace import ROOT, environment
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 
-def examined(model: Path, reference: Path, library: str = "llama_cpp", **options: int) -> Diagnosis:
-    config = DoctorConfig(model=str(model), reference=str(reference), library=library, **options)
+def examined(model: Path, reference: Path, runtime: str = "llama_cpp", **options: int) -> Diagnosis:
+    config = DoctorConfig(model=str(model), reference=str(reference), runtime=runtime, **options)
     (diagnosis,) = examine(config)
     return diagnosis
 
@@ -100,14 +100,14 @@ def test_transformers_drops_the_factors_of_a_gguf_file(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     export_checkpoint(model, byte_level(single_digits()), LengthSwitch(((4 * WINDOW, scaling),)), folder, card="")
     export_gguf(folder, folder / "model.gguf", dtype="float32")
-    diagnosis = examined(folder / "model.gguf", folder, library="transformers")
+    diagnosis = examined(folder / "model.gguf", folder, runtime="transformers")
     assert diagnosis.verdict is Verdict.DROPPED
 
 
 @pytest.mark.slow
 def test_a_package_that_is_not_installed_is_told(exported: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        (sys.executable, ROOT / "pipelines" / "doctor.py", f"doctor.model={exported}", "doctor.library=llama_cpp"),
+        (sys.executable, ROOT / "pipelines" / "doctor.py", f"doctor.model={exported}", "doctor.runtime=llama_cpp"),
         cwd=tmp_path,
         env=environment(ROOT),
         capture_output=True,
@@ -115,4 +115,4 @@ def test_a_package_that_is_not_installed_is_told(exported: Path, tmp_path: Path)
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("doctor: doctor.library=llama_cpp: llama-cpp-python is not ")
+    assert done.stderr.strip().splitlines()[-1].startswith("doctor: doctor.runtime=llama_cpp: llama-cpp-python is not ")

@@ -22,7 +22,7 @@ from tiny_models import WINDOW, byte_tokenizer, tiny_llama
 
 
 def examined(path: Path, **options: Any) -> Diagnosis:
-    (diagnosis,) = examine(DoctorConfig(model=str(path), library="transformers", **options))
+    (diagnosis,) = examine(DoctorConfig(model=str(path), runtime="transformers", **options))
     return diagnosis
 
 
@@ -51,9 +51,9 @@ def test_a_config_without_the_scaling_is_told_by_the_file_beside_it(exported: Pa
     first = max(diagnosis.bins, key=lambda part: part.apart)
     assert diagnosis.sentence == (
         f"transformers drops it: from position {first.first:,} on its loss equals that of plain RoPE "
-        f"({first.library:.2f} for {first.scaled:.2f})"
+        f"({first.runtime:.2f} for {first.scaled:.2f})"
     )
-    assert (first.first, first.library > first.scaled + 1) == (512, True)
+    assert (first.first, first.runtime > first.scaled + 1) == (512, True)
 
 
 def test_a_config_without_the_scaling_is_told_by_the_checkpoint_that_it_was_made_from(
@@ -129,7 +129,7 @@ def test_a_published_checkpoint_is_judged_by_its_config(tmp_path: Path, section:
     folder = with_config(Path(WALKER), tmp_path / "model", **changes)
     diagnosis = examined(folder)
     assert diagnosis.verdict is Verdict.APPLIED
-    assert len(diagnosis.losses.library) == stated - 1
+    assert len(diagnosis.losses.runtime) == stated - 1
     plain = with_config(Path(WALKER), tmp_path / "plain")
     assert examined(plain, reference=str(folder)).verdict is Verdict.DROPPED
 
@@ -176,7 +176,7 @@ def test_bad_input_is_told_in_one_line(
     yarn_section = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0}
     tiny_llama(rope_parameters=yarn_section | {"original_max_position_embeddings": WINDOW}).save_pretrained("other")
     load_tokenizer(WALKER).save_pretrained("other")
-    config = DoctorConfig(**{"model": str(exported), "library": "transformers", **options})
+    config = DoctorConfig(**{"model": str(exported), "runtime": "transformers", **options})
     with pytest.raises((ValueError, OSError), match=message) as raised:
         examine(config)
     assert "\n" not in str(raised.value)
@@ -184,7 +184,7 @@ def test_bad_input_is_told_in_one_line(
 
 def test_the_gguf_file_of_a_folder_is_found(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"has no GGUF file, export with export\.gguf=float16 or set doctor\.library"
+        FileNotFoundError, match=r"has no GGUF file, export with export\.gguf=float16 or set doctor\.runtime"
     ):
         gguf_file(str(tmp_path))
     for name in ("a", "b"):

@@ -13,7 +13,7 @@ __all__ = ["exported"]
 
 
 def test_an_applied_scaling_ends_with_code_0(exported: Path, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_script("doctor", f"doctor.model={exported}", "doctor.library=transformers", "output=out")
+    run_script("doctor", f"doctor.model={exported}", "doctor.runtime=transformers", "output=out")
     printed = capsys.readouterr().out
     assert printed.strip().splitlines()[-1].startswith("transformers applies the scaling: losses agree to ")
     rows = read_table(scratch / "out" / "doctor.csv")
@@ -35,7 +35,7 @@ def test_a_dropped_scaling_ends_with_code_1(exported: Path, scratch: Path, capsy
     del config["rope_parameters"]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit) as raised:
-        run_script("doctor", "doctor.model=model", "doctor.library=transformers", "output=out")
+        run_script("doctor", "doctor.model=model", "doctor.runtime=transformers", "output=out")
     assert raised.value.code == 1
     assert "transformers drops it: from position 512 on its loss equals" in capsys.readouterr().out
     assert (scratch / "out" / "doctor.csv").is_file()

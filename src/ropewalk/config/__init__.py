@@ -104,14 +104,14 @@ class ShowConfig:
 
 @dataclass
 class DoctorConfig:
-    """What pipelines/doctor.py examines: whether a library applies the scaling of a checkpoint."""
+    """What pipelines/doctor.py examines: whether a runtime applies the scaling of a checkpoint."""
 
     model: str = "results/model"
     """Exported folder, any other checkpoint or hub id, or GGUF file."""
     reference: str | None = None
     """Checkpoint that states the right scaling, where the model may have lost it; by default the model itself, or the
     folder of a GGUF file."""
-    library: str | None = choice(("transformers", "llama_cpp"), None)
+    runtime: str | None = choice(("transformers", "llama_cpp"), None)
     """The Python package that reads the model; by default those that are installed and can read it."""
     text: str | None = None
     """Text file to read; by default Python's standard library."""

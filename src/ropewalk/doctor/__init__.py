@@ -1,4 +1,4 @@
-"""Whether a library really applies the scaling that a checkpoint is meant to have, or silently drops it."""
+"""Whether a runtime really applies the scaling that a checkpoint is meant to have, or silently drops it."""
 
 from ropewalk.doctor.diagnosis import Diagnosis
 from ropewalk.doctor.examine import diagnose, diagnose_model

@@ -1,4 +1,4 @@
-"""The verdict on a library: its losses by position beside those of the stated scaling and of plain RoPE."""
+"""The verdict on a runtime: its losses by position beside those of the stated scaling and of plain RoPE."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ _SHARE = 0.1
 
 
 class Verdict(Enum):
-    """What a library does with a scaling; the value is the exit code of pipelines/doctor.py."""
+    """What a runtime does with a scaling; the value is the exit code of pipelines/doctor.py."""
 
     APPLIED = 0
     DROPPED = 1
@@ -33,7 +33,7 @@ class Verdict(Enum):
 class Losses:
     """Loss of every token but the first, in nats, in float32 (length - 1,)."""
 
-    library: Tensor
+    runtime: Tensor
     scaled: Tensor
     """Under the stated scaling, by Ropewalk with the same weights."""
     plain: Tensor
@@ -47,11 +47,11 @@ class Bin:
     first: int
     """Position of the first token that is predicted; the text begins at 0."""
     last: int
-    library: float
+    runtime: float
     scaled: float
     plain: float
     from_scaled: float
-    """Mean distance of the library's losses from those under the scaling, token by token."""
+    """Mean distance of the runtime's losses from those under the scaling, token by token."""
     from_plain: float
     apart: float
     """Mean distance of the losses under the scaling from those under plain RoPE."""
@@ -59,9 +59,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What one library does with the scaling of a checkpoint."""
+    """What one runtime does with the scaling of a checkpoint."""
 
-    library: str
+    runtime: str
     window: int
     """Window in tokens before the scaling."""
     losses: Losses
@@ -69,7 +69,7 @@ class Diagnosis:
     """Mean distance of losses in nats that rounding and quantised arithmetic explain."""
     verdict: Verdict
     explanation: str = ""
-    """What the library applies where that is neither the scaling nor plain RoPE, or how it departs from the scaling."""
+    """What the runtime applies where that is neither the scaling nor plain RoPE, or how it departs from the scaling."""
 
     @property
     def bins(self) -> list[Bin]:
@@ -80,39 +80,39 @@ class Diagnosis:
         """The verdict in one sentence."""
         bins = self.bins
         worst = max(bins, key=lambda part: part.apart)
-        length = len(self.losses.library) + 1
+        length = len(self.losses.runtime) + 1
         if self.verdict is Verdict.APPLIED:
             difference = max(part.from_scaled for part in bins)
             agree = f"losses agree to {difference:.2g} nats up to {length:,} tokens"
             how = f", {self.explanation}" if self.explanation else ""
-            return f"{self.library} applies the scaling{how}: {agree}"
+            return f"{self.runtime} applies the scaling{how}: {agree}"
         if self.verdict is Verdict.DROPPED:
             return (
-                f"{self.library} drops it: from position {worst.first:,} on its loss equals that of plain RoPE "
-                f"({worst.library:.2f} for {worst.scaled:.2f})"
+                f"{self.runtime} drops it: from position {worst.first:,} on its loss equals that of plain RoPE "
+                f"({worst.runtime:.2f} for {worst.scaled:.2f})"
             )
         if self.verdict is Verdict.ELSE:
             what = self.explanation or "neither the scaling nor plain RoPE"
             return (
-                f"{self.library} applies {what}: its loss first differs at position {self.first_difference:,}, and is "
-                f"{worst.library:.2f} from position {worst.first:,} on (scaled {worst.scaled:.2f}, plain "
+                f"{self.runtime} applies {what}: its loss first differs at position {self.first_difference:,}, and is "
+                f"{worst.runtime:.2f} from position {worst.first:,} on (scaled {worst.scaled:.2f}, plain "
                 f"{worst.plain:.2f})"
             )
         longer = f"; give a text of more than {2 * self.window:,} tokens" if length <= 2 * self.window else ""
         return (
-            f"it cannot be told whether {self.library} applies the scaling: on {length:,} tokens of this text, losses "
+            f"it cannot be told whether {self.runtime} applies the scaling: on {length:,} tokens of this text, losses "
             f"with and without it are {worst.apart:.2g} nats apart at most{longer}"
         )
 
     @property
     def first_difference(self) -> int:
         """Position of the first token whose loss is not that under the scaling."""
-        far = (self.losses.library - self.losses.scaled).abs() > 10 * self.tolerance
+        far = (self.losses.runtime - self.losses.scaled).abs() > 10 * self.tolerance
         return int(far.float().argmax()) + 1
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per range of positions, for the table."""
-        return [{"name": self.library, **asdict(part)} for part in self.bins]
+        return [{"name": self.runtime, **asdict(part)} for part in self.bins]
 
     def metrics(self) -> dict[str, Any]:
         """The verdict, and the largest distances of any range of positions."""
@@ -125,9 +125,9 @@ class Diagnosis:
 
     def text(self) -> str:
         """The sentence and the table, 80 columns wide."""
-        head = f"{'positions':>20} {self.library:>13} {'scaled':>8} {'plain':>8} {'to scaled':>10} {'to plain':>10}"
+        head = f"{'positions':>20} {self.runtime:>13} {'scaled':>8} {'plain':>8} {'to scaled':>10} {'to plain':>10}"
         lines = [
-            f"{f'{part.first:,} to {part.last:,}':>20} {part.library:>13.4f} {part.scaled:>8.4f} {part.plain:>8.4f} "
+            f"{f'{part.first:,} to {part.last:,}':>20} {part.runtime:>13.4f} {part.scaled:>8.4f} {part.plain:>8.4f} "
             f"{part.from_scaled:>10.2g} {part.from_plain:>10.2g}"
             for part in self.bins
         ]
@@ -145,10 +145,10 @@ def position_edges(window: int, length: int) -> Iterator[tuple[int, int]]:
 def bins_of(losses: Losses, window: int) -> list[Bin]:
     """Means of ``losses`` by ranges of positions."""
     parts = []
-    for first, last in position_edges(window, len(losses.library) + 1):
-        library, scaled, plain = (values[first - 1 : last] for values in vars(losses).values())
-        distances = ((library - scaled), (library - plain), (scaled - plain))
-        means = (values.mean() for values in (library, scaled, plain, *(part.abs() for part in distances)))
+    for first, last in position_edges(window, len(losses.runtime) + 1):
+        runtime, scaled, plain = (values[first - 1 : last] for values in vars(losses).values())
+        distances = ((runtime - scaled), (runtime - plain), (scaled - plain))
+        means = (values.mean() for values in (runtime, scaled, plain, *(part.abs() for part in distances)))
         parts.append(Bin(first, last, *map(float, means)))
     return parts
 

@@ -1,4 +1,4 @@
-"""Compares a library's losses on a text with those of the same weights under the stated scaling and plain RoPE."""
+"""Compares a runtime's losses on a text with those of the same weights under the stated scaling and plain RoPE."""
 
 import logging
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ropewalk.config import DoctorConfig
 from ropewalk.doctor.diagnosis import Diagnosis, Losses, Verdict, bins_of, finite, is_same, judged
-from ropewalk.doctor.libraries import LLAMA_CPP, PACKAGES, TRANSFORMERS, installed, llama_cpp_losses, model_losses
 from ropewalk.doctor.reference import Reference
+from ropewalk.doctor.runtimes import LLAMA_CPP, PACKAGES, TRANSFORMERS, installed, llama_cpp_losses, model_losses
 from ropewalk.doctor.text import text_ids
 from ropewalk.models.base import load_tokenizer
 from ropewalk.models.memory import is_out_of_memory
@@ -29,11 +29,11 @@ _QUANTISED = 0.12
 
 
 def examine(config: DoctorConfig, *, trust_remote_code: bool = False) -> list[Diagnosis]:
-    """A diagnosis for every library that ``config`` asks for.
+    """A diagnosis for every runtime that ``config`` asks for.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, reference or text.
-        ValueError: the library is not installed, the reference states no scaling, or the text is too short.
+        ValueError: the runtime is not installed, the reference states no scaling, or the text is too short.
     """
     if config.model == DoctorConfig.model and not Path(config.model).is_dir():
         raise FileNotFoundError(
@@ -41,7 +41,7 @@ def examine(config: DoctorConfig, *, trust_remote_code: bool = False) -> list[Di
         )
     _check_place(config.model, "doctor.model")
     _check_place(path := reference_path(config), "doctor.reference")
-    libraries = _libraries(config)
+    runtimes = _runtimes(config)
     reference = Reference.read(path, length=config.length, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(reference.path, trust_remote_code=trust_remote_code)
     ids = text_ids(tokenizer, length=reference.length, path=config.text)
@@ -56,7 +56,7 @@ def examine(config: DoctorConfig, *, trust_remote_code: bool = False) -> list[Di
                 f"{length_found}, which the window of {reference.window:,} holds without scaling; give a longer text"
             )
         reference = Reference.read(reference.path, length=len(ids), trust_remote_code=trust_remote_code)
-    return [diagnose(config.model, ids, reference, library=library) for library in libraries]
+    return [diagnose(config.model, ids, reference, runtime=runtime) for runtime in runtimes]
 
 
 def _check_place(path: str, key: str) -> None:
@@ -82,15 +82,15 @@ def reference_path(config: DoctorConfig) -> str:
     return str(place.parent)
 
 
-def _libraries(config: DoctorConfig) -> list[str]:
-    """The libraries that are asked for; by default those that are installed and that can read the model."""
+def _runtimes(config: DoctorConfig) -> list[str]:
+    """The runtimes that are asked for; by default those that are installed and that can read the model."""
     names = installed()
-    if config.library is not None:
-        if config.library not in names:
-            raise ValueError(f"doctor.library={config.library}: {PACKAGES[config.library]} is not installed")
-        if config.library == LLAMA_CPP:
+    if config.runtime is not None:
+        if config.runtime not in names:
+            raise ValueError(f"doctor.runtime={config.runtime}: {PACKAGES[config.runtime]} is not installed")
+        if config.runtime == LLAMA_CPP:
             gguf_file(config.model)
-        return [config.library]
+        return [config.runtime]
     place = Path(config.model)
     if place.suffix == ".gguf":
         return [name for name in names if name == LLAMA_CPP] or names
@@ -98,18 +98,18 @@ def _libraries(config: DoctorConfig) -> list[str]:
     return [name for name in names if name != LLAMA_CPP or has_gguf]
 
 
-def diagnose(path: str, ids: Sequence[int], reference: Reference, *, library: str) -> Diagnosis:
-    """What ``library`` makes of the checkpoint at ``path``, on the tokens ``ids``.
+def diagnose(path: str, ids: Sequence[int], reference: Reference, *, runtime: str) -> Diagnosis:
+    """What ``runtime`` makes of the checkpoint at ``path``, on the tokens ``ids``.
 
     Args:
         path: folder, hub id or GGUF file; of a folder, llama.cpp reads the GGUF file.
-        library: one of `ropewalk.doctor.libraries.PACKAGES`.
+        runtime: one of `ropewalk.doctor.runtimes.PACKAGES`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or none for llama.cpp.
-        ValueError: the library or transformers cannot load it, or the reference is of another model.
+        ValueError: the runtime or transformers cannot load it, or the reference is of another model.
     """
-    if library == TRANSFORMERS:
+    if runtime == TRANSFORMERS:
         model = _loaded(path)
         log.info("reading %d tokens with transformers", len(ids))
         return diagnose_model(model, ids, reference)
@@ -146,7 +146,7 @@ def gguf_file(path: str) -> Path:
         what = (
             f"{len(files)} GGUF files, give one of them" if files else "no GGUF file, export with export.gguf=float16"
         )
-        raise FileNotFoundError(f"doctor.model {path} has {what} or set doctor.library=transformers")
+        raise FileNotFoundError(f"doctor.model {path} has {what} or set doctor.runtime=transformers")
     return files[0]
 
 
@@ -161,9 +161,9 @@ def _loaded(path: str) -> Any:
 
 
 def _compared(
-    library: str, losses: Tensor, model: Any, ids: Sequence[int], reference: Reference, *, tolerance: float
+    runtime: str, losses: Tensor, model: Any, ids: Sequence[int], reference: Reference, *, tolerance: float
 ) -> Diagnosis:
-    """Compare a library's ``losses`` with those of ``model``, which has the same weights, under other scalings."""
+    """Compare a runtime's ``losses`` with those of ``model``, which has the same weights, under other scalings."""
 
     def under(scaling: RopeScaling) -> Tensor:
         with extended(model, _on_model(model, scaling, reference)):
@@ -185,7 +185,7 @@ def _compared(
                 ):
                     verdict, explanation = hypothesis_verdict, words
                     read = Losses(losses, other, read.plain) if hypothesis_verdict is Verdict.APPLIED else read
-    return Diagnosis(library, reference.window, read, tolerance, verdict, explanation)
+    return Diagnosis(runtime, reference.window, read, tolerance, verdict, explanation)
 
 
 def _on_model(model: Any, scaling: RopeScaling, reference: Reference) -> RopeScaling:
@@ -216,7 +216,7 @@ def _is_quantised(file: Path) -> bool:
     try:
         from gguf import GGMLQuantizationType, GGUFReader
     except ModuleNotFoundError:
-        raise ValueError("doctor.library=llama_cpp needs the library gguf: pip install 'ropewalk[gguf]'") from None
+        raise ValueError("doctor.runtime=llama_cpp needs the library gguf: pip install 'ropewalk[gguf]'") from None
 
     plain = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
     return any(tensor.tensor_type not in plain for tensor in GGUFReader(file).tensors)

@@ -13,7 +13,7 @@ _POINTS = 64
 
 
 def diagnosis_figure(diagnoses: Sequence[Diagnosis]) -> Figure:
-    """A panel per library: its losses, those under the stated scaling, and those under plain RoPE."""
+    """A panel per runtime: its losses, those under the stated scaling, and those under plain RoPE."""
     figure, panels = panels_of(len(diagnoses), columns=min(len(diagnoses), 2), height=4.4)
     for axes, diagnosis in zip(panels, diagnoses, strict=True):
         losses = diagnosis.losses
@@ -22,12 +22,12 @@ def diagnosis_figure(diagnoses: Sequence[Diagnosis]) -> Figure:
         axes.plot(
             *_means(losses.scaled), "-", color=OURS[2], linewidth=4, alpha=0.5, label="with the scaling (Ropewalk)"
         )
-        axes.plot(*_means(losses.library), "-", color=INK, linewidth=1.2, label="the library")
+        axes.plot(*_means(losses.runtime), "-", color=INK, linewidth=1.2, label="the runtime")
         axes.axvline(diagnosis.window, color=FAINT, linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("position, tokens (log scale)")
         axes.set_ylabel("loss, nats")
-        axes.set_title(f"{diagnosis.library}; the upright line is the window", fontsize=10.5, loc="left")
+        axes.set_title(f"{diagnosis.runtime}; the upright line is the window", fontsize=10.5, loc="left")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
     return figure

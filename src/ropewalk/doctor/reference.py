@@ -1,4 +1,4 @@
-"""What a checkpoint's rotary embedding is meant to compute, independently of any library."""
+"""What a checkpoint's rotary embedding is meant to compute, independently of any runtime."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from ropewalk.rope import LengthSwitch, RopeScaling, RotaryShape, model_scaling
 
 @dataclass(frozen=True)
 class Reference:
-    """The scaling that a checkpoint states, by which a library's losses are judged."""
+    """The scaling that a checkpoint states, by which a runtime's losses are judged."""
 
     path: str
     shape: RotaryShape

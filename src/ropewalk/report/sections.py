@@ -96,8 +96,8 @@ def _perplexity(files: Results, table: ResultTable, original: int) -> Section:
     if on_key_tokens := tables.key_token_tables(table):
         sentences.append(
             "Perplexity is nearly all local. Key tokens are those that the text beyond the window makes much likelier, "
-            "as LongPPL defines them: read in windows of the original length their loss is more than 2 nats higher than "
-            "with all the text before them, where it is below 2. One reader chooses them for every method: the "
+            "as LongPPL defines them: read in windows of the original length their loss is more than 2 nats higher "
+            "than with all the text before them, where it is below 2. One reader chooses them for every method: the "
             "fine-tuned model or, where nothing was trained, the base model under YaRN."
         )
         shown_tables += on_key_tokens

@@ -1,4 +1,4 @@
-"""What a library makes of a checkpoint: the loss of every token of a long row."""
+"""What a runtime makes of a checkpoint: the loss of every token of a long row."""
 
 import ctypes
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from ropewalk.models.loss import long_token_losses
 
 TRANSFORMERS, LLAMA_CPP = "transformers", "llama_cpp"
 PACKAGES = {TRANSFORMERS: "transformers", LLAMA_CPP: "llama-cpp-python"}
-"""The name by which pip installs each library, by the name of its module."""
+"""The name by which pip installs each runtime, by the name of its module."""
 _WHOLE = 16_384
 """Longest row that is read at once, in tokens."""
 _LLAMA_BATCH = 512
 
 
 def installed() -> list[str]:
-    """Names of the libraries that can be imported."""
+    """Names of the runtimes that can be imported."""
     return [name for name in PACKAGES if find_spec(name) is not None]
 
 
